@@ -1,0 +1,25 @@
+"""The errors of the library: each names the path, what was expected, what was given, and the fix.
+
+The first three are ``ValueError``, so that code which catches the standard error keeps working.
+"""
+
+__all__ = ["GroupingError", "RandomnessError", "SharingError", "StructureError"]
+
+
+class StructureError(ValueError):
+    """A pytree, a shape, an axis or a key set is not what the network needs."""
+
+
+class SharingError(ValueError):
+    """A sharing is not well formed, or parameters do not agree with it."""
+
+
+class GroupingError(ValueError):
+    """A group map is not a partition of the agents, or data do not follow it."""
+
+
+class RandomnessError(RuntimeError):
+    """A random operation ran where it may not: under ``randomness="error"``, or off the key.
+
+    A ``RuntimeError``, as ``torch.func.vmap`` raises under its own ``randomness="error"``.
+    """
