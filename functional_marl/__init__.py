@@ -1,0 +1,28 @@
+"""Multi-agent networks as pure functions: which agent owns which copy of which parameter is a value."""
+
+from functional_marl.apply import apply as apply
+from functional_marl.apply import tabulate as tabulate
+from functional_marl.errors import GroupingError as GroupingError
+from functional_marl.errors import RandomnessError as RandomnessError
+from functional_marl.errors import SharingError as SharingError
+from functional_marl.errors import StructureError as StructureError
+from functional_marl.interop import from_tensordict as from_tensordict
+from functional_marl.interop import to_tensordict as to_tensordict
+from functional_marl.network import Network as Network
+from functional_marl.network import network as network
+from functional_marl.parameters import agent_module as agent_module
+from functional_marl.parameters import agent_params as agent_params
+from functional_marl.parameters import combine as combine
+from functional_marl.parameters import init_params as init_params
+from functional_marl.parameters import init_state as init_state
+from functional_marl.parameters import partition as partition
+from functional_marl.parameters import reshare as reshare
+from functional_marl.parameters import stack_agents as stack_agents
+from functional_marl.parameters import unstack_agents as unstack_agents
+from functional_marl.random import fold_in as fold_in
+from functional_marl.random import key as key
+from functional_marl.random import split as split
+from functional_marl.sharing import Sharing as Sharing
+from functional_marl.views import with_agent_ids as with_agent_ids
+
+__version__ = "0.1.0"

@@ -6,7 +6,7 @@ A tree is any nesting of dicts, lists, tuples, named tuples and TensorDicts, wit
 
 from __future__ import annotations
 
-import os
+import itertools
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -44,14 +44,21 @@ def _register_tensordicts() -> None:
     def unflatten(meta: tuple[tuple[str, ...], int], children: Sequence[Any]) -> Any:
         # Batch dims are leading dims in common: of the old number of them, those that still agree.
         names, batch_dims = meta
-        shapes = [tuple(child.shape) for child in children]
-        batch = os.path.commonprefix(shapes)[:batch_dims] if shapes else ()  # pyright: ignore
+        alike = itertools.takewhile(
+            lambda sizes: len(set(sizes)) == 1, zip(*(child.shape for child in children), strict=False)
+        )
+        batch = [sizes[0] for sizes in alike][:batch_dims]
         return td.TensorDict(dict(zip(names, children, strict=True)), batch_size=batch)
 
+    def flatten_sorted(d: Any) -> tuple[list[Any], tuple[tuple[str, ...], int], tuple[str, ...]]:
+        # Sorted as optree sorts a dict's keys: the order of insertion makes no difference of structure.
+        names = tuple(sorted(d.keys()))
+        return [d.get(name) for name in names], (names, d.batch_dims), names
+
     for kind in (td.TensorDict, td.LazyStackedTensorDict, td.TensorDictParams):
-        optree.register_pytree_node(
+        optree.register_pytree_node(  # pyright: ignore[reportUnknownMemberType]
             kind,
-            lambda d: (list(d.values()), (tuple(d.keys()), d.batch_dims), tuple(d.keys())),
+            flatten_sorted,
             unflatten,  # pyright: ignore
             namespace=_NAMESPACE,
         )

@@ -1,0 +1,192 @@
+"""``apply``: check, view, choose a way, evaluate, put the agents back where they were."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from functional_marl.errors import RandomnessError, StructureError
+from functional_marl.evaluate import Call, Result, evaluate_loop, evaluate_vmap
+from functional_marl.interop import as_flat_dict
+from functional_marl.network import Network
+from functional_marl.parameters import check_params, check_state, init_state
+from functional_marl.random import Key, as_key
+from functional_marl.sharing import Sharing
+from functional_marl.trees import Tree
+from functional_marl.views import place_inputs, place_outputs
+
+__all__ = ["apply", "tabulate"]
+
+
+def apply(
+    net: Network,
+    params: Mapping[str, Tensor],
+    *inputs: Tree,
+    key: Key | None = None,
+    state: Mapping[str, Tensor] | None = None,
+    train: bool = False,
+    mutable: bool = False,
+    kwargs: Mapping[str, Tree] | None = None,
+) -> Any:
+    """All agents' outputs: ``[*B, n, F] -> [*B, n, F_out]``, a pure function of its arguments.
+
+    Equivalent to, for one input ``x`` with the agents at dim -2::
+
+        torch.stack([agent_module(net, params, i)(x[..., i, :]) for i in range(n)], dim=-2)
+
+    Inputs, parameters, state and the module that the network was built from are left unchanged. It may be
+    called from many threads, and goes through ``torch.func`` transforms, ``torch.compile(fullgraph=True)``
+    and ``torch.export``. Outputs are new tensors, with two exceptions: a centralized network with shared
+    parameters is evaluated once and its output is an expanded view over the agents; a module that returns
+    one of its parameters gives a view of it.
+
+    Args:
+        net: a network of ``n`` agents.
+        params: ``{name: [S, *leaf]}``, or a TensorDict of the same.
+        *inputs: tensors or pytrees of tensors; ``net.agent_dim`` says where they carry the agents. Other
+            leaves (numbers, strings) are seen whole by every agent.
+        key: dropouts draw from it alone, and any other random operation raises. Without a key they draw
+            from torch's global generator, as in an ``nn.Module``.
+        state: buffers ``{name: [S, *leaf]}``; by default the initial ones.
+        train: training mode for the whole module, whatever flags it was built with.
+        mutable: return ``(y, new_state)``. Agents that share a buffer and change it apart get the mean
+            of the changed ones (the largest, for integers).
+        kwargs: keyword inputs of the module.
+
+    Raises:
+        StructureError: params, state or inputs that do not fit, before any work, all of them named;
+            buffers that changed without ``mutable=True``. RandomnessError: a draw under
+            ``randomness="error"``, or one that the key cannot serve.
+
+    ``net.strategy`` forces a way of evaluating: ``"loop"`` (one agent after the other), ``"vmap"``
+    (``torch.func.vmap``); ``"auto"`` takes vmap, and the loop for modules that vmap cannot map.
+
+    >>> from functional_marl import network, init_params
+    >>> net = network(lambda: nn.Linear(4, 2), n_agents=3)
+    >>> apply(net, init_params(net, 0), torch.zeros(5, 3, 4)).shape
+    torch.Size([5, 3, 2])
+    """
+    params = as_flat_dict(params)
+    check_params(net, params)
+    buffers = _default_state(net, params) if state is None else as_flat_dict(state)
+    if state is not None:
+        check_state(net, buffers)
+    call = Call(
+        net=net,
+        params=params,
+        state=buffers,
+        inputs=place_inputs(inputs, dict(kwargs or {}), net.n_agents, net.agent_dim, net.centralized),
+        key=None if key is None else as_key(key),
+        train=bool(train),
+        mutable=bool(mutable),
+    )
+    result = _evaluate(call)
+    outputs = place_outputs(result.outputs, net.out_agent_dim, call.inputs.position)
+    if not mutable:
+        return outputs
+    return outputs, {
+        name: _reduce(result.state[name], buffers[name], net.state_sharing[name]) for name in buffers
+    }
+
+
+def _default_state(net: Network, params: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The initial buffers, on the device of the params and in their floating dtype."""
+    if not net.template.buffers:
+        return {}
+    like = next(iter(params.values()), None)
+    if like is None:
+        return init_state(net)
+    return init_state(net, device=like.device, dtype=like.dtype if like.is_floating_point() else None)
+
+
+def _evaluate(call: Call) -> Result:
+    """Evaluate in the way that the network asks for, or the fastest that fits."""
+    net = call.net
+    if net.strategy == "plan":
+        raise StructureError('strategy="plan": no layer is lowered yet; use "auto", "vmap" or "loop"')
+    if net.strategy == "loop" or (net.strategy == "auto" and why_loop(net, call.train)):
+        return evaluate_loop(call)
+    if net.strategy == "vmap" or torch.compiler.is_dynamo_compiling():
+        return evaluate_vmap(call)
+    # What vmap consumed before it failed is given back, so that a seed means the same at every call.
+    before = torch.get_rng_state() if call.train and call.key is None else None
+    try:
+        return evaluate_vmap(call)
+    except (StructureError, RandomnessError):
+        raise
+    except (RuntimeError, ValueError, NotImplementedError) as error:
+        if before is not None:
+            torch.set_rng_state(before)
+        # The loop's own error, should it fail too, is the plainer one: nothing in it is about vmap.
+        result = evaluate_loop(call)
+        net.template.no_vmap[call.train] = f"vmap raised {type(error).__name__}: {str(error).splitlines()[0]}"
+        return result
+
+
+_NO_BATCHING_RULE = (nn.RNNBase, nn.LSTMCell)
+
+
+def why_loop(net: Network, train: bool) -> str | None:
+    """Why "auto" takes the loop for this network, or None where it takes vmap."""
+    if not net.template.no_vmap:
+        for train_mode in (False, True):
+            net.template.no_vmap[train_mode] = ""
+        for name, part in net.template.modules():
+            if isinstance(part, _NO_BATCHING_RULE):
+                why = f"torch.func.vmap has no batching rule for {type(part).__name__} ({name or 'the module'})"
+                net.template.no_vmap.update({False: why, True: why})
+    return net.template.no_vmap[train] or None
+
+
+def _reduce(after: Tensor, before: Tensor, sharing: Sharing) -> Tensor:
+    """Every agent's buffer ``[n, *leaf]`` to one a slot ``[S, *leaf]``; unused slots keep what they had."""
+    if sharing.is_independent:
+        return after
+    rows: list[Tensor] = []
+    for slot in range(sharing.n_slots):
+        agents = sharing.members(slot)
+        if not agents:
+            rows.append(before[slot])
+        elif after.is_floating_point():
+            first = after[agents[0]]
+            mean = sum((after[i] - first for i in agents[1:]), torch.zeros_like(first)) / len(agents)
+            rows.append(first + mean)
+        else:
+            rows.append(torch.stack([after[i] for i in agents]).amax(0))
+    return torch.stack(rows)
+
+
+def tabulate(net: Network) -> str:
+    """A table of the leaves, who shares them, how many numbers they hold, and how apply will evaluate.
+
+    >>> from functional_marl import network
+    >>> print(tabulate(network(lambda: nn.Linear(4, 2), n_agents=3, sharing={"bias": "shared", "*": [0, 0, 1]})))
+    leaf    shape      agents -> slots  numbers
+    weight  [2, 2, 4]  0 0 1                 16
+    bias    [1, 2]     shared                 2
+    3 agents, 18 numbers; strategy auto: vmap in evaluation, vmap in training
+    """
+    rows = [("leaf", "shape", "agents -> slots", "numbers")]
+    total = 0
+    for shapes, slots, mark in (
+        (net.param_shapes, net.sharing, ""),
+        (net.state_shapes, net.state_sharing, " (buffer)"),
+    ):
+        for name, shape in shapes.items():
+            numbers = torch.Size(shape).numel()
+            total += 0 if mark else numbers
+            sharing = slots[name]
+            word = "shared" if sharing.is_shared else "independent" if sharing.is_independent else ""
+            rows.append((name + mark, str(list(shape)), word or " ".join(map(str, sharing)), str(numbers)))
+    widths = [max(len(row[c]) for row in rows) for c in range(4)]
+    lines = ["  ".join(cell.ljust(w) for cell, w in zip(row[:3], widths[:3], strict=True)) for row in rows]
+    lines = [f"{line}  {row[3].rjust(widths[3])}" for line, row in zip(lines, rows, strict=True)]
+    ways: list[str] = []
+    for train, mode in ((False, "evaluation"), (True, "training")):
+        why = why_loop(net, train) if net.strategy == "auto" else None
+        ways.append(f"loop in {mode} ({why})" if why else f"{'vmap' if net.strategy == 'auto' else net.strategy} in {mode}")
+    lines.append(f"{net.n_agents} agents, {total} numbers; strategy {net.strategy}: {', '.join(ways)}")
+    return "\n".join(lines)

@@ -1,0 +1,150 @@
+"""``torch.func.vmap`` over the functional call of one agent: any module that has batching rules."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.func import vmap
+
+from functional_marl.errors import StructureError
+from functional_marl.evaluate.call import Call, Result
+from functional_marl.evaluate.loop import buffers_changed
+from functional_marl.modes import run_keyed
+from functional_marl.sharing import Sharing
+from functional_marl.trees import Tree, flatten
+
+__all__ = ["evaluate_vmap", "gather_slots"]
+
+
+def evaluate_vmap(call: Call) -> Result:
+    """All agents in one mapped call.
+
+    What agents share goes in unmapped, so that a centralized network with shared parameters is evaluated
+    once and its output expanded; where a random draw tells agents apart, vmap maps from there on. The
+    agents' indices are always mapped, for there must be something to map over.
+    """
+    net, train, mutable = call.net, call.train, call.mutable
+    names, leaves, dims = list(call.params), call.inputs.leaves, call.inputs.dims
+    params, param_dims = _mapped(call.params, net.sharing)
+    # In training buffers change apart, so each agent needs its own.
+    state, state_dims = _mapped(call.state, net.state_sharing, every=train or mutable)
+    tensors = [k for k, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
+    rebuild_output: list[Callable[[Sequence[Any]], Tree]] = []
+    constants: list[Any] = []
+    written: list[str] = []
+
+    def one_agent(agent: Tensor, values: list[Tensor], buffers: list[Tensor], xs: list[Tensor]) -> Any:
+        seen = list(leaves)
+        for k, x in zip(tensors, xs, strict=True):
+            seen[k] = x.clone()  # the module may write into its input
+        args, kwargs = call.inputs.rebuild(seen)
+        own = dict(zip(names, values, strict=True))
+        before = {name: buffer.clone() for name, buffer in zip(call.state, buffers, strict=True)}
+        after = dict(before)
+
+        def run() -> Any:
+            return net.template.call(own, after, args, kwargs, train)
+
+        if call.key is None:
+            output = run()
+        else:
+            stream = agent if net.randomness == "different" else 0
+            output = run_keyed(run, call.key, stream, net.randomness == "error")
+        if not mutable:
+            written.extend(n for n, b in before.items() if after[n] is not b or _version(b) > 0)
+        out_leaves, rebuild = flatten(output)
+        rebuild_output.append(rebuild)
+        constants.extend(None if isinstance(leaf, Tensor) else leaf for leaf in out_leaves)
+        mapped = [leaf for leaf in out_leaves if isinstance(leaf, Tensor)]
+        return mapped, list(after.values()) if mutable else []
+
+    index = torch.arange(net.n_agents, device=_device(call))
+    xs = [leaves[k] for k in tensors]
+    x_dims = [dims[k] for k in tensors]
+    in_dims: Any = (0, param_dims, state_dims, x_dims)
+    with _without_fallback_warning():
+        mapped_call = vmap(one_agent, in_dims=in_dims, randomness=net.randomness)
+        outputs, after = mapped_call(index, params, state, xs)
+    if written:
+        raise StructureError(buffers_changed(list(dict.fromkeys(written))))
+    ready = iter(outputs)
+    whole = [next(ready) if constant is None else constant for constant in constants]
+    return Result(rebuild_output[0](whole), dict(zip(call.state, after, strict=True)) if mutable else {})
+
+
+def _mapped(
+    leaves: dict[str, Tensor], slots: Any, every: bool = False
+) -> tuple[list[Tensor], list[int | None]]:
+    """Leaves ``[S, *leaf]`` as vmap takes them: unmapped where all agents share, else ``[n, *leaf]``."""
+    values: list[Tensor] = []
+    dims: list[int | None] = []
+    for name, leaf in leaves.items():
+        sharing: Sharing = slots[name]
+        whole = sharing.is_shared and not every
+        values.append(leaf[0] if whole else gather_slots(leaf, sharing))
+        dims.append(None if whole else 0)
+    return values, dims
+
+
+_indices: dict[tuple[Sharing, torch.device], Tensor] = {}
+
+
+def gather_slots(leaf: Tensor, sharing: Sharing) -> Tensor:
+    """``[S, *leaf] -> [n, *leaf]``: each agent's row; a view where no copy is needed."""
+    if sharing.is_independent:
+        return leaf
+    if sharing.is_shared:
+        return leaf.expand(sharing.n_agents, *leaf.shape[1:])
+    return leaf.index_select(0, slot_index(sharing, leaf.device))
+
+
+def slot_index(sharing: Sharing, device: torch.device) -> Tensor:
+    """The slots as an index tensor, kept: a list as index would be copied to the device at each call."""
+    if torch.compiler.is_dynamo_compiling():
+        return torch.tensor(sharing.slots, device=device)
+    at = (sharing, device)
+    if at not in _indices:
+        _indices[at] = torch.tensor(sharing.slots, device=device)
+    return _indices[at]
+
+
+def _device(call: Call) -> torch.device:
+    for leaf in (*call.params.values(), *call.inputs.leaves):
+        if isinstance(leaf, Tensor):
+            return leaf.device
+    return torch.device("cpu")
+
+
+def _version(clone: Tensor) -> int:
+    return 0 if torch.compiler.is_dynamo_compiling() or clone.is_inference() else clone._version
+
+
+_lock = threading.Lock()
+_under_way = [0]
+
+
+@contextlib.contextmanager
+def _without_fallback_warning() -> Iterator[None]:
+    """Leave out torch's warning at each call that an op has no batching rule.
+
+    The flag is the process's and can only be written: it goes back to torch's default, on, when the
+    last call that is under way has ended.
+    """
+    if torch.compiler.is_dynamo_compiling():
+        yield
+        return
+    with _lock:
+        _under_way[0] += 1
+        torch._C._functorch._set_vmap_fallback_warning_enabled(False)
+    try:
+        yield
+    finally:
+        with _lock:
+            _under_way[0] -= 1
+            if _under_way[0] == 0:
+                torch._C._functorch._set_vmap_fallback_warning_enabled(True)

@@ -1,0 +1,63 @@
+"""In and out of TensorDicts: the lazy, only importer of tensordict in the core."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from functional_marl.errors import StructureError
+from functional_marl.trees import is_tensordict
+
+if TYPE_CHECKING:
+    from tensordict import TensorDict
+
+__all__ = ["as_flat_dict", "from_tensordict", "to_tensordict"]
+
+
+def as_flat_dict(params: Any) -> dict[str, Any]:
+    """Params as a plain flat dict: a dict as it is, a TensorDict by its dotted names."""
+    if type(params) is dict:
+        return params  # pyright: ignore[reportUnknownVariableType]
+    if is_tensordict(params):
+        return from_tensordict(params)
+    if isinstance(params, Mapping):
+        return dict(params)  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
+    raise StructureError(
+        f"params: expected a dict of dotted names to tensors (or a TensorDict), got {type(params).__name__}"
+    )
+
+
+def to_tensordict(params: Mapping[str, Tensor]) -> TensorDict:
+    """Params as a nested TensorDict over the same tensors: ``{"0.weight": ...} -> td["0", "weight"]``.
+
+    Its batch size is ``[S]`` where all leaves have the same number of slots, else ``[]``.
+    ``pytorch.org/tensordict`` has the class.
+
+    >>> import torch
+    >>> to_tensordict({"0.weight": torch.zeros(3, 2)})["0", "weight"].shape
+    torch.Size([3, 2])
+    """
+    from tensordict import TensorDict
+
+    params = as_flat_dict(params)
+    slots = {leaf.shape[:1] for leaf in params.values()}
+    td = TensorDict({tuple(name.split(".")): leaf for name, leaf in params.items()})
+    td.batch_size = slots.pop() if len(slots) == 1 else []
+    return td
+
+
+def from_tensordict(td: Any) -> dict[str, Tensor]:
+    """A nested TensorDict as flat params over the same tensors; the inverse of :func:`to_tensordict`.
+
+    >>> import torch
+    >>> list(from_tensordict(to_tensordict({"0.weight": torch.zeros(3, 2)})))
+    ['0.weight']
+    """
+    if not is_tensordict(td):
+        raise StructureError(f"from_tensordict: expected a TensorDict, got {type(td).__name__}")
+    return {
+        name if isinstance(name, str) else ".".join(name): leaf
+        for name, leaf in td.items(include_nested=True, leaves_only=True)
+    }

@@ -1,0 +1,306 @@
+"""Two ways to keep a module off the global generators, both local to the thread and to a ``with`` block.
+
+:class:`DrawFrom` hands one generator to every random op of a factory (initialisation);
+:class:`Keyed` computes the dropouts of a forward from a key. Any other random op raises.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import types
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from functional_marl.errors import RandomnessError
+from functional_marl.random import bernoulli
+
+__all__ = ["Guard", "drawing_from", "run_keyed"]
+
+_SEEDING = ("manual_seed", "seed", "set_state", "set_offset")
+
+
+# An op that is tagged as random does not draw when one of its arguments says so.
+_QUIET = {"dropout_p": 0.0, "dropout": 0.0, "train": False, "training": False}
+
+
+def _is_random(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether this call of an aten op draws: attention is tagged as random also when nothing drops."""
+    if torch.Tag.nondeterministic_seeded not in func.tags:
+        return False
+    for place, argument in enumerate(func._schema.arguments):
+        if argument.name in _QUIET:
+            given = args[place] if place < len(args) else kwargs.get(argument.name, argument.default_value)
+            if given == _QUIET[argument.name]:
+                return False
+    return True
+
+
+class Guard(TorchDispatchMode):
+    """Raises :class:`RandomnessError` at the first random op, before it draws."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__()
+        self.why = why
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Run the op unless it draws."""
+        kwargs = kwargs or {}
+        if _is_random(func, args, kwargs):
+            raise RandomnessError(f"random operation {func}: {self.why}")
+        return func(*args, **kwargs)
+
+
+# --- initialisation ------------------------------------------------------------------------------------
+
+
+class DrawFrom(TorchDispatchMode):
+    """Every random op draws from one CPU generator, wherever its tensor lives: equal on every device.
+
+    A dispatch mode, because a function mode does not see what ``torch.nn.init`` and
+    ``torch.distributions`` draw inside.
+    """
+
+    def __init__(self, generator: torch.Generator) -> None:
+        super().__init__()
+        self.generator = generator
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Run the op, with the generator if it draws and was given none."""
+        kwargs = dict(kwargs or {})
+        if not _is_random(func, args, kwargs) or kwargs.get("generator") is not None:
+            return func(*args, **kwargs)
+        overload = _with_generator(func)
+        kwargs["generator"] = self.generator
+        tensor = args[0] if args and isinstance(args[0], Tensor) else None
+        device = tensor.device if tensor is not None else torch.device(kwargs.get("device") or "cpu")
+        if device.type in ("cpu", "meta"):
+            return overload(*args, **kwargs)
+        # Draw on the CPU, then move: in place where the op is in place.
+        if "device" in kwargs:
+            kwargs["device"] = torch.device("cpu")
+        drawn = overload(*[a.cpu() if isinstance(a, Tensor) else a for a in args], **kwargs)
+        if tensor is not None and func._schema.is_mutable:
+            return tensor.copy_(drawn)
+        return drawn.to(device)
+
+
+def _with_generator(func: Any) -> Any:
+    """The overload of an aten op that takes ``generator=`` and is otherwise called alike."""
+    names = [a.name for a in func._schema.arguments]
+    if "generator" in names:
+        return func
+    for other in func.overloadpacket.overloads():
+        candidate = getattr(func.overloadpacket, other)
+        if [a.name for a in candidate._schema.arguments if a.name != "generator"] == names and any(
+            a.name == "generator" for a in candidate._schema.arguments
+        ):
+            return candidate
+    raise RandomnessError(
+        f"random operation {func} takes no generator, so a key cannot serve it; draw in another way in the factory"
+    )
+
+
+@contextlib.contextmanager
+def drawing_from(seed: int) -> Iterator[None]:
+    """Inside, every torch draw of this thread comes from a fresh CPU generator of this seed.
+
+    Seeding any generator raises before it happens: a factory that calls ``torch.manual_seed`` would
+    change the caller's random numbers and make all agents equal. It is seen by a profile function, which
+    is local to the thread (a running profiler or debugger is left alone, and then this goes unseen).
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def forbid_seeding(frame: types.FrameType, event: str, arg: Any) -> None:
+        if event == "c_call" and arg.__name__ in _SEEDING and isinstance(arg.__self__, torch.Generator):
+            raise RandomnessError(
+                f"the factory calls {arg.__name__}() on a torch generator: every agent would get the same "
+                "parameters and the caller's random numbers would change; remove the call, the key is the seed"
+            )
+
+    watch = sys.getprofile() is None
+    with DrawFrom(generator):
+        if watch:
+            sys.setprofile(forbid_seeding)
+        try:
+            yield
+        finally:
+            if watch:
+                sys.setprofile(None)
+
+
+# --- forward -------------------------------------------------------------------------------------------
+
+
+# Functions that draw, by name: a compiled call has no dispatch mode that could see their ops.
+_DRAWING = frozenset(
+    """bernoulli bernoulli_ binomial cauchy_ exponential_ fractional_max_pool2d fractional_max_pool3d geometric_
+    gumbel_softmax log_normal_ multinomial normal normal_ poisson rand rand_like randint randint_like randn
+    randn_like random_ randperm rrelu rrelu_ uniform_ _standard_gamma _sample_dirichlet""".split()
+)
+_RECURRENT = frozenset(("lstm", "gru", "rnn_tanh", "rnn_relu"))
+_WHY = (
+    "only dropouts and attention draw from the key; pass random numbers in as an input, or leave key= out to use "
+    "torch's global generator"
+)
+
+_MHA = F.multi_head_attention_forward
+# The same code with its check for overrides off: run with the mode on, the dropout inside it is seen.
+_MHA_OPEN = types.FunctionType(
+    _MHA.__code__,
+    {**_MHA.__globals__, "has_torch_function": lambda *_: False},  # pyright: ignore[reportUnknownLambdaType]
+    _MHA.__name__,
+    _MHA.__defaults__,
+)
+
+
+class Keyed(TorchFunctionMode):
+    """Dropouts draw from ``(key, agent, site)``, where the site counts the draws of one forward.
+
+    Args:
+        key: ``[2]``.
+        agent: the stream of the key to draw from, an int64 scalar; under vmap the agent's index.
+        forbidden: raise at the first draw instead (``randomness="error"``).
+    """
+
+    def __init__(self, key: Tensor, agent: int | Tensor, forbidden: bool = False) -> None:
+        super().__init__()
+        self.key = key
+        self.agent = agent
+        self.forbidden = forbidden
+        self.site = 0
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Run the function, from the key if it is a dropout that drops."""
+        kwargs = kwargs or {}
+        served = _SERVED.get(func)
+        if served is not None:
+            return served(self, func, args, kwargs)
+        name = getattr(func, "__name__", "")
+        if name in _DRAWING or (name in _RECURRENT and _drops_between_layers(args)):
+            raise RandomnessError(f"random operation {name}: {_WHY}")
+        return func(*args, **kwargs)
+
+    def keep(self, like: Tensor, p: float, shape: tuple[int, ...]) -> Tensor:
+        """1 with probability ``1 - p`` and 0 elsewhere, in the dtype and on the device of ``like``."""
+        if self.forbidden:
+            raise RandomnessError(
+                'a dropout drew in training under randomness="error": make the network with randomness="same" '
+                'or "different", or call apply with train=False'
+            )
+        self.site += 1
+        drop = bernoulli(self.key.to(like.device), p, shape, self.site, self.agent)
+        return (~drop).to(like.dtype)
+
+
+def _drops_between_layers(args: tuple[Any, ...]) -> bool:
+    """Whether a fused recurrent call has dropout > 0 in training: the float argument, then a bool."""
+    floats = [i for i, a in enumerate(args) if isinstance(a, float)]
+    return bool(floats) and args[floats[0]] > 0.0 and bool(args[floats[0] + 1])
+
+
+def _dropped(mode: Keyed, x: Tensor, p: float, shape: tuple[int, ...], alpha: bool) -> Tensor:
+    """Dropout (Srivastava et al. 2014) or alpha dropout (Klambauer et al. 2017, arXiv:1706.02515)."""
+    if not 0.0 <= p <= 1.0:
+        raise ValueError(f"dropout: expected a probability in [0, 1], got {p}")
+    keep = mode.keep(x, p, shape)
+    p = round(p * 65536) / 65536  # the probability that the mask really has
+    if p == 1.0:
+        return x * torch.zeros_like(keep)
+    if not alpha:
+        return x * (keep / (1.0 - p))
+    low = -1.7580993408473766  # what a SELU saturates at: minus its scale times its alpha
+    scale = (1.0 - p) ** -0.5 * (1.0 + p * low**2) ** -0.5
+    return x * keep * scale + (1.0 - keep) * (low * scale) + (-low * scale * p)
+
+
+def _dropout_rule(alpha: bool = False, channels_of: int | None = None) -> Callable[..., Any]:
+    """How one dropout function draws; ``channels_of`` is the ndim of a batch of whole channels, if it
+    drops those, 0 where any ndim is a batch."""
+
+    def rule(mode: Keyed, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        given = dict(zip(("input", "p", "training", "inplace"), args, strict=False)) | kwargs
+        x: Tensor = given["input"]
+        p: float = given.get("p", 0.5)
+        if not given.get("training", given.get("train", True)) or p == 0.0:
+            return x
+        if channels_of is None:
+            shape = tuple(x.shape)
+        else:
+            lead = 1 if x.ndim < channels_of else 2  # a lone item [C, ...], or a batch [N, C, ...]
+            shape = (*x.shape[:lead], *[1] * (x.ndim - lead))
+        out = _dropped(mode, x, p, shape, alpha)
+        return x.copy_(out) if given.get("inplace", False) else out
+
+    return rule
+
+
+def _attention(mode: Keyed, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Scaled dot-product attention with keyed dropout on the weights, as torch documents it."""
+    names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
+    given = dict(zip(names, args, strict=False)) | kwargs
+    p: float = given.get("dropout_p", 0.0)
+    if p == 0.0:
+        return func(*args, **kwargs)
+    query, key, value, mask = given["query"], given["key"], given["value"], given.get("attn_mask")
+    if given.get("enable_gqa", False):
+        groups = query.shape[-3] // key.shape[-3]
+        key, value = (t.repeat_interleave(groups, -3) for t in (key, value))
+    scale = given.get("scale")
+    # [..., L, E] x [..., E, S] -> [..., L, S]
+    scores = (query @ key.mT) * (query.shape[-1] ** -0.5 if scale is None else scale)
+    if given.get("is_causal", False):
+        mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
+    weights = scores.softmax(-1)
+    return _dropped(mode, weights, p, tuple(weights.shape), alpha=False) @ value
+
+
+def _unflatten(mode: Keyed, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    # The method is Python code around super(), which dynamo cannot trace from a function mode.
+    return torch.unflatten(*args, **kwargs)
+
+
+def _multihead(mode: Keyed, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    with mode:
+        return _MHA_OPEN(*args, **kwargs)
+
+
+_SERVED: dict[Any, Callable[..., Any]] = {
+    F.dropout: _dropout_rule(),
+    torch.dropout: _dropout_rule(),
+    F.dropout1d: _dropout_rule(channels_of=3),
+    F.dropout2d: _dropout_rule(channels_of=0),
+    F.dropout3d: _dropout_rule(channels_of=5),
+    torch.feature_dropout: _dropout_rule(channels_of=0),
+    F.alpha_dropout: _dropout_rule(alpha=True),
+    torch.alpha_dropout: _dropout_rule(alpha=True),
+    F.feature_alpha_dropout: _dropout_rule(alpha=True, channels_of=0),
+    torch.feature_alpha_dropout: _dropout_rule(alpha=True, channels_of=0),
+    F.scaled_dot_product_attention: _attention,
+    _MHA: _multihead,
+    Tensor.unflatten: _unflatten,
+}
+
+
+def run_keyed(run: Callable[[], Any], key: Tensor, agent: int | Tensor, forbidden: bool) -> Any:
+    """``run()``, where dropouts draw from the key and any other random op raises and is named."""
+    # A compiled region has no dispatch modes; there the names of the functions are what is checked.
+    if torch.compiler.is_dynamo_compiling():
+        with Keyed(key, agent, forbidden):
+            return run()
+    with Guard(_WHY), Keyed(key, agent, forbidden):
+        return run()

@@ -1,0 +1,187 @@
+"""A multi-agent network as a frozen value: one agent's template, a sharing, and how agents see inputs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal, cast, get_args
+
+import torch
+from torch import nn
+
+from functional_marl.errors import SharingError, StructureError
+from functional_marl.sharing import Sharing, SharingSpec, resolve
+from functional_marl.template import Build, Template
+from functional_marl.trees import Tree, tree_map
+
+__all__ = ["Network", "Randomness", "Strategy", "network"]
+
+Randomness = Literal["error", "same", "different"]
+Strategy = Literal["auto", "loop", "vmap", "plan"]
+
+
+@dataclass(frozen=True, eq=False)
+class Network:
+    """What :func:`network` returns: immutable, hashable, without parameter storage.
+
+    Equality is that of meaning: the same factory object and the same settings. :meth:`replace` gives a
+    network with other settings over the same template.
+    """
+
+    n_agents: int
+    sharing: dict[str, Sharing]  # parameter leaf -> slot map
+    state_sharing: dict[str, Sharing]  # buffer -> slot map
+    centralized: bool
+    agent_dim: Tree
+    out_agent_dim: Tree
+    randomness: Randomness
+    strategy: Strategy
+    template: Template = field(repr=False)
+    param_shapes: dict[str, tuple[int, ...]] = field(repr=False)  # parameter leaf -> [S, *leaf]
+    state_shapes: dict[str, tuple[int, ...]] = field(repr=False)  # buffer -> [S, *leaf]
+
+    def replace(self, **changes: Any) -> Network:
+        """The same template under other settings: ``sharing=``, ``n_agents=``, ``strategy=``, ...
+
+        >>> net = network(lambda: nn.Linear(2, 1), n_agents=3)
+        >>> net.replace(sharing=[2, 1, 2]).sharing["weight"]
+        Sharing([2, 1, 2], n_slots=3)
+        """
+        allowed = {"n_agents", "sharing", "centralized", "agent_dim", "out_agent_dim", "randomness", "strategy"}
+        if not changes.keys() <= allowed:
+            raise TypeError(f"replace: unknown {sorted(changes.keys() - allowed)}; expected {sorted(allowed)}")
+        if "n_agents" in changes and "sharing" not in changes:
+            raise SharingError("replace: a new n_agents needs a new sharing= too")
+        given = _settings(self) | changes
+        if "sharing" not in changes:
+            given["sharing"] = self.spec
+        return _network(self.template, **given)
+
+    @property
+    def spec(self) -> dict[str, Sharing]:
+        """The slot maps of parameters and buffers in one mapping, as ``sharing=`` takes it."""
+        return {**self.sharing, **self.state_sharing}
+
+    def _identity(self) -> tuple[Any, ...]:
+        # Unpickled without its factory a network is known to equal only those over the same template.
+        return (self.template.build or self.template, self.spec, *_settings(self).values())
+
+    def __eq__(self, other: object) -> bool:
+        return self._identity() == other._identity() if isinstance(other, Network) else NotImplemented
+
+    def __hash__(self) -> int:
+        kind = self.template.build or self.template
+        return hash((kind, self.n_agents, self.centralized, self.randomness, self.strategy))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (_restore, (self.template, {**_settings(self), "sharing": self.spec}))
+
+
+def _restore(template: Template, settings: dict[str, Any]) -> Network:
+    return _network(template, **settings)
+
+
+def _settings(net: Network) -> dict[str, Any]:
+    names = ("n_agents", "centralized", "agent_dim", "out_agent_dim", "randomness", "strategy")
+    return {name: getattr(net, name) for name in names}
+
+
+def _network(
+    template: Template,
+    *,
+    n_agents: int,
+    sharing: SharingSpec,
+    centralized: bool,
+    agent_dim: Tree,
+    out_agent_dim: Tree,
+    randomness: Randomness,
+    strategy: Strategy,
+) -> Network:
+    for name, value, choices in (
+        ("randomness", randomness, get_args(Randomness)),
+        ("strategy", strategy, get_args(Strategy)),
+    ):
+        if value not in choices:
+            raise StructureError(f"{name}: expected one of {', '.join(map(repr, choices))}, got {value!r}")
+    slots = resolve(sharing, n_agents, [*template.params, *template.buffers])
+    return Network(
+        n_agents=n_agents,
+        sharing={k: slots[k] for k in template.params},
+        state_sharing={k: slots[k] for k in template.buffers},
+        centralized=centralized,
+        agent_dim=agent_dim,
+        out_agent_dim=out_agent_dim,
+        randomness=randomness,
+        strategy=strategy,
+        template=template,
+        param_shapes={k: (slots[k].n_slots, *leaf.shape) for k, leaf in template.params.items()},
+        state_shapes={k: (slots[k].n_slots, *leaf.shape) for k, leaf in template.buffers.items()},
+    )
+
+
+def network(
+    build: Build | nn.Module,
+    n_agents: int,
+    *,
+    sharing: SharingSpec = "independent",
+    centralized: bool = False,
+    agent_dim: Tree = -2,
+    out_agent_dim: Tree = None,
+    randomness: Randomness = "different",
+    strategy: Strategy = "auto",
+    example: Tree = None,
+) -> Network:
+    """A network of ``n_agents`` agents from the network of one.
+
+    Args:
+        build: a function that returns one agent's ``nn.Module``, called once now and once a slot at every
+            :func:`init_params`; or a module, which is copied and never touched, and redrawn by its own
+            ``reset_parameters``. numpy's and Python's random numbers inside the function are not under
+            the key.
+        n_agents: how many agents.
+        sharing: who owns which copy: ``"shared"``, ``"independent"``, one slot an agent (``[0, 0, 1]``), a
+            :class:`Sharing`, or patterns over leaf names to any of these, first match wins
+            (``{"0.*": "shared", "*": [0, 0, 1]}``). Buffers follow the same patterns.
+        centralized: each agent sees the joint first input, the agent axis merged into the next axis:
+            ``[*B, n, F] -> [*B, n * F]``.
+        agent_dim: where inputs carry the agents. An int is resolved on the first input, and all inputs and
+            outputs carry the agents at that position. Or a prefix over the tuple of inputs, as ``in_dims``
+            of ``torch.func.vmap``; ``None`` is seen whole by every agent; an entry more than there are
+            positional inputs is the prefix for the keyword inputs.
+        out_agent_dim: where outputs carry the agents: an int, or a prefix over the outputs.
+        randomness: ``"error"``, ``"same"`` or ``"different"``, as in ``torch.func.vmap``, with one meaning
+            under every sharing.
+        strategy: how agents are evaluated, see :func:`apply`.
+        example: one agent's input, or a tuple of inputs, as it goes into its module (for a centralized
+            network the joint input): gives lazy layers their shapes.
+
+    Raises:
+        SharingError: a sharing that does not fit; StructureError: an argument that is none of the above;
+        RandomnessError: a factory that seeds a generator.
+
+    Torchrl's ``MultiAgentNetBase`` (pytorch.org/rl, torchrl.modules) holds the same settings in a stateful
+    module; per-layer sharing is HetGPPO's (Bettini et al. 2023, arXiv:2301.07137).
+
+    >>> net = network(lambda: nn.Linear(4, 2), n_agents=3, sharing=[0, 0, 1])
+    >>> net.param_shapes["weight"]
+    (2, 2, 4)
+    """
+    if isinstance(n_agents, bool) or not isinstance(n_agents, int) or n_agents < 1:  # pyright: ignore
+        raise StructureError(f"n_agents: expected a positive int, got {n_agents!r}")
+    template = Template(build, _as_args(example))
+    return _network(
+        template,
+        n_agents=n_agents,
+        sharing=sharing,
+        centralized=centralized,
+        agent_dim=agent_dim,
+        out_agent_dim=out_agent_dim,
+        randomness=randomness,
+        strategy=strategy,
+    )
+
+
+def _as_args(example: Tree) -> tuple[Any, ...] | None:
+    if example is None:
+        return None
+    args = cast("tuple[Any, ...]", example) if isinstance(example, tuple) else (example,)
+    return tree_map(lambda leaf: leaf.detach() if isinstance(leaf, torch.Tensor) else leaf, args)

@@ -1,0 +1,164 @@
+"""Keys and keyed draws: counter-based random numbers without any global generator.
+
+A key is an int64 tensor of shape ``[2]`` that holds two 32-bit words, as in JAX. The generator is
+Philox4x32-10 (Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011) written
+in plain integer operations, so that it runs on every device, under ``vmap``, ``torch.compile`` and
+``torch.export``, with equal bits everywhere. :func:`philox4x32` is the one place to change should torch's
+own kernels (``torch.func._random``) come to the CPU.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from functional_marl.errors import StructureError
+
+__all__ = ["Key", "as_key", "bernoulli", "fold_in", "key", "normal", "philox4x32", "split", "uniform"]
+
+Key = Tensor | int
+_MASK = 0xFFFFFFFF
+# The last counter word keeps the uses of one key apart: children never equal draws.
+_CHILD, _DRAW = 0, 1
+
+
+def philox4x32(key: Tensor, counter: tuple[Any, Any, Any, Any]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Ten rounds of Philox4x32: four 32-bit words (int64 tensors) for each counter.
+
+    Args:
+        key: ``[*P, 2]``; broadcasts against the counter words from the left as ``[*P, 1]``.
+        counter: four ints or int64 tensors of values below ``2**32``.
+
+    >>> words = philox4x32(torch.zeros(2, dtype=torch.int64), (torch.tensor([0]), 0, 0, 0))
+    >>> [f"{int(word):08x}" for word in words]
+    ['6627e8d5', 'e169c58d', 'bc57ac4c', '9b00dbd8']
+    """
+    k0, k1 = key[..., 0:1], key[..., 1:2]
+    c0, c1, c2, c3 = counter
+    for round_ in range(10):
+        # The product wraps modulo 2**64, which keeps every bit; `>> 32` fills with the sign, so the upper
+        # half of c0 and c2 is masked. c1 and c3 are only xored and are masked there.
+        p0, p1 = c0 * 0xD2511F53, c2 * 0xCD9E8D57
+        r0, r1 = (k0 + round_ * 0x9E3779B9) & _MASK, (k1 + round_ * 0xBB67AE85) & _MASK
+        c0, c1 = ((p1 >> 32) ^ c1 ^ r0) & _MASK, p1 & _MASK
+        c2, c3 = ((p0 >> 32) ^ c3 ^ r1) & _MASK, p0 & _MASK
+    return c0, c1, c2, c3  # pyright: ignore[reportReturnType]
+
+
+def key(seed: int) -> Tensor:
+    """A key from a seed of at most 64 bits: ``[2]`` int64, the upper and the lower word.
+
+    Raises:
+        StructureError: the seed is no int or does not fit 64 bits.
+
+    >>> key(7)
+    tensor([0, 7])
+    """
+    if isinstance(seed, bool) or not isinstance(seed, int):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise StructureError(f"key: expected an int seed, got {type(seed).__name__}")
+    if not -(2**63) <= seed < 2**64:
+        raise StructureError(f"key: expected a seed of at most 64 bits, got {seed}")
+    return torch.tensor([(seed >> 32) & _MASK, seed & _MASK], dtype=torch.int64)
+
+
+def as_key(given: Key, batch: bool = False) -> Tensor:
+    """A key as a tensor; an int is a seed. With ``batch`` any leading axes are allowed: ``[*P, 2]``.
+
+    Raises:
+        StructureError: another dtype or shape.
+    """
+    if isinstance(given, int):
+        return key(given)
+    if not isinstance(given, Tensor):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise StructureError(f"key: expected an int or fm.key(seed), got {type(given).__name__}")
+    good = given.ndim >= 1 if batch else given.ndim == 1
+    if given.dtype != torch.int64 or not good or given.shape[-1] != 2:
+        shape = "[*P, 2]" if batch else "[2]"
+        raise StructureError(
+            f"key: expected an int64 tensor of shape {shape}, got {given.dtype} {list(given.shape)}; "
+            "make keys with fm.key and fm.split"
+        )
+    return given
+
+
+def split(key: Key, n: int = 2) -> Tensor:
+    """``n`` new keys, ``[n, *P, 2]`` for a key ``[*P, 2]``; the first of them do not depend on ``n``.
+
+    Equivalent to ``torch.stack([fold_in(key, i) for i in range(n)])``. As ``jax.random.split``.
+
+    >>> a, b = split(key(0))
+    >>> bool((a == split(key(0), 5)[0]).all())
+    True
+    """
+    parent = as_key(key, batch=True)
+    index = torch.arange(n, device=parent.device).view(-1, *[1] * parent.ndim)
+    words = philox4x32(parent[None], (index, 0, 0, _CHILD))
+    return torch.cat(words[:2], -1)
+
+
+def fold_in(key: Key, data: int | Tensor) -> Tensor:
+    """A new key from a key ``[*P, 2]`` and a number (a step, an agent): ``[*P, 2]``.
+
+    ``data`` is an int of at most 64 bits or an integer scalar tensor. As ``jax.random.fold_in``.
+
+    >>> bool((fold_in(key(0), 1) == split(key(0))[1]).all())
+    True
+    """
+    parent = as_key(key, batch=True)
+    low = (data if isinstance(data, Tensor) else torch.tensor(data & _MASK, device=parent.device)).view(1)
+    high = (data >> 32).view(1) if isinstance(data, Tensor) else (data >> 32) & _MASK
+    words = philox4x32(parent, (low & _MASK, high & _MASK, 0, _CHILD))
+    return torch.cat(words[:2], -1)
+
+
+def words(key: Tensor, n: int, site: int = 0, agent: int | Tensor = 0) -> Tensor:
+    """``n`` random 32-bit words, ``[n]`` int64, from the stream ``(site, agent)`` of a key ``[2]``."""
+    block = torch.arange((n + 3) // 4, device=key.device)
+    if isinstance(agent, Tensor):
+        agent = agent.to(key.device)
+    # four words a block: [n / 4, 4] -> [n]
+    return torch.stack(philox4x32(key, (block, site, agent, _DRAW)), -1).flatten()[:n]
+
+
+def bernoulli(
+    key: Key, p: float, shape: tuple[int, ...], site: int = 0, agent: int | Tensor = 0
+) -> Tensor:
+    """Bools of a shape, each true with probability ``p`` (rounded to a multiple of ``1 / 65536``).
+
+    Two draws of 16 bits come from a word; the choice is part of the contract, for it fixes the bits.
+
+    >>> bernoulli(key(0), 0.25, (8,)).shape
+    torch.Size([8])
+    """
+    n = math.prod(shape)
+    word = words(as_key(key), (n + 1) // 2, site, agent)
+    halves = torch.stack((word & 0xFFFF, word >> 16), -1).flatten()[:n]
+    return (halves < round(p * 65536)).view(shape)
+
+
+def uniform(key: Key, shape: tuple[int, ...] = (), dtype: torch.dtype = torch.float32) -> Tensor:
+    """Uniform draws of a shape in ``[0, 1)``, 24 bits each (53 for float64).
+
+    >>> bool((uniform(key(0), (100,)) < 1).all())
+    True
+    """
+    n = math.prod(shape)
+    if dtype == torch.float64:
+        word = words(as_key(key), 2 * n)
+        return (((word[:n] >> 6) * 2**27 + (word[n:] >> 5)).double() * 2.0**-53).view(shape)
+    return ((words(as_key(key), n) >> 8).float() * 2.0**-24).to(dtype).view(shape)
+
+
+def normal(key: Key, shape: tuple[int, ...] = (), dtype: torch.dtype = torch.float32) -> Tensor:
+    """Standard normal draws of a shape (Box and Muller, 1958).
+
+    >>> abs(float(normal(key(0), (10_000,)).mean())) < 0.05
+    True
+    """
+    working = torch.float64 if dtype == torch.float64 else torch.float32
+    radius, angle = uniform(key, (2, math.prod(shape)), working)
+    draws = torch.sqrt(-2.0 * torch.log1p(-radius)) * torch.cos(2.0 * math.pi * angle)
+    return draws.to(dtype).view(shape)

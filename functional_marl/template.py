@@ -1,0 +1,266 @@
+"""The network of one agent without its numbers: what a factory builds, as names, shapes and a skeleton.
+
+A skeleton is the module with every parameter and buffer set to ``None``. It holds no storage, takes
+tensors by ``torch.func.functional_call``, and is kept once a thread, because the call puts the tensors
+into the module while it runs.
+"""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
+
+from functional_marl.errors import StructureError
+from functional_marl.modes import drawing_from
+
+__all__ = ["Build", "Leaf", "Template"]
+
+Build = Callable[[], nn.Module]
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """What one agent has under a name."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+
+class Template:
+    """Names, shapes, ties, initial buffers and the skeleton of the module that a factory builds.
+
+    Args:
+        build: a factory of one agent's module, or a module, which is copied and never touched.
+        example: a tuple of one agent's inputs, run once through a lazy module to give it its shapes.
+    """
+
+    def __init__(self, build: Build | nn.Module, example: tuple[Any, ...] | None) -> None:
+        self.example = example
+        if isinstance(build, nn.Module):
+            pattern = copy.deepcopy(build)
+            _materialise(pattern, example)
+            self.build: Build | None = _Redraw(pattern)
+        elif callable(build):
+            self.build = build
+        else:
+            raise StructureError(
+                f"build: expected a function that returns an nn.Module, or a module, got {type(build).__name__}"
+            )
+        module = self.draw(0)
+        params, self.param_aliases = named_tensors(module, "_parameters")
+        self.buffers, self.buffer_aliases = named_tensors(module, "_buffers")
+        self.params = {k: Leaf(tuple(p.shape), p.dtype) for k, p in params.items()}
+        # A buffer that two draws give differently is random: its initial value needs a key.
+        again = named_tensors(self.draw(1), "_buffers")[0] if self.buffers else {}
+        self.random_buffers = tuple(k for k, b in self.buffers.items() if not _same(b, again.get(k)))
+        self.no_vmap: dict[bool, str] = {}  # train -> why this module cannot be evaluated by vmap
+        self._skeletons = _skeletons(module)
+        self._prepare()
+
+    def _prepare(self) -> None:
+        """What is not pickled: the skeletons in use, one pair a thread and one pair for dynamo."""
+        self._local = threading.local()
+        self._recurrent = any(isinstance(part, nn.RNNBase) for part in self._skeletons[0].modules())
+        self._traced = _skeletons(self._skeletons[True])
+
+    def draw(self, seed: int) -> nn.Module:
+        """A freshly initialised module, a function of the seed alone.
+
+        Raises:
+            StructureError: the network was unpickled without its factory, or the factory gives no module.
+        """
+        if self.build is None:
+            raise StructureError(
+                "this network was unpickled and its factory could not be pickled (a lambda or a local function): "
+                "apply works, fresh parameters do not; define the factory at the top level of a module"
+            )
+        with drawing_from(seed):
+            module = self.build()
+            if not isinstance(module, nn.Module):  # pyright: ignore[reportUnnecessaryIsInstance]
+                raise StructureError(f"build: expected a function that returns an nn.Module, got {module!r}")
+            if not isinstance(self.build, _Redraw):
+                _materialise(module, self.example)
+        return module
+
+    def skeleton(self, train: bool) -> nn.Module:
+        """This thread's skeleton in one of the two modes.
+
+        Dynamo cannot trace a deepcopy and gets a pair of its own (it traces one thread at a time).
+        ``torch.compiler.is_compiling`` would not do: it is true for all threads while one compiles.
+        """
+        if torch.compiler.is_dynamo_compiling():
+            return self._traced[train]
+        local = self._local.__dict__
+        if "skeletons" not in local:
+            local["skeletons"] = _skeletons(self._skeletons[True])
+        return local["skeletons"][train]
+
+    def call(
+        self,
+        params: Mapping[str, Tensor],
+        buffers: dict[str, Tensor],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        train: bool,
+    ) -> Any:
+        """One agent's forward. ``buffers`` is updated with what the module leaves in its place."""
+        tensors = {**params, **buffers}
+        for alias, name in (*self.param_aliases.items(), *self.buffer_aliases.items()):
+            tensors[alias] = tensors[name]
+        skeleton = self.skeleton(train)
+        try:
+            out = functional_call(skeleton, tensors, args, kwargs)
+        finally:
+            for part in skeleton.modules() if self._recurrent else ():
+                _forget_flat_weights(part)
+        for name in buffers:
+            buffers[name] = tensors[name]
+        return out
+
+    def module(self, params: Mapping[str, Tensor], buffers: Mapping[str, Tensor]) -> nn.Module:
+        """An ordinary module in evaluation mode that holds copies of these tensors."""
+        module = copy.deepcopy(self._skeletons[False])
+        _fill(module, {k: nn.Parameter(p.detach().clone()) for k, p in params.items()}, self.param_aliases)
+        _fill(module, {k: b.detach().clone() for k, b in buffers.items()}, self.buffer_aliases)
+        return module
+
+    def modules(self) -> Iterator[tuple[str, nn.Module]]:
+        """The submodules by name, for reading only."""
+        return self._skeletons[False].named_modules()
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = {k: v for k, v in self.__dict__.items() if k not in ("_local", "_traced", "_recurrent")}
+        for name in ("build", "_skeletons"):
+            if not _pickles(state[name]):
+                state[name] = None
+        if state["build"] is None and state["_skeletons"] is None:
+            raise pickle.PicklingError(
+                "neither the factory nor the module that it builds can be pickled (parametrizations cannot): "
+                "define the factory at the top level of a module"
+            )
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        if self._skeletons is None:
+            self._skeletons = _skeletons(self.draw(0))
+        self._prepare()
+
+
+class _Redraw:
+    """A factory made of a module: copies of it, redrawn by its own ``reset_parameters``."""
+
+    def __init__(self, module: nn.Module) -> None:
+        params, self.param_aliases = named_tensors(module, "_parameters")
+        self.leaves = {k: (p.shape, p.dtype, p.device) for k, p in params.items()}
+        self.buffers, self.buffer_aliases = named_tensors(module, "_buffers")
+        self.skeleton = _emptied(module)
+
+    def __call__(self) -> nn.Module:
+        module = copy.deepcopy(self.skeleton)
+        # NaN marks what no reset has filled.
+        fill: dict[str, Any] = {
+            k: nn.Parameter(torch.full(shape, torch.nan, dtype=dtype, device=device))
+            for k, (shape, dtype, device) in self.leaves.items()
+        }
+        _fill(module, fill, self.param_aliases)
+        _fill(module, {k: b.clone() for k, b in self.buffers.items()}, self.buffer_aliases)
+        for part in reversed(list(module.modules())):  # the parts before the whole, as constructors do
+            reset = getattr(part, "reset_parameters", None) or getattr(part, "_reset_parameters", None)
+            if callable(reset):
+                reset()
+        bare = [k for k, p in fill.items() if bool(torch.isnan(p.detach()).any())]
+        if bare:
+            raise StructureError(
+                f"build: a module was given, and no reset_parameters() fills {bare}; give a factory instead: "
+                "a function that builds the module anew"
+            )
+        return module
+
+
+def _materialise(module: nn.Module, example: tuple[Any, ...] | None) -> None:
+    """Give a lazy module its shapes by one call in evaluation mode."""
+    kinds = (UninitializedParameter, UninitializedBuffer)
+    lazy = [k for k, t in (*module.named_parameters(), *module.named_buffers()) if isinstance(t, kinds)]
+    if not lazy:
+        return
+    if example is None:
+        raise StructureError(f"build: the lazy leaves {lazy} have no shapes yet; give example= one agent's input")
+    training = module.training
+    with torch.no_grad():
+        module.eval()(*example)
+    module.train(training)
+
+
+def named_tensors(module: nn.Module, kind: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors by their first dotted name, and the further names of tied ones: ``{alias: first name}``.
+
+    ``kind`` is ``"_parameters"`` or ``"_buffers"``; the tensors are detached and share storage.
+    """
+    first: dict[int, str] = {}
+    tensors: dict[str, Tensor] = {}
+    aliases: dict[str, str] = {}
+    for path, part in module.named_modules(remove_duplicate=False):
+        for attribute, tensor in getattr(part, kind).items():
+            if tensor is None:
+                continue
+            name = f"{path}.{attribute}" if path else attribute
+            if id(tensor) in first:
+                aliases[name] = first[id(tensor)]
+            else:
+                first[id(tensor)] = name
+                tensors[name] = tensor.detach()
+    return tensors, aliases
+
+
+def _fill(module: nn.Module, tensors: Mapping[str, Tensor], aliases: Mapping[str, str]) -> None:
+    """Put tensors into the empty places of a skeleton, tied ones under all their names."""
+    for name, tensor in (*tensors.items(), *((a, tensors[k]) for a, k in aliases.items())):
+        path, _, attribute = name.rpartition(".")
+        owner = module.get_submodule(path)
+        place = owner._parameters if attribute in owner._parameters else owner._buffers
+        place[attribute] = cast(Any, tensor)
+        if isinstance(owner, nn.RNNBase):
+            owner._init_flat_weights()  # pyright: ignore[reportUnknownMemberType]
+
+
+def _forget_flat_weights(part: nn.Module) -> None:
+    """Make a recurrent module read its weights anew: it keeps them in a list beside its parameters."""
+    if isinstance(part, nn.RNNBase):
+        part._flat_weights = [None] * len(part._flat_weights)
+        part._flat_weight_refs = [lambda: None] * len(part._flat_weights)
+
+
+def _emptied(module: nn.Module) -> nn.Module:
+    """A copy without tensors: the memo of deepcopy maps each of them to None."""
+    tensors = [*module.parameters(), *module.buffers()]
+    return copy.deepcopy(module, {id(t): None for t in tensors})
+
+
+def _skeletons(module: nn.Module) -> tuple[nn.Module, nn.Module]:
+    """Copies without tensors, indexed by ``train``: one for evaluation, one for training."""
+    pair = (_emptied(module).eval(), _emptied(module).train())
+    for part in (*pair[0].modules(), *pair[1].modules()):
+        _forget_flat_weights(part)
+    return pair
+
+
+def _same(a: Tensor, b: Tensor | None) -> bool:
+    return b is not None and a.shape == b.shape and bool(((a == b) | ((a != a) & (b != b))).all())
+
+
+def _pickles(value: Any) -> bool:
+    try:
+        pickle.dumps(value)
+    except Exception:  # whatever a user's __reduce__ raises
+        return False
+    return True
