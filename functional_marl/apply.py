@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from functional_marl.errors import RandomnessError, StructureError
 from functional_marl.evaluate import Call, Result, evaluate_loop, evaluate_vmap
@@ -64,6 +64,7 @@ def apply(
     ``net.strategy`` forces a way of evaluating: ``"loop"`` (one agent after the other), ``"vmap"``
     (``torch.func.vmap``); ``"auto"`` takes vmap, and the loop for modules that vmap cannot map.
 
+    >>> from torch import nn
     >>> from functional_marl import network, init_params
     >>> net = network(lambda: nn.Linear(4, 2), n_agents=3)
     >>> apply(net, init_params(net, 0), torch.zeros(5, 3, 4)).shape
@@ -107,7 +108,7 @@ def _evaluate(call: Call) -> Result:
     net = call.net
     if net.strategy == "plan":
         raise StructureError('strategy="plan": no layer is lowered yet; use "auto", "vmap" or "loop"')
-    if net.strategy == "loop" or (net.strategy == "auto" and why_loop(net, call.train)):
+    if net.strategy == "loop" or (net.strategy == "auto" and net.template.no_vmap[call.train]):
         return evaluate_loop(call)
     if net.strategy == "vmap" or torch.compiler.is_dynamo_compiling():
         return evaluate_vmap(call)
@@ -124,21 +125,6 @@ def _evaluate(call: Call) -> Result:
         result = evaluate_loop(call)
         net.template.no_vmap[call.train] = f"vmap raised {type(error).__name__}: {str(error).splitlines()[0]}"
         return result
-
-
-_NO_BATCHING_RULE = (nn.RNNBase, nn.LSTMCell)
-
-
-def why_loop(net: Network, train: bool) -> str | None:
-    """Why "auto" takes the loop for this network, or None where it takes vmap."""
-    if not net.template.no_vmap:
-        for train_mode in (False, True):
-            net.template.no_vmap[train_mode] = ""
-        for name, part in net.template.modules():
-            if isinstance(part, _NO_BATCHING_RULE):
-                why = f"torch.func.vmap has no batching rule for {type(part).__name__} ({name or 'the module'})"
-                net.template.no_vmap.update({False: why, True: why})
-    return net.template.no_vmap[train] or None
 
 
 def _reduce(after: Tensor, before: Tensor, sharing: Sharing) -> Tensor:
@@ -162,6 +148,7 @@ def _reduce(after: Tensor, before: Tensor, sharing: Sharing) -> Tensor:
 def tabulate(net: Network) -> str:
     """A table of the leaves, who shares them, how many numbers they hold, and how apply will evaluate.
 
+    >>> from torch import nn
     >>> from functional_marl import network
     >>> print(tabulate(network(lambda: nn.Linear(4, 2), n_agents=3, sharing={"bias": "shared", "*": [0, 0, 1]})))
     leaf    shape      agents -> slots  numbers
@@ -186,7 +173,7 @@ def tabulate(net: Network) -> str:
     lines = [f"{line}  {row[3].rjust(widths[3])}" for line, row in zip(lines, rows, strict=True)]
     ways: list[str] = []
     for train, mode in ((False, "evaluation"), (True, "training")):
-        why = why_loop(net, train) if net.strategy == "auto" else None
+        why = net.template.no_vmap[train] if net.strategy == "auto" else ""
         ways.append(f"loop in {mode} ({why})" if why else f"{'vmap' if net.strategy == 'auto' else net.strategy} in {mode}")
     lines.append(f"{net.n_agents} agents, {total} numbers; strategy {net.strategy}: {', '.join(ways)}")
     return "\n".join(lines)

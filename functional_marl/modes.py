@@ -189,6 +189,8 @@ class Keyed(TorchFunctionMode):
         if served is not None:
             return served(self, func, args, kwargs)
         name = getattr(func, "__name__", "")
+        if name == "unflatten":  # the method is Python code around super(), which dynamo cannot trace here
+            return torch.unflatten(*args, **kwargs)
         if name in _DRAWING or (name in _RECURRENT and _drops_between_layers(args)):
             raise RandomnessError(f"random operation {name}: {_WHY}")
         return func(*args, **kwargs)
@@ -269,11 +271,6 @@ def _attention(mode: Keyed, func: Any, args: tuple[Any, ...], kwargs: dict[str, 
     return _dropped(mode, weights, p, tuple(weights.shape), alpha=False) @ value
 
 
-def _unflatten(mode: Keyed, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    # The method is Python code around super(), which dynamo cannot trace from a function mode.
-    return torch.unflatten(*args, **kwargs)
-
-
 def _multihead(mode: Keyed, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     with mode:
         return _MHA_OPEN(*args, **kwargs)
@@ -292,7 +289,6 @@ _SERVED: dict[Any, Callable[..., Any]] = {
     torch.feature_alpha_dropout: _dropout_rule(alpha=True, channels_of=0),
     F.scaled_dot_product_attention: _attention,
     _MHA: _multihead,
-    Tensor.unflatten: _unflatten,
 }
 
 

@@ -27,6 +27,10 @@ __all__ = ["Build", "Leaf", "Template"]
 Build = Callable[[], nn.Module]
 
 
+_LOOPED = (nn.RNNBase, nn.LSTMCell)
+_NO_RULE = "torch.func.vmap has no batching rule for {} ({!r})"
+
+
 @dataclass(frozen=True)
 class Leaf:
     """What one agent has under a name."""
@@ -62,7 +66,8 @@ class Template:
         # A buffer that two draws give differently is random: its initial value needs a key.
         again = named_tensors(self.draw(1), "_buffers")[0] if self.buffers else {}
         self.random_buffers = tuple(k for k, b in self.buffers.items() if not _same(b, again.get(k)))
-        self.no_vmap: dict[bool, str] = {}  # train -> why this module cannot be evaluated by vmap
+        why = next((_NO_RULE.format(type(m).__name__, k) for k, m in module.named_modules() if isinstance(m, _LOOPED)), "")
+        self.no_vmap = {False: why, True: why}  # train -> why this module cannot be evaluated by vmap, or ""
         self._skeletons = _skeletons(module)
         self._prepare()
 
