@@ -1,11 +1,21 @@
 """Multi-agent networks as pure functions: which agent owns which copy of which parameter is a value."""
 
+from functional_marl import nets as nets
+from functional_marl import random as random
 from functional_marl.apply import apply as apply
 from functional_marl.apply import tabulate as tabulate
 from functional_marl.errors import GroupingError as GroupingError
 from functional_marl.errors import RandomnessError as RandomnessError
 from functional_marl.errors import SharingError as SharingError
 from functional_marl.errors import StructureError as StructureError
+from functional_marl.grouping import MarlGroupMapType as MarlGroupMapType
+from functional_marl.grouping import by_prefix as by_prefix
+from functional_marl.grouping import by_spec as by_spec
+from functional_marl.grouping import check_group_map as check_group_map
+from functional_marl.grouping import group_map as group_map
+from functional_marl.groups import apply_groups as apply_groups
+from functional_marl.groups import group_agents as group_agents
+from functional_marl.groups import ungroup_agents as ungroup_agents
 from functional_marl.interop import from_tensordict as from_tensordict
 from functional_marl.interop import to_tensordict as to_tensordict
 from functional_marl.network import Network as Network
@@ -26,3 +36,40 @@ from functional_marl.sharing import Sharing as Sharing
 from functional_marl.views import with_agent_ids as with_agent_ids
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "GroupingError",
+    "MarlGroupMapType",
+    "Network",
+    "RandomnessError",
+    "Sharing",
+    "SharingError",
+    "StructureError",
+    "agent_module",
+    "agent_params",
+    "apply",
+    "apply_groups",
+    "by_prefix",
+    "by_spec",
+    "check_group_map",
+    "combine",
+    "fold_in",
+    "from_tensordict",
+    "group_agents",
+    "group_map",
+    "init_params",
+    "init_state",
+    "key",
+    "nets",
+    "network",
+    "partition",
+    "random",
+    "reshare",
+    "split",
+    "stack_agents",
+    "tabulate",
+    "to_tensordict",
+    "ungroup_agents",
+    "unstack_agents",
+    "with_agent_ids",
+]

@@ -174,6 +174,10 @@ def tabulate(net: Network) -> str:
     ways: list[str] = []
     for train, mode in ((False, "evaluation"), (True, "training")):
         why = net.template.no_vmap[train] if net.strategy == "auto" else ""
-        ways.append(f"loop in {mode} ({why})" if why else f"{'vmap' if net.strategy == 'auto' else net.strategy} in {mode}")
+        ways.append(
+            f"loop in {mode} ({why})"
+            if why
+            else f"{'vmap' if net.strategy == 'auto' else net.strategy} in {mode}"
+        )
     lines.append(f"{net.n_agents} agents, {total} numbers; strategy {net.strategy}: {', '.join(ways)}")
     return "\n".join(lines)

@@ -134,9 +134,9 @@ def group_agents(
 
     Args:
         groups: a group map of exactly the agents of ``per_agent``.
-        per_agent: agent -> any tree of tensors, NumPy arrays and Python numbers, all of which become tensors;
-            or a TensorDict keyed by agent: the result is then one keyed by group, with
-            entries of batch size ``[*B, n]``.
+        per_agent: agent -> any tree of tensors, NumPy arrays and Python numbers, all of which become tensors
+            (Python floats of torch's default dtype); or a TensorDict keyed by agent: the result is then one
+            keyed by group, with entries of batch size ``[*B, n]``.
         batch_dims: the number of batch axes ``*B`` that stay in front of the agent axis.
         squeeze_singletons: leave the agent axis out where a group has one agent: the layout printed on
             TorchRL's page of ``MarlGroupMapType``. TorchRL itself (0.14) keeps the axis, and so does the
@@ -157,7 +157,7 @@ def group_agents(
     _check_keys("per_agent", "agent", per_agent, agents, fix)
     grouped: dict[str, Tree] = {}
     for group, members in groups.items():
-        members_trees = [per_agent[agent] for agent in members]
+        member_trees = [per_agent[agent] for agent in members]
         squeeze = squeeze_singletons and len(members) == 1
 
         def stack(*leaves: Any, squeeze: bool = squeeze) -> Tensor:
@@ -165,7 +165,7 @@ def group_agents(
             return stacked.squeeze(batch_dims) if squeeze else stacked
 
         try:
-            tree = trees.tree_map(stack, *members_trees)
+            tree = trees.tree_map(stack, *member_trees)
             if trees.is_tensordict(tree) and (leaves := trees.flatten(tree)[0]):
                 tree.batch_size = leaves[0].shape[: batch_dims + (not squeeze)]
         except (ValueError, TypeError, RuntimeError) as error:

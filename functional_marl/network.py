@@ -46,9 +46,19 @@ class Network:
         >>> net.replace(sharing=[2, 1, 2]).sharing["weight"]
         Sharing([2, 1, 2], n_slots=3)
         """
-        allowed = {"n_agents", "sharing", "centralized", "agent_dim", "out_agent_dim", "randomness", "strategy"}
+        allowed = {
+            "n_agents",
+            "sharing",
+            "centralized",
+            "agent_dim",
+            "out_agent_dim",
+            "randomness",
+            "strategy",
+        }
         if not changes.keys() <= allowed:
-            raise TypeError(f"replace: unknown {sorted(changes.keys() - allowed)}; expected {sorted(allowed)}")
+            raise TypeError(
+                f"replace: unknown {sorted(changes.keys() - allowed)}; expected {sorted(allowed)}"
+            )
         if "n_agents" in changes and "sharing" not in changes:
             raise SharingError("replace: a new n_agents needs a new sharing= too")
         given = _settings(self) | changes

@@ -46,7 +46,11 @@ Merge = Literal["error", "mean", "first"]
 
 def _mismatches(given: Mapping[str, Any], expected: Mapping[str, tuple[int, ...]], what: str) -> list[str]:
     lines = [f"{what}[{k!r}]: missing, expected {list(expected[k])}" for k in expected if k not in given]
-    lines += [f"{what}[{k!r}]: not a leaf of this network; its leaves are {list(expected)}" for k in given if k not in expected]
+    lines += [
+        f"{what}[{k!r}]: not a leaf of this network; its leaves are {list(expected)}"
+        for k in given
+        if k not in expected
+    ]
     for name, shape in expected.items():
         value = given.get(name)
         if name in given and not isinstance(value, Tensor):
@@ -56,7 +60,9 @@ def _mismatches(given: Mapping[str, Any], expected: Mapping[str, tuple[int, ...]
     return lines
 
 
-def _check(given: Mapping[str, Any], net: Network, expected: Mapping[str, tuple[int, ...]], what: str) -> None:
+def _check(
+    given: Mapping[str, Any], net: Network, expected: Mapping[str, tuple[int, ...]], what: str
+) -> None:
     if len(given) == len(expected):
         for name, shape in expected.items():
             value = given.get(name)
@@ -99,7 +105,11 @@ def _slot_maps(net: Network, tree: Mapping[str, Any]) -> Mapping[str, Sharing]:
 
 
 def _draw(
-    net: Network, key: Tensor, kind: Literal["_parameters", "_buffers"], device: Any, dtype: torch.dtype | None
+    net: Network,
+    key: Tensor,
+    kind: Literal["_parameters", "_buffers"],
+    device: Any,
+    dtype: torch.dtype | None,
 ) -> Params:
     shapes = net.param_shapes if kind == "_parameters" else net.state_shapes
     out: Params = {}
@@ -161,7 +171,11 @@ def init_params(
 
 
 def init_state(
-    net: Network, key: Key | None = None, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    net: Network,
+    key: Key | None = None,
+    *,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
 ) -> Params:
     """The initial buffers, a flat dict of ``[S, *leaf]``; ``{}`` for a network without buffers.
 
@@ -285,11 +299,15 @@ def stack_agents(
         raise StructureError(f"stack_agents: expected n_agents={n_agents} trees, got {len(trees)}")
     if not trees:
         raise StructureError("stack_agents: expected at least one tree, got none")
-    flat = [named_tensors(t, "_parameters")[0] if isinstance(t, nn.Module) else as_flat_dict(t) for t in trees]
+    flat = [
+        named_tensors(t, "_parameters")[0] if isinstance(t, nn.Module) else as_flat_dict(t) for t in trees
+    ]
     first = {name: tuple(leaf.shape) for name, leaf in flat[0].items()}
     lines = [line for i, tree in enumerate(flat) for line in _mismatches(tree, first, f"trees[{i}]")]
     if lines:
-        raise StructureError("stack_agents: the agents' trees differ from that of agent 0\n" + "\n".join(lines))
+        raise StructureError(
+            "stack_agents: the agents' trees differ from that of agent 0\n" + "\n".join(lines)
+        )
     slots = resolve(sharing, len(flat), first)
     return {name: _merged([tree[name] for tree in flat], slots[name], merge, name) for name in first}
 
@@ -371,7 +389,8 @@ def reshare(
     new_net = net.replace(n_agents=len(chosen), sharing=sharing)
     new = {**new_net.sharing, **new_net.state_sharing}
     return new_net, {
-        name: _merged([leaf[old[name][i]] for i in chosen], new[name], merge, name) for name, leaf in params.items()
+        name: _merged([leaf[old[name][i]] for i in chosen], new[name], merge, name)
+        for name, leaf in params.items()
     }
 
 

@@ -123,9 +123,7 @@ def words(key: Tensor, n: int, site: int = 0, agent: int | Tensor = 0) -> Tensor
     return torch.stack(philox4x32(key, (block, site, agent, _DRAW)), -1).flatten()[:n]
 
 
-def bernoulli(
-    key: Key, p: float, shape: tuple[int, ...], site: int = 0, agent: int | Tensor = 0
-) -> Tensor:
+def bernoulli(key: Key, p: float, shape: tuple[int, ...], site: int = 0, agent: int | Tensor = 0) -> Tensor:
     """Bools of a shape, each true with probability ``p`` (rounded to a multiple of ``1 / 65536``).
 
     Two draws of 16 bits come from a word; the choice is part of the contract, for it fixes the bits.

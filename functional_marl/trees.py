@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -22,6 +23,7 @@ __all__ = ["Tree", "flatten", "is_tensordict", "leaf_names", "prefix_leaves", "s
 Tree = Any
 _NAMESPACE = "functional_marl"
 _registered: list[bool] = []
+_registering = threading.Lock()
 
 
 def is_tensordict(tree: Tree) -> bool:
@@ -38,7 +40,13 @@ def _register_tensordicts() -> None:
     """Teach optree the TensorDict classes, once, when tensordict has been imported by somebody."""
     if _registered or "tensordict" not in sys.modules:
         return
-    _registered.append(True)
+    with _registering:
+        if not _registered:
+            _register()
+            _registered.append(True)
+
+
+def _register() -> None:
     import tensordict as td
 
     def unflatten(meta: tuple[tuple[str, ...], int], children: Sequence[Any]) -> Any:

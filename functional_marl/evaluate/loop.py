@@ -55,9 +55,7 @@ def _one_agent(call: Call, agent: int) -> tuple[Tree, dict[str, Tensor]]:
         output = run()
     if not call.mutable:
         # The clones are this call's own: a write shows in the version of the tensor, or as another tensor.
-        changed = [
-            name for name in before if after[name] is not before[name] or _written(before[name])
-        ]
+        changed = [name for name in before if after[name] is not before[name] or _written(before[name])]
         if changed:
             raise StructureError(buffers_changed(changed))
     return output, after
@@ -86,7 +84,9 @@ def _stack_outputs(outputs: list[Tree]) -> Tree:
         elif all(leaf == column[0] for leaf in column):
             stacked.append(column[0])
         else:
-            raise StructureError(f"outputs: agents return different values that are no tensors: {list(column)}")
+            raise StructureError(
+                f"outputs: agents return different values that are no tensors: {list(column)}"
+            )
     return rebuild[0](stacked)
 
 

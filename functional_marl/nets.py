@@ -1,0 +1,210 @@
+"""One-agent networks that batch well: what to hand to :func:`functional_marl.network` as ``build``.
+
+Each function returns a factory, so that ``fm.network(fm.nets.mlp(16, 64, 64, 4), n_agents=3)`` reads as
+one line. The modules are made of torch's own layers; the factories pickle.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from functional_marl.errors import StructureError
+
+__all__ = ["GRU", "LSTM", "convnet", "gru", "lstm", "mlp"]
+
+Activation = Callable[[], nn.Module]
+
+
+def mlp(*sizes: int, activation: Activation = nn.Tanh) -> Callable[[], nn.Module]:
+    """A multi-layer perceptron over the last axis: ``[*B, sizes[0]] -> [*B, sizes[-1]]``.
+
+    Raises:
+        StructureError: fewer than two sizes, or one that is not a positive int.
+
+    >>> mlp(4, 8, 2)()
+    Sequential(
+      (0): Linear(in_features=4, out_features=8, bias=True)
+      (1): Tanh()
+      (2): Linear(in_features=8, out_features=2, bias=True)
+    )
+    """
+    if len(sizes) < 2 or any(not isinstance(s, int) or s < 1 for s in sizes):
+        raise StructureError(
+            f"mlp: expected at least an input and an output size, positive ints, got {sizes}"
+        )
+    return partial(_mlp, sizes, activation)
+
+
+def _mlp(sizes: Sequence[int], activation: Activation) -> nn.Module:
+    layers: list[nn.Module] = []
+    for k, (before, after) in enumerate(zip(sizes, sizes[1:], strict=False)):
+        layers += [activation()] if k else []
+        layers.append(nn.Linear(before, after))
+    return nn.Sequential(*layers)
+
+
+def convnet(
+    channels: Sequence[int],
+    kernel: int | Sequence[int] = 3,
+    stride: int | Sequence[int] = 1,
+    padding: int | Sequence[int] = 0,
+    activation: Activation = nn.ELU,
+) -> Callable[[], nn.Module]:
+    """Two-dimensional convolutions, then flat features: ``[*B, C, H, W] -> [*B, F]``, any batch axes.
+
+    ``channels`` are those of the input and of every layer; ``kernel``, ``stride`` and ``padding`` are ints
+    or one a layer.
+
+    Raises:
+        StructureError: fewer than two channel counts, or a list of another length.
+
+    >>> convnet([3, 8, 8])()(torch.zeros(5, 3, 9, 9)).shape
+    torch.Size([5, 200])
+    """
+    if len(channels) < 2:
+        raise StructureError(
+            f"convnet: expected the channels of the input and of every layer, got {channels}"
+        )
+    n = len(channels) - 1
+    each = [list(v) if isinstance(v, Sequence) else [v] * n for v in (kernel, stride, padding)]
+    if any(len(v) != n for v in each):
+        raise StructureError(f"convnet: expected {n} kernels, strides and paddings, got {each}")
+    return partial(_ConvNet, tuple(channels), *map(tuple, each), activation)
+
+
+class _ConvNet(nn.Module):
+    def __init__(
+        self,
+        channels: Sequence[int],
+        kernel: Sequence[int],
+        stride: Sequence[int],
+        padding: Sequence[int],
+        activation: Activation,
+    ) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for before, after, k, s, p in zip(channels, channels[1:], kernel, stride, padding, strict=False):
+            layers += [nn.Conv2d(before, after, k, s, p), activation()]
+        self.layers = nn.Sequential(*layers, nn.Flatten())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[*B, C, H, W] -> [*B, F]``."""
+        batch = x.shape[:-3]
+        return self.layers(x.reshape(-1, *x.shape[-3:])).reshape(*batch, -1)
+
+
+def gru(inputs: int, hidden: int) -> Callable[[], nn.Module]:
+    """A GRU over time (Cho et al. 2014, arXiv:1406.1078): see :class:`GRU`.
+
+    >>> outputs, last = gru(4, 8)()(torch.zeros(5, 7, 4))
+    >>> outputs.shape, last.shape
+    (torch.Size([5, 7, 8]), torch.Size([5, 8]))
+    """
+    return partial(GRU, inputs, hidden)
+
+
+def lstm(inputs: int, hidden: int) -> Callable[[], nn.Module]:
+    """An LSTM over time (Hochreiter and Schmidhuber 1997): see :class:`LSTM`.
+
+    >>> outputs, (h, c) = lstm(4, 8)()(torch.zeros(5, 7, 4))
+    >>> outputs.shape, h.shape, c.shape
+    (torch.Size([5, 7, 8]), torch.Size([5, 8]), torch.Size([5, 8]))
+    """
+    return partial(LSTM, inputs, hidden)
+
+
+class _Recurrent(nn.Module):
+    """Weights of one recurrent layer under torch's names and with torch's initialisation."""
+
+    def __init__(self, inputs: int, hidden: int, gates: int) -> None:
+        super().__init__()
+        self.inputs, self.hidden = inputs, hidden
+        self.weight_ih = nn.Parameter(torch.empty(gates * hidden, inputs))
+        self.weight_hh = nn.Parameter(torch.empty(gates * hidden, hidden))
+        self.bias_ih = nn.Parameter(torch.empty(gates * hidden))
+        self.bias_hh = nn.Parameter(torch.empty(gates * hidden))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Uniform in plus or minus one over the root of the hidden size, as torch's recurrent layers."""
+        for parameter in self.parameters():
+            nn.init.uniform_(parameter, -(self.hidden**-0.5), self.hidden**-0.5)
+
+    def extra_repr(self) -> str:
+        """The sizes."""
+        return f"{self.inputs}, {self.hidden}"
+
+    def _starts(self, x: Tensor, reset: Tensor | None) -> list[Any]:
+        """What multiplies the hidden state ahead of each step: 0 where an episode starts, else 1."""
+        steps = x.shape[-2]
+        return [None] * steps if reset is None else list((~reset.bool()).to(x.dtype)[..., None].unbind(-2))
+
+
+class GRU(_Recurrent):
+    """A GRU layer with time ahead of the features, written in batched matrix products.
+
+    ``x: [*B, T, F]``, ``h: [*B, H]`` (zeros by default), ``reset: [*B, T]`` (true where an episode starts:
+    the state is zeroed ahead of that step) ``-> (outputs [*B, T, H], h [*B, H])``. The equations and
+    weights are those of ``torch.nn.GRU``, which ``torch.func.vmap`` cannot map.
+
+    >>> GRU(4, 8)
+    GRU(4, 8)
+    """
+
+    def __init__(self, inputs: int, hidden: int) -> None:
+        super().__init__(inputs, hidden, 3)
+
+    def forward(
+        self, x: Tensor, h: Tensor | None = None, reset: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Run over all steps."""
+        h = x.new_zeros(*x.shape[:-2], self.hidden) if h is None else h
+        # The inputs of all steps in one product: [*B, T, F] -> [*B, T, 3 H]
+        from_x = nn.functional.linear(x, self.weight_ih, self.bias_ih)
+        outputs: list[Tensor] = []
+        for gates, keep in zip(from_x.unbind(-2), self._starts(x, reset), strict=True):
+            h = h if keep is None else h * keep
+            from_h = nn.functional.linear(h, self.weight_hh, self.bias_hh)
+            r_x, z_x, n_x = gates.chunk(3, -1)
+            r_h, z_h, n_h = from_h.chunk(3, -1)
+            update = torch.sigmoid(z_x + z_h)
+            new = torch.tanh(n_x + torch.sigmoid(r_x + r_h) * n_h)
+            h = new + update * (h - new)
+            outputs.append(h)
+        return torch.stack(outputs, -2), h
+
+
+class LSTM(_Recurrent):
+    """An LSTM layer with time ahead of the features, written in batched matrix products.
+
+    ``x: [*B, T, F]``, ``state: (h, c)`` of ``[*B, H]`` each (zeros by default), ``reset: [*B, T]`` ``->
+    (outputs [*B, T, H], (h, c))``. The equations and weights are those of ``torch.nn.LSTM``.
+
+    >>> LSTM(4, 8)
+    LSTM(4, 8)
+    """
+
+    def __init__(self, inputs: int, hidden: int) -> None:
+        super().__init__(inputs, hidden, 4)
+
+    def forward(
+        self, x: Tensor, state: tuple[Tensor, Tensor] | None = None, reset: Tensor | None = None
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """Run over all steps."""
+        zeros = x.new_zeros(*x.shape[:-2], self.hidden)
+        h, c = (zeros, zeros) if state is None else state
+        from_x = nn.functional.linear(x, self.weight_ih, self.bias_ih)  # [*B, T, 4 H]
+        outputs: list[Tensor] = []
+        for gates, keep in zip(from_x.unbind(-2), self._starts(x, reset), strict=True):
+            h, c = (h, c) if keep is None else (h * keep, c * keep)
+            total = gates + nn.functional.linear(h, self.weight_hh, self.bias_hh)
+            i, f, g, o = total.chunk(4, -1)
+            c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
+            h = torch.sigmoid(o) * torch.tanh(c)
+            outputs.append(h)
+        return torch.stack(outputs, -2), (h, c)
