@@ -88,9 +88,7 @@ def apply(
     outputs = place_outputs(result.outputs, net.out_agent_dim, call.inputs.position)
     if not mutable:
         return outputs
-    return outputs, {
-        name: _reduce(result.state[name], buffers[name], net.state_sharing[name]) for name in buffers
-    }
+    return outputs, {name: _reduce(result.state[name], buffers[name], net.state_sharing[name]) for name in buffers}
 
 
 def _default_state(net: Network, params: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -175,9 +173,7 @@ def tabulate(net: Network) -> str:
     for train, mode in ((False, "evaluation"), (True, "training")):
         why = net.template.no_vmap[train] if net.strategy == "auto" else ""
         ways.append(
-            f"loop in {mode} ({why})"
-            if why
-            else f"{'vmap' if net.strategy == 'auto' else net.strategy} in {mode}"
+            f"loop in {mode} ({why})" if why else f"{'vmap' if net.strategy == 'auto' else net.strategy} in {mode}"
         )
     lines.append(f"{net.n_agents} agents, {total} numbers; strategy {net.strategy}: {', '.join(ways)}")
     return "\n".join(lines)

@@ -133,9 +133,7 @@ def group_map(names: Iterable[str], grouping: Grouping) -> dict[str, list[str]]:
         for name in agents:
             group: Any = grouping(name)
             if not isinstance(group, str):
-                raise GroupingError(
-                    f"grouping({name!r}): expected a group name, got {group!r}; return a string"
-                )
+                raise GroupingError(f"grouping({name!r}): expected a group name, got {group!r}; return a string")
             groups.setdefault(group, []).append(name)
     else:
         raise GroupingError(

@@ -26,9 +26,7 @@ __all__ = ["apply_groups", "group_agents", "ungroup_agents"]
 def _check_keys(what: str, kind: str, given: Any, wanted: Iterable[str], fix: str) -> None:
     """Raise unless the mapping or TensorDict ``given`` has exactly the keys ``wanted``."""
     if not hasattr(given, "keys"):
-        raise GroupingError(
-            f"{what}: expected a mapping from {kind} to tree, got {type(given).__name__}; {fix}"
-        )
+        raise GroupingError(f"{what}: expected a mapping from {kind} to tree, got {type(given).__name__}; {fix}")
     expected, got = dict.fromkeys(wanted), dict.fromkeys(given.keys())
     if expected.keys() != got.keys():
         missing = quote(key for key in expected if key not in got)
@@ -74,9 +72,7 @@ def _like(container: Tree, entries: dict[str, Tree], batch_dims: int) -> Tree:
 def _stack(leaves: Sequence[Any], dim: int) -> Tensor:
     """Leaves [*B, *leaf] of one shape and dtype -> [*B, n, *leaf]; a Python number goes with any dtype."""
     tensors = [_tensor(leaf) for leaf in leaves]
-    dtypes = [
-        t.dtype for t, leaf in zip(tensors, leaves, strict=True) if not isinstance(leaf, bool | int | float)
-    ]
+    dtypes = [t.dtype for t, leaf in zip(tensors, leaves, strict=True) if not isinstance(leaf, bool | int | float)]
     for tensor in tensors:
         if tensor.ndim < dim:
             raise StructureError(f"expected {dim} or more batch axes, got shape {list(tensor.shape)}")

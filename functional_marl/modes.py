@@ -174,7 +174,35 @@ def drawing_from(seed: int) -> Iterator[None]:
 
 # Functions that draw, by name: a compiled call has no dispatch mode that could see their ops.
 _DRAWING = frozenset(
-    ["bernoulli", "bernoulli_", "binomial", "cauchy_", "exponential_", "fractional_max_pool2d", "fractional_max_pool3d", "geometric_", "gumbel_softmax", "log_normal_", "multinomial", "normal", "normal_", "poisson", "rand", "rand_like", "randint", "randint_like", "randn", "randn_like", "random_", "randperm", "rrelu", "rrelu_", "uniform_", "_standard_gamma", "_sample_dirichlet"]
+    [
+        "bernoulli",
+        "bernoulli_",
+        "binomial",
+        "cauchy_",
+        "exponential_",
+        "fractional_max_pool2d",
+        "fractional_max_pool3d",
+        "geometric_",
+        "gumbel_softmax",
+        "log_normal_",
+        "multinomial",
+        "normal",
+        "normal_",
+        "poisson",
+        "rand",
+        "rand_like",
+        "randint",
+        "randint_like",
+        "randn",
+        "randn_like",
+        "random_",
+        "randperm",
+        "rrelu",
+        "rrelu_",
+        "uniform_",
+        "_standard_gamma",
+        "_sample_dirichlet",
+    ]
 )
 _RECURRENT = frozenset(("lstm", "gru", "rnn_tanh", "rnn_relu"))
 _WHY = (

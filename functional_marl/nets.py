@@ -34,9 +34,7 @@ def mlp(*sizes: int, activation: Activation = nn.Tanh) -> Callable[[], nn.Module
     )
     """
     if len(sizes) < 2 or any(not isinstance(s, int) or s < 1 for s in sizes):
-        raise StructureError(
-            f"mlp: expected at least an input and an output size, positive ints, got {sizes}"
-        )
+        raise StructureError(f"mlp: expected at least an input and an output size, positive ints, got {sizes}")
     return partial(_mlp, sizes, activation)
 
 
@@ -67,9 +65,7 @@ def convnet(
     torch.Size([5, 200])
     """
     if len(channels) < 2:
-        raise StructureError(
-            f"convnet: expected the channels of the input and of every layer, got {channels}"
-        )
+        raise StructureError(f"convnet: expected the channels of the input and of every layer, got {channels}")
     n = len(channels) - 1
     each = [list(v) if isinstance(v, Sequence) else [v] * n for v in (kernel, stride, padding)]
     if any(len(v) != n for v in each):
@@ -159,9 +155,7 @@ class GRU(_Recurrent):
     def __init__(self, inputs: int, hidden: int) -> None:
         super().__init__(inputs, hidden, 3)
 
-    def forward(
-        self, x: Tensor, h: Tensor | None = None, reset: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, h: Tensor | None = None, reset: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Run over all steps."""
         h = x.new_zeros(*x.shape[:-2], self.hidden) if h is None else h
         # The inputs of all steps in one product: [*B, T, F] -> [*B, T, 3 H]

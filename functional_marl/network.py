@@ -56,9 +56,7 @@ class Network:
             "strategy",
         }
         if not changes.keys() <= allowed:
-            raise TypeError(
-                f"replace: unknown {sorted(changes.keys() - allowed)}; expected {sorted(allowed)}"
-            )
+            raise TypeError(f"replace: unknown {sorted(changes.keys() - allowed)}; expected {sorted(allowed)}")
         if "n_agents" in changes and "sharing" not in changes:
             raise SharingError("replace: a new n_agents needs a new sharing= too")
         given = _settings(self) | changes

@@ -60,9 +60,7 @@ def _mismatches(given: Mapping[str, Any], expected: Mapping[str, tuple[int, ...]
     return lines
 
 
-def _check(
-    given: Mapping[str, Any], net: Network, expected: Mapping[str, tuple[int, ...]], what: str
-) -> None:
+def _check(given: Mapping[str, Any], net: Network, expected: Mapping[str, tuple[int, ...]], what: str) -> None:
     if len(given) == len(expected):
         for name, shape in expected.items():
             value = given.get(name)
@@ -299,15 +297,11 @@ def stack_agents(
         raise StructureError(f"stack_agents: expected n_agents={n_agents} trees, got {len(trees)}")
     if not trees:
         raise StructureError("stack_agents: expected at least one tree, got none")
-    flat = [
-        named_tensors(t, "_parameters")[0] if isinstance(t, nn.Module) else as_flat_dict(t) for t in trees
-    ]
+    flat = [named_tensors(t, "_parameters")[0] if isinstance(t, nn.Module) else as_flat_dict(t) for t in trees]
     first = {name: tuple(leaf.shape) for name, leaf in flat[0].items()}
     lines = [line for i, tree in enumerate(flat) for line in _mismatches(tree, first, f"trees[{i}]")]
     if lines:
-        raise StructureError(
-            "stack_agents: the agents' trees differ from that of agent 0\n" + "\n".join(lines)
-        )
+        raise StructureError("stack_agents: the agents' trees differ from that of agent 0\n" + "\n".join(lines))
     slots = resolve(sharing, len(flat), first)
     return {name: _merged([tree[name] for tree in flat], slots[name], merge, name) for name in first}
 
@@ -389,8 +383,7 @@ def reshare(
     new_net = net.replace(n_agents=len(chosen), sharing=sharing)
     new = {**new_net.sharing, **new_net.state_sharing}
     return new_net, {
-        name: _merged([leaf[old[name][i]] for i in chosen], new[name], merge, name)
-        for name, leaf in params.items()
+        name: _merged([leaf[old[name][i]] for i in chosen], new[name], merge, name) for name, leaf in params.items()
     }
 
 

@@ -188,14 +188,11 @@ def _one(spec: Any, n_agents: int, where: str) -> Sharing:
             )
         return PRESETS[spec](n_agents)
     if isinstance(spec, bool) or not isinstance(spec, Iterable):
-        raise SharingError(
-            f"{where}: expected 'shared', 'independent', a list of slots or a Sharing, got {spec!r}"
-        )
+        raise SharingError(f"{where}: expected 'shared', 'independent', a list of slots or a Sharing, got {spec!r}")
     sharing = spec if isinstance(spec, Sharing) else Sharing(spec)
     if sharing.n_agents != n_agents:
         raise SharingError(
-            f"{where}: expected one slot for each of {n_agents} agents, got {sharing.n_agents}: "
-            f"{list(sharing)}"
+            f"{where}: expected one slot for each of {n_agents} agents, got {sharing.n_agents}: {list(sharing)}"
         )
     return sharing
 
@@ -221,9 +218,7 @@ def resolve(spec: SharingSpec, n_agents: int, names: Iterable[str]) -> dict[str,
     winner = {leaf: next((p for p in patterns if fnmatchcase(leaf, p)), None) for leaf in leaves}
     unmatched = [leaf for leaf, p in winner.items() if p is None]
     if unmatched:
-        raise SharingError(
-            f"sharing: no pattern of {list(patterns)} matches {unmatched}; end the mapping with '*'"
-        )
+        raise SharingError(f"sharing: no pattern of {list(patterns)} matches {unmatched}; end the mapping with '*'")
     idle = [p for p in patterns if p not in winner.values()]
     if idle:
         raise SharingError(

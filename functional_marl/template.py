@@ -67,11 +67,7 @@ class Template:
         again = named_tensors(self.draw(1), "_buffers")[0] if self.buffers else {}
         self.random_buffers = tuple(k for k, b in self.buffers.items() if not _same(b, again.get(k)))
         why = next(
-            (
-                _NO_RULE.format(type(m).__name__, k)
-                for k, m in module.named_modules()
-                if isinstance(m, _LOOPED)
-            ),
+            (_NO_RULE.format(type(m).__name__, k) for k, m in module.named_modules() if isinstance(m, _LOOPED)),
             "",
         )
         self.no_vmap = {False: why, True: why}  # train -> why this module cannot be evaluated by vmap, or ""
@@ -206,9 +202,7 @@ def _materialise(module: nn.Module, example: tuple[Any, ...] | None) -> None:
     if not lazy:
         return
     if example is None:
-        raise StructureError(
-            f"build: the lazy leaves {lazy} have no shapes yet; give example= one agent's input"
-        )
+        raise StructureError(f"build: the lazy leaves {lazy} have no shapes yet; give example= one agent's input")
     training = module.training
     with torch.no_grad():
         module.eval()(*example)

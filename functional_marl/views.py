@@ -30,9 +30,7 @@ class Inputs:
         """What one agent sees, as ``(args, kwargs)``; copies, for a module may write into its input."""
         return self.rebuild(
             [
-                leaf
-                if not isinstance(leaf, Tensor)
-                else (leaf if dim is None else leaf.select(dim, agent)).clone()
+                leaf if not isinstance(leaf, Tensor) else (leaf if dim is None else leaf.select(dim, agent)).clone()
                 for leaf, dim in zip(self.leaves, self.dims, strict=True)
             ]
         )
@@ -113,9 +111,7 @@ def _positive(leaf: Tensor, dim: int, n_agents: int, name: str) -> int:
             "agent_dim= takes a prefix with None for inputs that all agents see whole"
         )
     if shape[dim] != n_agents:
-        raise StructureError(
-            f"{name}: expected {n_agents} agents at dim {dim}, got {shape[dim]} in shape {shape}"
-        )
+        raise StructureError(f"{name}: expected {n_agents} agents at dim {dim}, got {shape[dim]} in shape {shape}")
     return dim % leaf.ndim
 
 

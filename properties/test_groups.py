@@ -70,9 +70,7 @@ def law_29_layout(group: Move, case: Case) -> None:
                 want = leaves(case.per_agent[agent], "")[path]
                 shape = [*want.shape[: case.batch_dims], len(members), *want.shape[case.batch_dims :]]
                 assert list(leaf.shape) == shape, f"law 29: {name}{path}: expected {shape}, got {leaf.shape}"
-                assert torch.equal(leaf[(*before, i)], want), (
-                    f"law 29: {name}{path}: agent {i} is not {agent!r}"
-                )
+                assert torch.equal(leaf[(*before, i)], want), f"law 29: {name}{path}: agent {i} is not {agent!r}"
 
 
 def law_30_partition(grouper: GroupMap, names: list[str], grouping: Any) -> None:
@@ -132,9 +130,7 @@ def name_lists() -> st.SearchStrategy[list[str]]:
 
 
 @st.composite
-def partitions(
-    draw: st.DrawFn, names: list[str], group_names: st.SearchStrategy[str]
-) -> dict[str, list[str]]:
+def partitions(draw: st.DrawFn, names: list[str], group_names: st.SearchStrategy[str]) -> dict[str, list[str]]:
     """A partition of the names in any order, with groups of any names in any order."""
     shuffled = draw(st.permutations(names))
     labels = draw(st.lists(group_names, min_size=1, max_size=len(names), unique=True))
@@ -186,9 +182,7 @@ def cases(draw: st.DrawFn) -> Case:
         structure = draw(structures())
         for name in members:
             tree = tree_map(filled, structure)
-            per_agent[name] = (
-                TensorDict({"tree": filled(torch.empty(2, device="meta"))}, batch) if flat else tree
-            )
+            per_agent[name] = TensorDict({"tree": filled(torch.empty(2, device="meta"))}, batch) if flat else tree
     order = draw(st.permutations(names))
     per_agent = {name: per_agent[name] for name in order}
     return Case(groups, TensorDict(per_agent, batch) if flat else per_agent, len(batch), draw(st.booleans()))
@@ -237,9 +231,7 @@ def test_law_32_no_alias(drawn: tuple[list[str], Any]) -> None:
 
 
 def ungroup_by_sorted_names(groups: Groups, tree: Any, batch_dims: int = 0, **kw: Any) -> Any:
-    return ungroup_agents(
-        {group: sorted(members) for group, members in groups.items()}, tree, batch_dims, **kw
-    )
+    return ungroup_agents({group: sorted(members) for group, members in groups.items()}, tree, batch_dims, **kw)
 
 
 def ungroup_without_lone_agents(groups: Groups, tree: Any, batch_dims: int = 0, **kw: Any) -> Any:

@@ -59,9 +59,7 @@ def gated() -> dict[str, Any]:
 
 def test_groups_are_evaluated_as_single_agents() -> None:
     seen = {
-        name: x
-        for group, members in GROUPS.items()
-        for name, x in zip(members, INPUTS[group].unbind(1), strict=True)
+        name: x for group, members in GROUPS.items() for name, x in zip(members, INPUTS[group].unbind(1), strict=True)
     }
     found = apply_groups(PLAIN, PARAMS, group_agents(GROUPS, seen, batch_dims=1))
     assert {group: list(y.shape) for group, y in found.items()} == {"wolf": [7, 3, 2], "sheep": [7, 1, 1]}
@@ -143,9 +141,7 @@ def test_params_and_inputs_may_be_tensordicts() -> None:
 def test_other_groups_are_an_error_that_names_them(what: str) -> None:
     given: dict[str, Any] = {**gated(), "mutable": {"wolf": False, "sheep": False}}
     given[what] = {"wolf": given[what]["wolf"], "goat": given[what]["sheep"]}
-    message = (
-        f"{what}: expected the groups 'wolf', 'sheep', got 'wolf', 'goat' (missing: 'sheep'; extra: 'goat')"
-    )
+    message = f"{what}: expected the groups 'wolf', 'sheep', got 'wolf', 'goat' (missing: 'sheep'; extra: 'goat')"
     with pytest.raises(GroupingError, match=re.escape(message + "; give one entry for each group of nets")):
         apply_groups(GATED, **given)
 

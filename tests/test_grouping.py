@@ -34,9 +34,7 @@ def test_premade_maps_are_those_of_torchrl(kind: str, names: list[str]) -> None:
     assert ours.get_group_map(names) == expected
     assert group_map(names, ours) == expected
     assert group_map(names, theirs) == expected
-    assert [kind.name for kind in MarlGroupMapType] == [
-        kind.name for kind in torchrl.envs.utils.MarlGroupMapType
-    ]
+    assert [kind.name for kind in MarlGroupMapType] == [kind.name for kind in torchrl.envs.utils.MarlGroupMapType]
 
 
 def test_premade_maps_are_those_of_the_reference_page() -> None:
@@ -142,9 +140,7 @@ def test_by_spec_errors() -> None:
     with pytest.raises(GroupingError, match=r"specs: no spec for agent 'b'; given are 'a'; add it"):
         group_map(["a", "b"], by_spec({"a": 1}))
     arrays = {"a": np.zeros(2), "b": np.zeros(2)}
-    with pytest.raises(
-        GroupingError, match=r"specs: expected True or False from comparing those of 'a' and 'b'"
-    ):
+    with pytest.raises(GroupingError, match=r"specs: expected True or False from comparing those of 'a' and 'b'"):
         by_spec(arrays)
     tensors = {"a": (torch.zeros(2),), "b": (torch.zeros(2),)}
     with pytest.raises(GroupingError, match=r"of 'a' and 'b', got an error: .*; give spaces"):
@@ -213,9 +209,7 @@ def test_group_map_refuses_a_function_without_a_name() -> None:
     def nothing(name: str) -> Any:
         return None
 
-    with pytest.raises(
-        GroupingError, match=r"grouping\('a'\): expected a group name, got None; return a string"
-    ):
+    with pytest.raises(GroupingError, match=r"grouping\('a'\): expected a group name, got None; return a string"):
         group_map(["a"], nothing)
 
 

@@ -180,9 +180,7 @@ def test_a_parallel_environment_with_two_kinds_of_agents() -> None:
     _, rewards, done, _, _ = env.step({k: v.item() for k, v in ungroup_agents(groups, actions).items()})
     assert list(group_agents(groups, rewards)["adversary"].shape) == [3]
     assert group_agents(groups, done)["agent"].tolist() == [False]
-    with pytest.raises(
-        StructureError, match=r"group 'agents' of .*per_agent\['agent_0'\]: expected shape \[16\]"
-    ):
+    with pytest.raises(StructureError, match=r"group 'agents' of .*per_agent\['agent_0'\]: expected shape \[16\]"):
         group_agents(group_map(env.agents, MarlGroupMapType.ALL_IN_ONE_GROUP), seen)
 
 
@@ -296,14 +294,10 @@ def test_tensordicts_of_other_make() -> None:
     back = ungroup_agents({"g": ["a"]}, {"g": TensorDict({"x": torch.zeros(1, 5, 3)}, [1, 5])})
     assert back["a"].batch_size == torch.Size([5])
     # Tensors right under the names, an empty entry, and a lazy stack.
-    flat = group_agents(
-        {"g": ["a", "b"]}, TensorDict({"a": torch.zeros(5, 3), "b": torch.ones(5, 3)}, [5]), 1
-    )
+    flat = group_agents({"g": ["a", "b"]}, TensorDict({"a": torch.zeros(5, 3), "b": torch.ones(5, 3)}, [5]), 1)
     assert flat["g"].shape == (5, 2, 3)
     assert group_agents({"g": ["a"]}, TensorDict({"a": TensorDict()}))["g"].is_empty()
-    lazy = tensordict.LazyStackedTensorDict(
-        TensorDict({"a": one, "b": one}), TensorDict({"a": one, "b": one})
-    )
+    lazy = tensordict.LazyStackedTensorDict(TensorDict({"a": one, "b": one}), TensorDict({"a": one, "b": one}))
     stacked = group_agents({"g": ["a", "b"]}, lazy)
     assert stacked.batch_size == torch.Size([])
     assert stacked["g", "x"].shape == (2, 2, 5, 3)
@@ -311,7 +305,5 @@ def test_tensordicts_of_other_make() -> None:
 
 def test_a_tensordict_with_more_than_agents() -> None:
     td = TensorDict({"a": torch.zeros(1), "done": torch.zeros(1)})
-    with pytest.raises(
-        GroupingError, match=r"per_agent: .*\(missing: none; extra: 'done'\); give every agent"
-    ):
+    with pytest.raises(GroupingError, match=r"per_agent: .*\(missing: none; extra: 'done'\); give every agent"):
         group_agents({"g": ["a"]}, td)

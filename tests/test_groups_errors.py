@@ -101,9 +101,7 @@ def test_group_agents_names_what_is_wrong(
 
 def test_batch_sizes_that_do_not_agree_are_an_error() -> None:
     one = TensorDict({"x": torch.zeros(5, 3), "y": torch.zeros(6, 3)})
-    with pytest.raises(
-        StructureError, match=r"group 'g' of 'a', 'b' does not stack, measured by 'a': .*batch"
-    ):
+    with pytest.raises(StructureError, match=r"group 'g' of 'a', 'b' does not stack, measured by 'a': .*batch"):
         group_agents({"g": ["a", "b"]}, {"a": one, "b": one}, 1)
 
 
@@ -112,9 +110,7 @@ def test_group_agents_refuses_a_map_that_is_no_partition() -> None:
         group_agents({"g": ["a", "b"], "h": ["a"]}, GOOD)
     with pytest.raises(GroupingError, match=r"groups\['g'\]: expected a list of agent names, got 'ab'"):
         group_agents({"g": "ab"}, GOOD)
-    with pytest.raises(
-        GroupingError, match=r"groups: expected a mapping from group to agent names, got None"
-    ):
+    with pytest.raises(GroupingError, match=r"groups: expected a mapping from group to agent names, got None"):
         group_agents(None, GOOD)  # pyright: ignore[reportArgumentType]
     with pytest.raises(GroupingError, match=r"names: expected at least one agent, got none"):
         ungroup_agents({}, {})

@@ -84,9 +84,7 @@ def _stack_outputs(outputs: list[Tree]) -> Tree:
         elif all(leaf == column[0] for leaf in column):
             stacked.append(column[0])
         else:
-            raise StructureError(
-                f"outputs: agents return different values that are no tensors: {list(column)}"
-            )
+            raise StructureError(f"outputs: agents return different values that are no tensors: {list(column)}")
     return rebuild[0](stacked)
 
 

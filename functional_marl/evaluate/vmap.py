@@ -77,9 +77,7 @@ def evaluate_vmap(call: Call) -> Result:
     return Result(rebuild_output[0](whole), dict(zip(call.state, after, strict=True)) if mutable else {})
 
 
-def _mapped(
-    leaves: dict[str, Tensor], slots: Any, every: bool = False
-) -> tuple[list[Tensor], list[int | None]]:
+def _mapped(leaves: dict[str, Tensor], slots: Any, every: bool = False) -> tuple[list[Tensor], list[int | None]]:
     """Leaves ``[S, *leaf]`` as vmap takes them: unmapped where all agents share, else ``[n, *leaf]``."""
     values: list[Tensor] = []
     dims: list[int | None] = []
