@@ -6,6 +6,7 @@ one line. The modules are made of torch's own layers; the factories pickle.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -40,7 +41,7 @@ def mlp(*sizes: int, activation: Activation = nn.Tanh) -> Callable[[], nn.Module
 
 def _mlp(sizes: Sequence[int], activation: Activation) -> nn.Module:
     layers: list[nn.Module] = []
-    for k, (before, after) in enumerate(zip(sizes, sizes[1:], strict=False)):
+    for k, (before, after) in enumerate(itertools.pairwise(sizes)):
         layers += [activation()] if k else []
         layers.append(nn.Linear(before, after))
     return nn.Sequential(*layers)
