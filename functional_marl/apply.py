@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from functional_marl.errors import RandomnessError, StructureError
-from functional_marl.evaluate import Call, Result, evaluate_loop, evaluate_vmap
+from functional_marl.evaluate import Call, Result, evaluate_loop, evaluate_plan, evaluate_vmap
 from functional_marl.interop import as_flat_dict
+from functional_marl.lowering import Plan, Unlowered
 from functional_marl.network import Network
 from functional_marl.parameters import check_params, check_state, init_state
 from functional_marl.random import Key, as_key
@@ -62,7 +63,8 @@ def apply(
             ``randomness="error"``, or one that the key cannot serve.
 
     ``net.strategy`` forces a way of evaluating: ``"loop"`` (one agent after the other), ``"vmap"``
-    (``torch.func.vmap``); ``"auto"`` takes vmap, and the loop for modules that vmap cannot map.
+    (``torch.func.vmap``), ``"plan"`` (batched kernels for modules made of known layers). ``"auto"`` takes
+    the plan where there is one, else vmap, and the loop for modules that vmap cannot map.
 
     >>> from torch import nn
     >>> from functional_marl import network, init_params
@@ -103,26 +105,48 @@ def _default_state(net: Network, params: dict[str, Tensor]) -> dict[str, Tensor]
 
 def _evaluate(call: Call) -> Result:
     """Evaluate in the way that the network asks for, or the fastest that fits."""
-    net = call.net
+    net, train = call.net, call.train
+    plan = net.plans[train]
     if net.strategy == "plan":
-        raise StructureError('strategy="plan": no layer is lowered yet; use "auto", "vmap" or "loop"')
-    if net.strategy == "loop" or (net.strategy == "auto" and net.template.no_vmap[call.train]):
+        if isinstance(plan, str):
+            raise StructureError(f'strategy="plan": {plan}; use "auto", which takes another way, or "vmap" or "loop"')
+        try:
+            return evaluate_plan(call, plan)
+        except Unlowered as why:
+            raise StructureError(f'strategy="plan": {why}; use "auto", which takes another way') from None
+    if net.strategy == "loop":
         return evaluate_loop(call)
-    if net.strategy == "vmap" or torch.compiler.is_dynamo_compiling():
+    if net.strategy == "vmap":
         return evaluate_vmap(call)
-    # What vmap consumed before it failed is given back, so that a seed means the same at every call.
-    before = torch.get_rng_state() if call.train and call.key is None else None
-    try:
-        return evaluate_vmap(call)
-    except (StructureError, RandomnessError):
-        raise
-    except (RuntimeError, ValueError, NotImplementedError) as error:
-        if before is not None:
-            torch.set_rng_state(before)
-        # The loop's own error, should it fail too, is the plainer one: nothing in it is about vmap.
-        result = evaluate_loop(call)
-        net.template.no_vmap[call.train] = f"vmap raised {type(error).__name__}: {str(error).splitlines()[0]}"
-        return result
+    # What a way consumed before it failed is given back, so that a seed means the same at every call.
+    before = torch.get_rng_state() if train and call.key is None and not torch.compiler.is_dynamo_compiling() else None
+    if isinstance(plan, Plan):
+        try:
+            return evaluate_plan(call, plan)
+        except (Unlowered, *_FAILURES) as error:
+            _give_up(error, before)
+    if not net.template.no_vmap[train]:
+        try:
+            return evaluate_vmap(call)
+        except _FAILURES as error:
+            _give_up(error, before)
+            # The loop's own error, should it fail too, is the plainer one: nothing in it is about vmap.
+            result = evaluate_loop(call)
+            net.template.no_vmap[train] = f"vmap raised {type(error).__name__}: {str(error).splitlines()[0]}"
+            return result
+    return evaluate_loop(call)
+
+
+# What torch raises where it has no batching rule, or where a module does not get what it needs.
+_FAILURES = (RuntimeError, ValueError, NotImplementedError, IndexError)
+
+
+def _give_up(error: Exception, before: Tensor | None) -> None:
+    """Raise what is an answer and not a failure of this way; else put the generator back."""
+    if isinstance(error, (StructureError, RandomnessError)) or torch.compiler.is_dynamo_compiling():
+        raise error
+    if before is not None:
+        torch.set_rng_state(before)
 
 
 def _reduce(after: Tensor, before: Tensor, sharing: Sharing) -> Tensor:
@@ -152,7 +176,7 @@ def tabulate(net: Network) -> str:
     leaf    shape      agents -> slots  numbers
     weight  [2, 2, 4]  0 0 1                 16
     bias    [1, 2]     shared                 2
-    3 agents, 18 numbers; strategy auto: vmap in evaluation, vmap in training
+    3 agents, 18 numbers; strategy auto: plan in evaluation, plan in training
     """
     rows = [("leaf", "shape", "agents -> slots", "numbers")]
     total = 0
@@ -169,11 +193,16 @@ def tabulate(net: Network) -> str:
     widths = [max(len(row[c]) for row in rows) for c in range(4)]
     lines = ["  ".join(cell.ljust(w) for cell, w in zip(row[:3], widths[:3], strict=True)) for row in rows]
     lines = [f"{line}  {row[3].rjust(widths[3])}" for line, row in zip(lines, rows, strict=True)]
-    ways: list[str] = []
-    for train, mode in ((False, "evaluation"), (True, "training")):
-        why = net.template.no_vmap[train] if net.strategy == "auto" else ""
-        ways.append(
-            f"loop in {mode} ({why})" if why else f"{'vmap' if net.strategy == 'auto' else net.strategy} in {mode}"
-        )
+    ways = [f"{_way(net, train)} in {mode}" for train, mode in ((False, "evaluation"), (True, "training"))]
     lines.append(f"{net.n_agents} agents, {total} numbers; strategy {net.strategy}: {', '.join(ways)}")
     return "\n".join(lines)
+
+
+def _way(net: Network, train: bool) -> str:
+    """The way that apply takes in a mode, and why not a faster one."""
+    plan, no_vmap = net.plans[train], net.template.no_vmap[train]
+    if net.strategy != "auto":
+        return net.strategy
+    if isinstance(plan, Plan):
+        return "plan"
+    return f"loop ({no_vmap})" if no_vmap else f"vmap (no plan: {plan})"

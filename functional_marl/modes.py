@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from functional_marl.dropout import DROPOUTS, Dropout, dropped, forbidden, mask_shape, rounded
 from functional_marl.errors import RandomnessError
 from functional_marl.random import bernoulli
 
@@ -251,16 +252,16 @@ class Keyed(TorchFunctionMode):
             raise RandomnessError(f"random operation {name}: {_WHY}")
         return func(*args, **kwargs)
 
-    def keep(self, like: Tensor, p: float, shape: tuple[int, ...]) -> Tensor:
-        """1 with probability ``1 - p`` and 0 elsewhere, in the dtype and on the device of ``like``."""
+    def drop(self, x: Tensor, p: float, kind: Dropout) -> Tensor:
+        """``x`` with a mask from the next site of the stream."""
+        if not 0.0 <= p <= 1.0:
+            raise ValueError(f"dropout: expected a probability in [0, 1], got {p}")
         if self.forbidden:
-            raise RandomnessError(
-                'a dropout drew in training under randomness="error": make the network with randomness="same" '
-                'or "different", or call apply with train=False'
-            )
+            raise forbidden()
         self.site += 1
-        drop = bernoulli(self.key.to(like.device), p, shape, self.site, self.agent)
-        return (~drop).to(like.dtype)
+        shape = mask_shape(kind, tuple(x.shape))
+        drop = bernoulli(self.key.to(x.device), p, shape, self.site, self.agent)
+        return dropped(x, ~drop, rounded(p), kind.alpha)
 
 
 def _drops_between_layers(args: tuple[Any, ...]) -> bool:
@@ -269,40 +270,15 @@ def _drops_between_layers(args: tuple[Any, ...]) -> bool:
     return bool(floats) and args[floats[0]] > 0.0 and bool(args[floats[0] + 1])
 
 
-def _dropped(mode: Keyed, x: Tensor, p: float, shape: tuple[int, ...], alpha: bool) -> Tensor:
-    """Dropout (Srivastava et al. 2014) or alpha dropout (Klambauer et al. 2017, arXiv:1706.02515)."""
-    if not 0.0 <= p <= 1.0:
-        raise ValueError(f"dropout: expected a probability in [0, 1], got {p}")
-    keep = mode.keep(x, p, shape)
-    p = round(p * 65536) / 65536  # the probability that the mask really has
-    if p == 1.0:
-        return x * torch.zeros_like(keep)
-    if not alpha:
-        return x * (keep / (1.0 - p))
-    low = -1.7580993408473766  # what a SELU saturates at: minus its scale times its alpha
-    scale = (1.0 - p) ** -0.5 * (1.0 + p * low**2) ** -0.5
-    return x * keep * scale + (1.0 - keep) * (low * scale) + (-low * scale * p)
-
-
-def _dropout_rule(alpha: bool = False, channels_of: int | None = None) -> Callable[..., Any]:
-    """How one dropout function draws; ``channels_of`` is the ndim of a batch of whole channels, if it
-    drops those, 0 where any ndim is a batch."""
-
-    def rule(mode: Keyed, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        given = dict(zip(("input", "p", "training", "inplace"), args, strict=False)) | kwargs
-        x: Tensor = given["input"]
-        p: float = given.get("p", 0.5)
-        if not given.get("training", given.get("train", True)) or p == 0.0:
-            return x
-        if channels_of is None:
-            shape = tuple(x.shape)
-        else:
-            lead = 1 if x.ndim < channels_of else 2  # a lone item [C, ...], or a batch [N, C, ...]
-            shape = (*x.shape[:lead], *[1] * (x.ndim - lead))
-        out = _dropped(mode, x, p, shape, alpha)
-        return x.copy_(out) if given.get("inplace", False) else out
-
-    return rule
+def _dropout(mode: Keyed, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Any of the dropout functions, whose third argument is called ``training`` or ``train``."""
+    given = dict(zip(("input", "p", "training", "inplace"), args, strict=False)) | kwargs
+    x: Tensor = given["input"]
+    p: float = given.get("p", 0.5)
+    if not given.get("training", given.get("train", True)) or p == 0.0:
+        return x
+    out = mode.drop(x, p, DROPOUTS[func])
+    return x.copy_(out) if given.get("inplace", False) else out
 
 
 def _attention(mode: Keyed, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -324,7 +300,7 @@ def _attention(mode: Keyed, func: Any, args: tuple[Any, ...], kwargs: dict[str, 
     if mask is not None:
         scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
     weights = scores.softmax(-1)
-    return _dropped(mode, weights, p, tuple(weights.shape), alpha=False) @ value
+    return mode.drop(weights, p, Dropout()) @ value
 
 
 def _multihead(mode: Keyed, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -333,16 +309,7 @@ def _multihead(mode: Keyed, func: Any, args: tuple[Any, ...], kwargs: dict[str, 
 
 
 _SERVED: dict[Any, Callable[..., Any]] = {
-    F.dropout: _dropout_rule(),
-    torch.dropout: _dropout_rule(),
-    F.dropout1d: _dropout_rule(channels_of=3),
-    F.dropout2d: _dropout_rule(channels_of=0),
-    F.dropout3d: _dropout_rule(channels_of=5),
-    torch.feature_dropout: _dropout_rule(channels_of=0),
-    F.alpha_dropout: _dropout_rule(alpha=True),
-    torch.alpha_dropout: _dropout_rule(alpha=True),
-    F.feature_alpha_dropout: _dropout_rule(alpha=True, channels_of=0),
-    torch.feature_alpha_dropout: _dropout_rule(alpha=True, channels_of=0),
+    **dict.fromkeys(DROPOUTS, _dropout),
     F.scaled_dot_product_attention: _attention,
     _MHA: _multihead,
 }

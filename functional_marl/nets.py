@@ -7,6 +7,7 @@ one line. The modules are made of torch's own layers; the factories pickle.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 from functional_marl.errors import StructureError
 
-__all__ = ["GRU", "LSTM", "convnet", "gru", "lstm", "mlp"]
+__all__ = ["GRU", "LSTM", "ConvNet", "convnet", "gru", "lstm", "mlp"]
 
 Activation = Callable[[], nn.Module]
 
@@ -71,10 +72,12 @@ def convnet(
     each = [list(v) if isinstance(v, Sequence) else [v] * n for v in (kernel, stride, padding)]
     if any(len(v) != n for v in each):
         raise StructureError(f"convnet: expected {n} kernels, strides and paddings, got {each}")
-    return partial(_ConvNet, tuple(channels), *map(tuple, each), activation)
+    return partial(ConvNet, tuple(channels), *map(tuple, each), activation)
 
 
-class _ConvNet(nn.Module):
+class ConvNet(nn.Module):
+    """The module that :func:`convnet` builds."""
+
     def __init__(
         self,
         channels: Sequence[int],
@@ -92,7 +95,8 @@ class _ConvNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """``[*B, C, H, W] -> [*B, F]``."""
         batch = x.shape[:-3]
-        return self.layers(x.reshape(-1, *x.shape[-3:])).reshape(*batch, -1)
+        out = self.layers(x.reshape(math.prod(batch), *x.shape[-3:]))
+        return out.reshape(*batch, out.shape[-1])
 
 
 def gru(inputs: int, hidden: int) -> Callable[[], nn.Module]:

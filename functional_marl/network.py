@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from functional_marl.errors import SharingError, StructureError
+from functional_marl.lowering import Plan, Unlowered, lower
 from functional_marl.sharing import Sharing, SharingSpec, resolve
 from functional_marl.template import Build, Template
 from functional_marl.trees import Tree, tree_map
@@ -38,6 +39,7 @@ class Network:
     template: Template = field(repr=False)
     param_shapes: dict[str, tuple[int, ...]] = field(repr=False)  # parameter leaf -> [S, *leaf]
     state_shapes: dict[str, tuple[int, ...]] = field(repr=False)  # buffer -> [S, *leaf]
+    plans: tuple[Plan | str, Plan | str] = field(repr=False)  # by train; or why there is none
 
     def replace(self, **changes: Any) -> Network:
         """The same template under other settings: ``sharing=``, ``n_agents=``, ``strategy=``, ...
@@ -123,7 +125,15 @@ def _network(
         template=template,
         param_shapes={k: (slots[k].n_slots, *leaf.shape) for k, leaf in template.params.items()},
         state_shapes={k: (slots[k].n_slots, *leaf.shape) for k, leaf in template.buffers.items()},
+        plans=(_plan(template, slots, n_agents, False), _plan(template, slots, n_agents, True)),
     )
+
+
+def _plan(template: Template, slots: dict[str, Sharing], n_agents: int, train: bool) -> Plan | str:
+    try:
+        return lower(template, slots, n_agents, train)
+    except Unlowered as why:
+        return str(why)
 
 
 def network(

@@ -115,16 +115,21 @@ def fold_in(key: Key, data: int | Tensor) -> Tensor:
 
 
 def words(key: Tensor, n: int, site: int = 0, agent: int | Tensor = 0) -> Tensor:
-    """``n`` random 32-bit words, ``[n]`` int64, from the stream ``(site, agent)`` of a key ``[2]``."""
+    """``n`` random 32-bit words from the stream ``(site, agent)`` of a key ``[2]``: ``[n]`` int64.
+
+    For agents ``[k, 1]`` the words of each of their streams, ``[k, n]``.
+    """
     block = torch.arange((n + 3) // 4, device=key.device)
     if isinstance(agent, Tensor):
         agent = agent.to(key.device)
-    # four words a block: [n / 4, 4] -> [n]
-    return torch.stack(philox4x32(key, (block, site, agent, _DRAW)), -1).flatten()[:n]
+    # four words a block: [..., n / 4, 4] -> [..., n]
+    return torch.stack(philox4x32(key, (block, site, agent, _DRAW)), -1).flatten(-2)[..., :n]
 
 
 def bernoulli(key: Key, p: float, shape: tuple[int, ...], site: int = 0, agent: int | Tensor = 0) -> Tensor:
     """Bools of a shape, each true with probability ``p`` (rounded to a multiple of ``1 / 65536``).
+
+    For agents ``[k, 1]`` those of each of their streams, ``[k, *shape]``.
 
     Two draws of 16 bits come from a word; the choice is part of the contract, for it fixes the bits.
 
@@ -133,8 +138,8 @@ def bernoulli(key: Key, p: float, shape: tuple[int, ...], site: int = 0, agent: 
     """
     n = math.prod(shape)
     word = words(as_key(key), (n + 1) // 2, site, agent)
-    halves = torch.stack((word & 0xFFFF, word >> 16), -1).flatten()[:n]
-    return (halves < round(p * 65536)).view(shape)
+    halves = torch.stack((word & 0xFFFF, word >> 16), -1).flatten(-2)[..., :n]
+    return (halves < round(p * 65536)).view(*word.shape[:-1], *shape)
 
 
 def uniform(key: Key, shape: tuple[int, ...] = (), dtype: torch.dtype = torch.float32) -> Tensor:

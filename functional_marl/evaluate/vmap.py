@@ -14,11 +14,12 @@ from torch.func import vmap
 from functional_marl.errors import StructureError
 from functional_marl.evaluate.call import Call, Result
 from functional_marl.evaluate.loop import buffers_changed
+from functional_marl.lowering import gather_slots
 from functional_marl.modes import run_keyed
 from functional_marl.sharing import Sharing
 from functional_marl.trees import Tree, flatten
 
-__all__ = ["evaluate_vmap", "gather_slots"]
+__all__ = ["evaluate_vmap"]
 
 
 def evaluate_vmap(call: Call) -> Result:
@@ -87,28 +88,6 @@ def _mapped(leaves: dict[str, Tensor], slots: Any, every: bool = False) -> tuple
         values.append(leaf[0] if whole else gather_slots(leaf, sharing))
         dims.append(None if whole else 0)
     return values, dims
-
-
-_indices: dict[tuple[Sharing, torch.device], Tensor] = {}
-
-
-def gather_slots(leaf: Tensor, sharing: Sharing) -> Tensor:
-    """``[S, *leaf] -> [n, *leaf]``: each agent's row; a view where no copy is needed."""
-    if sharing.is_independent:
-        return leaf
-    if sharing.is_shared:
-        return leaf.expand(sharing.n_agents, *leaf.shape[1:])
-    return leaf.index_select(0, slot_index(sharing, leaf.device))
-
-
-def slot_index(sharing: Sharing, device: torch.device) -> Tensor:
-    """The slots as an index tensor, kept: a list as index would be copied to the device at each call."""
-    if torch.compiler.is_dynamo_compiling():
-        return torch.tensor(sharing.slots, device=device)
-    at = (sharing, device)
-    if at not in _indices:
-        _indices[at] = torch.tensor(sharing.slots, device=device)
-    return _indices[at]
 
 
 def _device(call: Call) -> torch.device:

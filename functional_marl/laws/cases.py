@@ -1,0 +1,172 @@
+"""Subjects made of the zoo: a few words and a seed make one, so that a failure can be made again from them."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from functional_marl.laws.subject import Ops, Subject
+from functional_marl.laws.zoo import ZOO, Entry, Spec
+from functional_marl.network import Network, Randomness, Strategy, network
+from functional_marl.parameters import Params, init_params, init_state
+from functional_marl.sharing import SharingSpec
+from functional_marl.trees import Tree, flatten, tree_map
+
+__all__ = ["example_of", "leaf_names_of", "subject"]
+
+
+@lru_cache(maxsize=256)
+def _single(entry: Entry, joint: int) -> Network:
+    """The network of one agent of an entry, which sees ``joint`` agents' first inputs; built once."""
+    build = entry.build if joint == 1 or entry.joint is None else _Joint(entry, joint)
+    return network(build, 1, example=example_of(entry, joint))
+
+
+class _Joint:
+    """The factory of a joint module: pickles by the name of its entry."""
+
+    def __init__(self, entry: Entry, joint: int) -> None:
+        self.entry, self.joint = entry, joint
+
+    def __call__(self) -> Any:
+        assert self.entry.joint is not None
+        return self.entry.joint(self.joint)
+
+
+def example_of(entry: Entry, joint: int = 1, dtype: torch.dtype = torch.float32) -> tuple[Tree, ...]:
+    """One agent's zero inputs, with as few batch axes as the module takes."""
+    lead = (entry.batch_size,) * entry.batch_dims[0]
+
+    def zeros(spec: Spec, joint: int = 1) -> Tensor:
+        shape = (joint * spec.shape[0], *spec.shape[1:]) if joint > 1 else spec.shape
+        return torch.zeros((*lead, *shape), dtype=dtype if spec.high == 0 else torch.int64)
+
+    first, *rest = entry.inputs
+    return (tree_map(lambda spec: zeros(spec, joint), first), *(tree_map(zeros, tree) for tree in rest))
+
+
+def leaf_names_of(entry: Entry) -> list[str]:
+    """The names of the parameters and buffers of one agent."""
+    template = _single(entry, 1).template
+    return [*template.params, *template.buffers]
+
+
+def subject(
+    name: str,
+    *,
+    n_agents: int,
+    sharing: SharingSpec = "independent",
+    centralized: bool = False,
+    wide: bool = False,
+    batch: tuple[int, ...] = (),
+    agent_dims: int | tuple[int | None, ...] | None = None,
+    out_agent_dim: int | None = None,
+    randomness: Randomness = "different",
+    strategy: Strategy = "auto",
+    seed: int = 0,
+    ops: Ops | None = None,
+) -> Subject:
+    """A subject of the zoo, a function of its arguments: float64, every leaf moved off its initial value.
+
+    Args:
+        name: an entry of the zoo.
+        n_agents, sharing, centralized, randomness, strategy: as in :func:`functional_marl.network`.
+        wide: local agents that take ``n_agents`` times the features.
+        batch: the sizes of the batch axes.
+        agent_dims: where the agents are: one position for all inputs, or one an input (and one more for the
+            keyword inputs), None for an input that all agents see whole; by default behind the batch axes.
+        out_agent_dim: where outputs carry them; by default where the first input does.
+        seed: of the parameters, the state and the inputs.
+        ops: the operations under test.
+    """
+    entry = ZOO[name]
+    words = {
+        "n_agents": n_agents,
+        "sharing": sharing,
+        "centralized": centralized,
+        "wide": wide,
+        "batch": batch,
+        "agent_dims": agent_dims,
+        "out_agent_dim": out_agent_dim,
+        "randomness": randomness,
+        "strategy": strategy,
+        "seed": seed,
+    }
+    defaults = subject.__kwdefaults__ or {}
+    shown = [f"{k}={v!r}" for k, v in words.items() if k not in defaults or v != defaults[k]]
+    places = len(entry.inputs) + 1
+    given = len(batch) if agent_dims is None else agent_dims
+    dims = given if isinstance(given, tuple) else (given % (len(batch) + 1 + _depth(entry)),) * places
+    net = _single(entry, n_agents if centralized or wide else 1).replace(
+        n_agents=n_agents,
+        sharing=sharing,
+        centralized=centralized,
+        agent_dim=given if entry.kwargs or not isinstance(given, tuple) else given[:-1],
+        out_agent_dim=out_agent_dim,
+        randomness=randomness,
+        strategy=strategy,
+    )
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(tree: Tree, dim: int | None, width: int = 1) -> Tree:
+        lead = batch if dim is None else (n_agents, *batch)
+
+        def one(spec: Spec) -> Tensor:
+            shape = (width * spec.shape[0], *spec.shape[1:]) if width > 1 else spec.shape
+            return Spec(shape, spec.high).draw(lead, generator, torch.float64)
+
+        return tree_map(one, tree)
+
+    inputs = tuple(
+        draw(tree, dim, n_agents if wide and k == 0 else 1)
+        for k, (tree, dim) in enumerate(zip(entry.inputs, dims[:-1], strict=True))
+    )
+    first = next((dim for dim in dims if dim is not None), -2)
+    return Subject(
+        name=f"subject({', '.join([repr(name), *shown])})",
+        net=net,
+        params=_moved(init_params(net, seed, dtype=torch.float64), generator),
+        inputs=inputs,
+        dims=dims,
+        out_dim=first if out_agent_dim is None else out_agent_dim,
+        kwargs=draw(dict(entry.kwargs), dims[-1]),
+        state=_moved(init_state(net, seed, dtype=torch.float64), generator),
+        batch=batch,
+        least_batch_dims=entry.batch_dims[0],
+        traits=_traits(entry),
+        ways=("auto", "loop", "vmap") if entry.vmap else ("auto", "loop"),
+        build=net.template.build,
+        seed=seed,
+        ops=ops or Ops(),
+    )
+
+
+def _depth(entry: Entry) -> int:
+    """The number of axes of the first leaf of one agent's first input."""
+    return len(flatten(entry.inputs[0])[0][0].shape)
+
+
+def _traits(entry: Entry) -> frozenset[str]:
+    about = {
+        "random": entry.random,
+        "rows apart": entry.rows_apart,
+        "compiles": entry.compiles,
+        "vmap": entry.vmap,
+        "mask": entry.name == "mask",
+    }
+    return frozenset(word for word, true in about.items() if true)
+
+
+def _moved(leaves: Params, generator: torch.Generator) -> Params:
+    """Floats a random factor and step from where they start, integers a few up: no two slots agree."""
+    moved: Params = {}
+    for name, leaf in leaves.items():
+        if leaf.is_floating_point():
+            factor, step = torch.randn((2, *leaf.shape), generator=generator, dtype=torch.float64)
+            moved[name] = leaf * torch.exp(0.25 * factor) + 0.25 * step * step
+        else:
+            moved[name] = leaf + torch.randint(1, 100, leaf.shape, generator=generator)
+    return moved

@@ -1,0 +1,393 @@
+"""How each known layer runs for all agents at once: the rules of the plan.
+
+A value is ``(h, mapped)``: mapped, the agents are in front, ``h: [n, *what one agent sees]``; not mapped,
+all agents see the same ``h``. Every rule is proved equal to the loop, forward and backward, in the tests.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from functional_marl.dropout import batched_dropout
+from functional_marl.lowering.dense import gather_slots
+from functional_marl.sharing import Sharing
+
+__all__ = ["ELEMENTWISE", "PASSING", "Leaves", "Run", "Step", "Unlowered", "Value", "activation", "lower_layer"]
+
+
+class Unlowered(Exception):
+    """This module has no rule; the message says which and why."""
+
+
+@dataclass
+class Run:
+    """What one call of a plan carries from step to step."""
+
+    n_agents: int
+    params: dict[str, Tensor]  # [S, *leaf]
+    state: dict[str, Tensor]  # [S, *leaf]
+    key: Tensor | None
+    randomness: str
+    train: bool
+    site: int = 0
+
+
+Value = tuple[Tensor, bool]
+Step = Callable[[Run, Tensor, bool], Value]
+
+
+@dataclass(frozen=True)
+class Leaves:
+    """A layer's leaves: full names and slot maps by attribute."""
+
+    names: dict[str, str]
+    slots: dict[str, Sharing]
+
+    @property
+    def shared(self) -> bool:
+        """Whether all agents have the same leaves."""
+        return all(sharing.is_shared for sharing in self.slots.values())
+
+    def rows(self, run: Run, attribute: str) -> Tensor | None:
+        """The leaf as ``[k, *leaf]``, ``k`` 1 if the layer is shared and else ``n``; None if it has none."""
+        name = self.names.get(attribute)
+        if name is None:
+            return None
+        leaf = run.params[name] if name in run.params else run.state[name]
+        return leaf if self.shared else gather_slots(leaf, self.slots[attribute])
+
+
+# --- activations ---------------------------------------------------------------------------------------
+
+# Written in place behind a linear layer, whose result nobody else holds; autograd allows it for these.
+IN_PLACE: dict[type[nn.Module], Callable[[Tensor], Tensor]] = {
+    nn.Tanh: torch.tanh_,
+    nn.ReLU: torch.relu_,
+    nn.Sigmoid: torch.sigmoid_,
+}
+ELEMENTWISE: tuple[type[nn.Module], ...] = (
+    *IN_PLACE,
+    nn.CELU,
+    nn.ELU,
+    nn.GELU,
+    nn.Hardshrink,
+    nn.Hardsigmoid,
+    nn.Hardswish,
+    nn.Hardtanh,
+    nn.LeakyReLU,
+    nn.LogSigmoid,
+    nn.Mish,
+    nn.ReLU6,
+    nn.SELU,
+    nn.SiLU,
+    nn.Softplus,
+    nn.Softshrink,
+    nn.Softsign,
+    nn.Tanhshrink,
+    nn.Threshold,
+)
+
+
+def _pure(module: nn.Module) -> Callable[[Tensor], Tensor]:
+    """An own copy of a layer without parameters; it must not write into what it is given."""
+    own = copy.deepcopy(module)
+    if getattr(own, "inplace", False):
+        own.inplace = False  # pyright: ignore[reportAttributeAccessIssue]
+    return own.forward
+
+
+def activation(module: nn.Module, fresh: bool) -> Callable[[Tensor], Tensor]:
+    """The function of an elementwise layer; ``fresh``: it may write over its input."""
+    kind = type(module)
+    return IN_PLACE[kind] if fresh and kind in IN_PLACE else _pure(module)
+
+
+# --- layers that act on each row, without parameters ---------------------------------------------------
+
+
+def _rowwise(module: nn.Module, row_ndim: int) -> Step:
+    """A layer over rows of ``row_ndim`` axes with at most one batch axis: pooling and the like."""
+    call = _pure(module)
+
+    def step(run: Run, h: Tensor, mapped: bool) -> Value:
+        if not mapped or h.ndim == row_ndim + 1:  # [n, *row]: the agents are the batch
+            return call(h), mapped
+        if h.ndim != row_ndim + 2:
+            raise Unlowered(f"{type(module).__name__} over {h.ndim - 1} axes")
+        return call(h.flatten(0, 1)).unflatten(0, h.shape[:2]), mapped
+
+    return step
+
+
+def _along(module: nn.Module, dim: int | None) -> Step:
+    """A layer along one axis of what an agent sees: softmax."""
+    if dim is None:
+        raise Unlowered(f"{type(module).__name__} without dim")
+    shifted = copy.deepcopy(module)
+    shifted.dim = dim + 1 if dim >= 0 else dim  # pyright: ignore[reportAttributeAccessIssue]
+    plain = _pure(module)
+
+    def step(run: Run, h: Tensor, mapped: bool) -> Value:
+        if mapped and not -h.ndim < dim < h.ndim - 1:
+            raise Unlowered(f"no dim {dim} in {h.ndim - 1} axes")
+        return (shifted.forward(h) if mapped else plain(h)), mapped
+
+    return step
+
+
+def _flatten(module: nn.Flatten) -> Step:
+    start, end = module.start_dim, module.end_dim
+
+    def step(run: Run, h: Tensor, mapped: bool) -> Value:
+        ndim = h.ndim - mapped
+        first, last = start % ndim if ndim else 0, end % ndim if ndim else 0
+        return h.flatten(first + mapped, last + mapped), mapped
+
+    return step
+
+
+def _unflatten(module: nn.Unflatten) -> Step:
+    dim, sizes = module.dim, module.unflattened_size
+    if not isinstance(dim, int):
+        raise Unlowered("Unflatten of a named axis")
+
+    def step(run: Run, h: Tensor, mapped: bool) -> Value:
+        return torch.unflatten(h, dim + mapped if dim >= 0 else dim, tuple(sizes)), mapped  # pyright: ignore
+
+    return step
+
+
+def _dropout(function: Callable[..., Any], module: Any) -> Step:
+    p: float = module.p
+
+    def step(run: Run, h: Tensor, mapped: bool) -> Value:
+        if not run.train or p == 0.0:
+            return h, mapped
+        run.site += 1
+        return batched_dropout(function, h, p, mapped, run.n_agents, run.key, run.randomness, run.site)
+
+    return step
+
+
+# --- layers with leaves --------------------------------------------------------------------------------
+
+Rows = Callable[[str], Tensor | None]
+# x: [k, B, *row] and the leaves as [k, *leaf] -> [k, B, *row out]
+Inner = Callable[[Tensor, Rows, Run], Tensor]
+
+
+def _lifted(leaves: Leaves, inner: Inner, row_ndim: Callable[[int], int], batch: tuple[int, ...] = ()) -> Step:
+    """A layer over rows, for all agents: the axes ahead of a row become one batch axis.
+
+    Where all agents share the layer they are rows too, and ``k`` is 1. ``row_ndim`` gives the axes of a
+    row for the axes that an agent sees; ``batch`` the numbers of batch axes that the layer takes, if not any.
+    """
+
+    def step(run: Run, h: Tensor, mapped: bool) -> Value:
+        seen = h.shape[mapped:]
+        cut = len(seen) - row_ndim(len(seen))
+        if cut < 0 or (batch and cut not in batch):
+            raise Unlowered(f"an input of {len(seen)} axes")
+        lead, row = seen[:cut], seen[cut:]
+        size = math.prod(lead)
+        if leaves.shared:
+            x = h.reshape(1, size * (run.n_agents if mapped else 1), *row)
+        else:
+            h, mapped = (h if mapped else h.expand(run.n_agents, *h.shape)), True
+            x = h.reshape(run.n_agents, size, *row)
+        out = inner(x, lambda attribute: leaves.rows(run, attribute), run)
+        return out.reshape(*((run.n_agents,) if mapped else ()), *lead, *out.shape[2:]), mapped
+
+    return step
+
+
+def _affine(x: Tensor, rows: Rows, tail: int) -> Tensor:
+    """``x * weight + bias`` with leaves ``[k, *leaf]`` that lie ``tail`` axes from the end of ``x``."""
+    for attribute, operation in (("weight", torch.mul), ("bias", torch.add)):
+        leaf = rows(attribute)
+        if leaf is not None:
+            lead = x.ndim - tail - leaf.ndim
+            x = operation(x, leaf.reshape(leaf.shape[0], *[1] * lead, *leaf.shape[1:], *[1] * tail))
+    return x
+
+
+def _layer_norm(module: nn.LayerNorm, leaves: Leaves) -> Step:
+    shape, eps = tuple(module.normalized_shape), module.eps
+
+    def inner(x: Tensor, rows: Rows, run: Run) -> Tensor:
+        if x.shape[0] > 1:
+            return _affine(F.layer_norm(x, shape, None, None, eps), rows, 0)
+        weight, bias = rows("weight"), rows("bias")
+        return F.layer_norm(x, shape, None if weight is None else weight[0], None if bias is None else bias[0], eps)
+
+    return _lifted(leaves, inner, lambda ndim: len(shape))
+
+
+def _group_norm(module: nn.GroupNorm, leaves: Leaves) -> Step:
+    groups, channels, eps = module.num_groups, module.num_channels, module.eps
+
+    def inner(x: Tensor, rows: Rows, run: Run) -> Tensor:
+        if x.ndim < 3 or x.shape[2] != channels:
+            raise Unlowered("GroupNorm over other channels")
+        out = F.group_norm(x.flatten(0, 1), groups, None, None, eps).reshape(x.shape)
+        return _affine(out, rows, x.ndim - 3)
+
+    return _lifted(leaves, inner, lambda ndim: ndim - 1, batch=(1,))
+
+
+_BATCH_NORM_NDIM = {nn.BatchNorm1d: (2, 3), nn.BatchNorm2d: (4,), nn.BatchNorm3d: (5,)}
+
+
+def _batch_norm(module: Any, leaves: Leaves) -> Step:
+    channels, eps, ndims = module.num_features, module.eps, _BATCH_NORM_NDIM[type(module)]
+    if not module.track_running_stats:
+        raise Unlowered("without running statistics")
+
+    def inner(x: Tensor, rows: Rows, run: Run) -> Tensor:
+        if x.ndim - 1 not in ndims or x.shape[2] != channels:
+            raise Unlowered("BatchNorm over other axes")
+        # [k, B, C, ...] -> [B, k * C, ...]: the agents' channels side by side
+        flat = [None if row is None else row.flatten() for row in map(rows, ("running_mean", "running_var"))]
+        flat += [None if row is None else row.flatten() for row in map(rows, ("weight", "bias"))]
+        out = F.batch_norm(_channels_together(x), *flat, training=False, eps=eps)
+        return _channels_apart(out, x.shape[0])
+
+    return _lifted(leaves, inner, lambda ndim: ndim - 1, batch=(1,))
+
+
+def _channels_together(x: Tensor) -> Tensor:
+    """``[k, B, C, ...] -> [B, k * C, ...]``."""
+    return x[0] if x.shape[0] == 1 else x.transpose(0, 1).flatten(1, 2)
+
+
+def _channels_apart(x: Tensor, k: int) -> Tensor:
+    """``[B, k * C, ...] -> [k, B, C, ...]``."""
+    return x[None] if k == 1 else x.unflatten(1, (k, -1)).transpose(0, 1)
+
+
+_CONVOLUTIONS: dict[type[nn.Module], Any] = {
+    nn.Conv1d: F.conv1d,
+    nn.Conv2d: F.conv2d,
+    nn.Conv3d: F.conv3d,
+    nn.ConvTranspose2d: F.conv_transpose2d,
+}
+
+
+def _conv(module: Any, leaves: Leaves) -> Step:
+    """One grouped convolution, with a group (or as many as the layer has) for each agent."""
+    dims, groups, channels = len(module.kernel_size), module.groups, module.in_channels
+    convolve = _CONVOLUTIONS[type(module)]
+    extra = (module.output_padding,) if type(module) is nn.ConvTranspose2d else ()
+    if module.padding_mode != "zeros":
+        raise Unlowered(f"padding_mode={module.padding_mode!r}")
+
+    def inner(x: Tensor, rows: Rows, run: Run) -> Tensor:
+        if x.shape[2] != channels:
+            raise Unlowered("a convolution over other channels")
+        k, weight, bias = x.shape[0], rows("weight"), rows("bias")
+        assert weight is not None
+        named = {"stride": module.stride, "padding": module.padding, "dilation": module.dilation, "groups": k * groups}
+        if extra:
+            named["output_padding"] = module.output_padding
+        flat = None if bias is None else bias.flatten()
+        return _channels_apart(convolve(_channels_together(x), weight.flatten(0, 1), flat, **named), k)
+
+    return _lifted(leaves, inner, lambda ndim: dims + 1, batch=(0, 1))
+
+
+def _embedding(module: nn.Embedding, leaves: Leaves) -> Step:
+    if module.max_norm is not None or module.sparse or module.scale_grad_by_freq or module.padding_idx is not None:
+        raise Unlowered("Embedding with max_norm, sparse, scale_grad_by_freq or padding_idx")
+
+    def inner(x: Tensor, rows: Rows, run: Run) -> Tensor:
+        table = rows("weight")
+        assert table is not None
+        if table.shape[0] == 1 or x.dtype not in (torch.int64, torch.int32):
+            return F.embedding(x, table[0])
+        # Not one long table with offsets: an index out of range would read the next agent's row.
+        index = x.long()[..., None].expand(-1, -1, table.shape[2])
+        return table.gather(1, index)
+
+    return _lifted(leaves, inner, lambda ndim: 0)
+
+
+def _prelu(module: nn.PReLU, leaves: Leaves) -> Step:
+    def inner(x: Tensor, rows: Rows, run: Run) -> Tensor:
+        weight = rows("weight")
+        assert weight is not None
+        if module.num_parameters > 1 and (x.ndim < 3 or x.shape[2] != module.num_parameters):
+            raise Unlowered("PReLU over other channels")
+        tail = x.ndim - 3 if module.num_parameters > 1 else 0
+        lead = x.ndim - tail - weight.ndim
+        slope = weight.reshape(weight.shape[0], *[1] * lead, weight.shape[1], *[1] * tail)
+        return torch.where(x > 0, x, x * slope)
+
+    if module.num_parameters == 1:  # elementwise: any axes, a row is a number
+        return _lifted(leaves, lambda x, rows, run: inner(x[..., None], rows, run)[..., 0], lambda ndim: 0)
+    return _lifted(leaves, inner, lambda ndim: ndim - 1, batch=(1,))
+
+
+_WITH_LEAVES: dict[type[nn.Module], Callable[[Any, Leaves], Step]] = {
+    nn.LayerNorm: _layer_norm,
+    nn.GroupNorm: _group_norm,
+    nn.BatchNorm1d: _batch_norm,
+    nn.BatchNorm2d: _batch_norm,
+    nn.BatchNorm3d: _batch_norm,
+    nn.Conv1d: _conv,
+    nn.Conv2d: _conv,
+    nn.Conv3d: _conv,
+    nn.ConvTranspose2d: _conv,
+    nn.Embedding: _embedding,
+    nn.PReLU: _prelu,
+}
+_ROWWISE: dict[type[nn.Module], int] = {
+    **dict.fromkeys((nn.MaxPool1d, nn.AvgPool1d, nn.AdaptiveAvgPool1d, nn.AdaptiveMaxPool1d), 2),
+    **dict.fromkeys((nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d), 3),
+    **dict.fromkeys((nn.MaxPool3d, nn.AvgPool3d, nn.AdaptiveAvgPool3d, nn.AdaptiveMaxPool3d), 4),
+}
+_DROPOUT: dict[type[nn.Module], Callable[..., Any]] = {
+    nn.Dropout: F.dropout,
+    nn.Dropout1d: F.dropout1d,
+    nn.Dropout2d: F.dropout2d,
+    nn.Dropout3d: F.dropout3d,
+    nn.AlphaDropout: F.alpha_dropout,
+    nn.FeatureAlphaDropout: F.feature_alpha_dropout,
+}
+
+
+# They compute nothing: a plan of these alone would return its input.
+PASSING: tuple[type[nn.Module], ...] = (nn.Identity, nn.Flatten, nn.Unflatten, *_DROPOUT)
+
+
+def lower_layer(module: nn.Module, leaves: Leaves, train: bool) -> Step:
+    """The step of a layer that is neither linear nor elementwise, in one of the two modes.
+
+    Raises:
+        Unlowered: no rule for this layer.
+    """
+    kind = type(module)
+    if kind in _BATCH_NORM_NDIM and train:
+        raise Unlowered("it changes its buffers in training")
+    if kind in _WITH_LEAVES:
+        return _WITH_LEAVES[kind](module, leaves)
+    if kind in _ROWWISE:
+        return _rowwise(module, _ROWWISE[kind])
+    if kind in _DROPOUT:
+        return _dropout(_DROPOUT[kind], module)
+    if isinstance(module, nn.Flatten) and kind is nn.Flatten:
+        return _flatten(module)
+    if isinstance(module, nn.Unflatten) and kind is nn.Unflatten:
+        return _unflatten(module)
+    if isinstance(module, (nn.Softmax, nn.LogSoftmax)) and kind in (nn.Softmax, nn.LogSoftmax):
+        return _along(module, module.dim)
+    if kind is nn.Identity:
+        return lambda run, h, mapped: (h, mapped)
+    raise Unlowered(f"no rule for {kind.__name__}")

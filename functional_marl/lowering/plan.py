@@ -1,0 +1,206 @@
+"""The plan: a module made of known layers, lowered once to steps that run for all agents at once.
+
+No module is touched when a plan runs: it is plain torch on the stacked tensors, safe in threads, and
+``grad``, ``vmap`` over populations, ``compile`` and ``export`` go through it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from torch import Tensor, nn
+
+from functional_marl.lowering.dense import Affine, gather_slots, run_dense, run_dense_whole, run_shared
+from functional_marl.lowering.layers import (
+    ELEMENTWISE,
+    PASSING,
+    Leaves,
+    Run,
+    Step,
+    Unlowered,
+    Value,
+    activation,
+    lower_layer,
+)
+from functional_marl.nets import ConvNet
+from functional_marl.sharing import Sharing
+from functional_marl.template import Template
+
+__all__ = ["Plan", "lower", "register_container"]
+
+_CONTAINERS: set[type[nn.Module]] = {nn.Sequential}
+
+
+def register_container(kind: type[nn.Module]) -> None:
+    """Declare that modules of exactly this class run their children in order, and nothing else."""
+    _CONTAINERS.add(kind)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Steps in order."""
+
+    steps: tuple[Step, ...]
+
+    def __call__(self, run: Run, h: Tensor, mapped: bool) -> Value:
+        """The output ``[n, ...]``, or what all agents get alike and False."""
+        for step in self.steps:
+            h, mapped = step(run, h, mapped)
+        return h, mapped
+
+
+@dataclass(frozen=True)
+class _Linear:
+    weight: str
+    bias: str | None
+    sharing: Sharing
+
+
+@dataclass(frozen=True)
+class _Activation:
+    module: nn.Module
+
+
+_Layer = _Linear | _Activation | Step
+
+
+@dataclass(frozen=True)
+class _Lowering:
+    """What rules need to know: the template, and the slot map of every parameter and buffer."""
+
+    template: Template
+    slots: Mapping[str, Sharing]
+    n_agents: int
+    train: bool
+
+    def layers(self, module: nn.Module, name: str) -> Iterator[_Layer]:
+        """The layers of a straight-line module, in order; ``name`` is its path with a dot behind."""
+        kind = type(module)
+        if _has_hooks(module) or "forward" in module.__dict__:
+            raise Unlowered(f"{_named(name, kind)} has hooks or a forward of its own")
+        if kind in _CONTAINERS:
+            for key, child in module._modules.items():
+                yield from self.layers(child or nn.Identity(), f"{name}{key}.")
+        elif kind is nn.Linear:
+            yield self.linear(self.leaves(module, name))
+        elif kind in ELEMENTWISE:
+            yield _Activation(module)
+        elif isinstance(module, ConvNet) and kind is ConvNet:
+            yield _images(_merged(self.layers(module.layers, f"{name}layers.")))
+        else:
+            try:
+                yield lower_layer(module, self.leaves(module, name), self.train)
+            except Unlowered as why:
+                raise Unlowered(f"{_named(name, kind)}: {why}") from None
+
+    def leaves(self, module: nn.Module, name: str) -> Leaves:
+        """The leaves of a layer; a tied one goes by its first name."""
+        template, names = self.template, dict[str, str]()
+        for attribute in (*module._parameters, *module._buffers):
+            full = name + attribute
+            full = template.param_aliases.get(full, template.buffer_aliases.get(full, full))
+            if full in template.params or full in template.buffers:
+                names[attribute] = full
+        return Leaves(names, {attribute: self.slots[full] for attribute, full in names.items()})
+
+    def linear(self, leaves: Leaves) -> _Layer:
+        """A linear layer; where weight and bias are shared apart, one on every agent's copy of both."""
+        weight, bias, sharing = leaves.names["weight"], leaves.names.get("bias"), leaves.slots["weight"]
+        if bias is None or leaves.slots["bias"] == sharing:
+            return _Linear(weight, bias, sharing)
+        inner = _dense((Affine(weight, bias),), Sharing.independent(self.n_agents))
+
+        def step(run: Run, h: Tensor, mapped: bool) -> Value:
+            names = (weight, bias)
+            own = {name: gather_slots(run.params[name], self.slots[name]) for name in names}
+            return inner(replace(run, params=own), h, mapped)
+
+        return step
+
+
+def _named(name: str, kind: type[nn.Module]) -> str:
+    return f"{name.rstrip('.') or 'the module'} ({kind.__name__})"
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    return bool(
+        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    )
+
+
+def _merged(layers: Iterable[_Layer]) -> list[Step]:
+    """Linear layers that share alike, with the activations behind them, as one step; the others as they are."""
+    steps: list[Step] = []
+    run: list[Affine] = []
+    sharing: Sharing | None = None
+
+    def close() -> None:
+        if run and sharing is not None:
+            steps.append(_dense(tuple(run), sharing))
+            run.clear()
+
+    for layer in layers:
+        if isinstance(layer, _Linear):
+            if layer.sharing != sharing:
+                close()
+            sharing = layer.sharing
+            run.append(Affine(layer.weight, layer.bias))
+        elif isinstance(layer, _Activation):
+            if run:
+                last = run[-1]
+                act = activation(layer.module, fresh=not last.activations)
+                run[-1] = Affine(last.weight, last.bias, (*last.activations, act))
+            else:
+                steps.append(_pointwise(activation(layer.module, fresh=False)))
+        else:
+            close()
+            steps.append(layer)
+    close()
+    return steps
+
+
+def _pointwise(function: Callable[[Tensor], Tensor]) -> Step:
+    return lambda run, h, mapped: (function(h), mapped)
+
+
+def _dense(layers: tuple[Affine, ...], sharing: Sharing) -> Step:
+    """A run of linear layers, over any axes between the agents and the features."""
+
+    def step(run: Run, h: Tensor, mapped: bool) -> Value:
+        if h.ndim < 1 + mapped:
+            raise Unlowered("a linear layer over a number")
+        if sharing.is_shared:
+            return run_shared(layers, run.params, h), mapped
+        batch = h.shape[mapped:-1]
+        flat = h.reshape(*h.shape[:mapped], math.prod(batch), h.shape[-1])
+        out = (run_dense if mapped else run_dense_whole)(layers, run.params, flat, sharing)
+        return out.reshape(run.n_agents, *batch, out.shape[-1]), True
+
+    return step
+
+
+def _images(steps: Sequence[Step]) -> Step:
+    """``fm.nets.convnet``: any batch axes ahead of ``[C, H, W]``, flat features behind them."""
+
+    def step(run: Run, h: Tensor, mapped: bool) -> Value:
+        lead = h.shape[mapped:-3]
+        h = h.reshape(*h.shape[:mapped], math.prod(lead), *h.shape[-3:])
+        for inner in steps:
+            h, mapped = inner(run, h, mapped)
+        return h.reshape(*h.shape[:mapped], *lead, *h.shape[mapped + 1 :]), mapped
+
+    return step
+
+
+def lower(template: Template, slots: Mapping[str, Sharing], n_agents: int, train: bool) -> Plan:
+    """The plan of a template in one of the two modes, under slot maps for parameters and buffers.
+
+    Raises:
+        Unlowered: says which part has no rule, and why.
+    """
+    modules = [module for _, module in template.modules()]
+    if all(type(module) in (*PASSING, *_CONTAINERS) for module in modules):
+        raise Unlowered("nothing is computed")  # the output would be a view of the input
+    return Plan(tuple(_merged(_Lowering(template, slots, n_agents, train).layers(modules[0], ""))))
