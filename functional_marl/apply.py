@@ -13,7 +13,7 @@ from functional_marl.evaluate import Call, Result, evaluate_loop, evaluate_plan,
 from functional_marl.interop import as_flat_dict
 from functional_marl.lowering import Plan, Unlowered
 from functional_marl.network import Network
-from functional_marl.parameters import check_params, check_state, init_state
+from functional_marl.parameters import check_params, check_state, default_state
 from functional_marl.random import Key, as_key
 from functional_marl.sharing import Sharing
 from functional_marl.trees import Tree
@@ -72,9 +72,13 @@ def apply(
     >>> apply(net, init_params(net, 0), torch.zeros(5, 3, 4)).shape
     torch.Size([5, 3, 2])
     """
+    if net.direct is not None and len(inputs) == 1 and kwargs is None and state is None and not mutable and key is None:
+        x = inputs[0]
+        if isinstance(x, Tensor) and type(params) is dict and (y := net.direct(params, x)) is not None:
+            return y
     params = as_flat_dict(params)
     check_params(net, params)
-    buffers = _default_state(net, params) if state is None else as_flat_dict(state)
+    buffers = default_state(net, params) if state is None else as_flat_dict(state)
     if state is not None:
         check_state(net, buffers)
     call = Call(
@@ -93,16 +97,6 @@ def apply(
     return outputs, {name: _reduce(result.state[name], buffers[name], net.state_sharing[name]) for name in buffers}
 
 
-def _default_state(net: Network, params: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The initial buffers, on the device of the params and in their floating dtype."""
-    if not net.template.buffers:
-        return {}
-    like = next(iter(params.values()), None)
-    if like is None:
-        return init_state(net)
-    return init_state(net, device=like.device, dtype=like.dtype if like.is_floating_point() else None)
-
-
 def _evaluate(call: Call) -> Result:
     """Evaluate in the way that the network asks for, or the fastest that fits."""
     net, train = call.net, call.train
@@ -119,7 +113,8 @@ def _evaluate(call: Call) -> Result:
     if net.strategy == "vmap":
         return evaluate_vmap(call)
     # What a way consumed before it failed is given back, so that a seed means the same at every call.
-    before = torch.get_rng_state() if train and call.key is None and not torch.compiler.is_dynamo_compiling() else None
+    draws = call.key is None and (train or not isinstance(plan, Plan))  # a module may draw in evaluation too
+    before = torch.get_rng_state() if draws and not torch.compiler.is_dynamo_compiling() else None
     if isinstance(plan, Plan):
         try:
             return evaluate_plan(call, plan)

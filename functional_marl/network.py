@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 from dataclasses import dataclass, field
 from typing import Any, Literal, cast, get_args
 
@@ -9,10 +10,10 @@ import torch
 from torch import nn
 
 from functional_marl.errors import SharingError, StructureError
-from functional_marl.lowering import Plan, Unlowered, lower
+from functional_marl.lowering import Direct, Plan, Unlowered, lower
 from functional_marl.sharing import Sharing, SharingSpec, resolve
 from functional_marl.template import Build, Template
-from functional_marl.trees import Tree, tree_map
+from functional_marl.trees import Tree, flatten, tree_map
 
 __all__ = ["Network", "Randomness", "Strategy", "network"]
 
@@ -40,6 +41,7 @@ class Network:
     param_shapes: dict[str, tuple[int, ...]] = field(repr=False)  # parameter leaf -> [S, *leaf]
     state_shapes: dict[str, tuple[int, ...]] = field(repr=False)  # buffer -> [S, *leaf]
     plans: tuple[Plan | str, Plan | str] = field(repr=False)  # by train; or why there is none
+    direct: Direct | None = field(repr=False)  # for the commonest call, in both modes
 
     def replace(self, **changes: Any) -> Network:
         """The same template under other settings: ``sharing=``, ``n_agents=``, ``strategy=``, ...
@@ -69,7 +71,10 @@ class Network:
     @property
     def spec(self) -> dict[str, Sharing]:
         """The slot maps of parameters and buffers in one mapping, as ``sharing=`` takes it."""
-        return {**self.sharing, **self.state_sharing}
+        return {glob.escape(name): slots for name, slots in (*self.sharing.items(), *self.state_sharing.items())}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Network:
+        return self  # immutable; a copy by pickling would lose a factory that is a lambda
 
     def _identity(self) -> tuple[Any, ...]:
         # Unpickled without its factory a network is known to equal only those over the same template.
@@ -112,7 +117,18 @@ def _network(
     ):
         if value not in choices:
             raise StructureError(f"{name}: expected one of {', '.join(map(repr, choices))}, got {value!r}")
+    for name, dims in (("agent_dim", agent_dim), ("out_agent_dim", out_agent_dim)):
+        wrong = [dim for dim in flatten(dims)[0] if not isinstance(dim, int)]
+        if wrong:
+            raise StructureError(f"{name}: expected ints and None, got {wrong} in {dims!r}")
     slots = resolve(sharing, n_agents, [*template.params, *template.buffers])
+    plans = (_plan(template, slots, n_agents, False), _plan(template, slots, n_agents, True))
+    param_shapes = {k: (slots[k].n_slots, *leaf.shape) for k, leaf in template.params.items()}
+    direct: Direct | None = None
+    plain = agent_dim == -2 and out_agent_dim is None and not centralized and strategy in ("auto", "plan")
+    if plain and isinstance(plans[0], Plan) and plans[0].dense:
+        layers, used = plans[0].dense
+        direct = Direct(layers, param_shapes, used) if used.is_shared or used.is_independent else None
     return Network(
         n_agents=n_agents,
         sharing={k: slots[k] for k in template.params},
@@ -123,9 +139,10 @@ def _network(
         randomness=randomness,
         strategy=strategy,
         template=template,
-        param_shapes={k: (slots[k].n_slots, *leaf.shape) for k, leaf in template.params.items()},
+        param_shapes=param_shapes,
         state_shapes={k: (slots[k].n_slots, *leaf.shape) for k, leaf in template.buffers.items()},
-        plans=(_plan(template, slots, n_agents, False), _plan(template, slots, n_agents, True)),
+        plans=plans,
+        direct=direct,
     )
 
 

@@ -29,6 +29,7 @@ __all__ = [
     "check_params",
     "check_state",
     "combine",
+    "default_state",
     "init_params",
     "init_state",
     "partition",
@@ -92,7 +93,7 @@ def check_state(net: Network, state: Mapping[str, Any]) -> None:
 
 def _slot_maps(net: Network, tree: Mapping[str, Any]) -> Mapping[str, Sharing]:
     """The slot maps of a checked tree: params, or a state if its names are those of the buffers."""
-    if tree.keys() == net.state_sharing.keys() and tree:
+    if tree.keys() == net.state_sharing.keys():  # also {}, the state of a network without buffers
         check_state(net, tree)
         return net.state_sharing
     check_params(net, tree)
@@ -111,20 +112,15 @@ def _draw(
 ) -> Params:
     shapes = net.param_shapes if kind == "_parameters" else net.state_shapes
     out: Params = {}
-    last: nn.Module | None = None
     batch = tuple(key.shape[:-1])
+    if 0 in batch:
+        raise StructureError(f"key: expected at least one key, got an empty batch of shape {list(key.shape)}")
     count = max((shape[0] for shape in shapes.values()), default=0)
     # [P, S] seeds: the two words of the key of each slot
     words = split(key.reshape(-1, 2), count).transpose(0, 1).tolist()
     for p, slot_words in enumerate(words):
         for slot, (high, low) in enumerate(slot_words):
             module = net.template.draw(high << 32 | low)
-            if module is last:
-                raise StructureError(
-                    "build: the function returned the same module twice; return a new one each time, or pass the "
-                    "module itself"
-                )
-            last = module
             drawn = named_tensors(module, kind)[0]
             for name, shape in shapes.items():
                 leaf = drawn.get(name)
@@ -204,6 +200,14 @@ def init_state(
     }
 
 
+def default_state(net: Network, params: Mapping[str, Tensor]) -> Params:
+    """The initial buffers, on the device of the params and in their floating dtype."""
+    if not net.template.buffers:
+        return {}
+    like = next((leaf for leaf in params.values() if leaf.is_floating_point()), None)
+    return init_state(net) if like is None else init_state(net, device=like.device, dtype=like.dtype)
+
+
 # --- one agent -----------------------------------------------------------------------------------------
 
 
@@ -255,7 +259,7 @@ def agent_module(
     Linear(in_features=4, out_features=2, bias=True)
     """
     own = agent_params(net, params, agent)
-    state = init_state(net) if state is None else as_flat_dict(state)
+    state = default_state(net, as_flat_dict(params)) if state is None else as_flat_dict(state)
     check_state(net, state)
     return net.template.module(own, _of_agent(net, state, net.state_sharing, agent))
 
@@ -324,7 +328,7 @@ def _merged(leaves: Sequence[Tensor], sharing: Sharing, merge: Merge, name: str)
         elif merge == "error":
             differ = [i for i in agents if not _equal(leaves[i].detach(), leader)]
             if differ:
-                gap = float((leaves[differ[0]].detach() - leader).abs().max())
+                gap = float((leaves[differ[0]].detach().to(torch.complex128) - leader).abs().max())
                 raise SharingError(
                     f"{name}: agents {list(agents)} are to share slot {slot}, but agent {differ[0]} differs from "
                     f'agent {agents[0]} by up to {gap:.3g}; give merge="mean" or merge="first"'

@@ -48,7 +48,10 @@ class Sharing(Sequence[int]):
             raise SharingError(f"sharing: expected one int slot an agent, got {slots!r}") from None
         if not given:
             raise SharingError("sharing: expected at least one agent, got none")
-        count = max(given) + 1 if n_slots is None else _as_index(n_slots)
+        try:
+            count = max(given) + 1 if n_slots is None else _as_index(n_slots)
+        except TypeError:
+            raise SharingError(f"sharing: expected an int as n_slots, got {n_slots!r}") from None
         wrong = [f"agent {i} in slot {s}" for i, s in enumerate(given) if not 0 <= s < count]
         if wrong:
             raise SharingError(
@@ -138,9 +141,14 @@ class Sharing(Sequence[int]):
     def refines(self, other: Sharing) -> bool:
         """Whether agents that share here share there too: going from ``other`` to here loses nothing.
 
+        Raises:
+            SharingError: another number of agents.
+
         >>> Sharing.independent(2).refines(Sharing.shared(2))
         True
         """
+        if self.n_agents != other.n_agents:
+            raise SharingError(f"refines: expected a sharing of {self.n_agents} agents, got {other.n_agents}: {other}")
         pairs = set(zip(self._slots, other._slots, strict=True))
         return len(pairs) == len(set(self._slots))
 

@@ -10,6 +10,7 @@ import itertools
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import optree
@@ -24,6 +25,15 @@ Tree = Any
 _NAMESPACE = "functional_marl"
 _registered: list[bool] = []
 _registering = threading.Lock()
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """What a TensorDict is besides its leaves; how many axes those have makes no other structure."""
+
+    names: tuple[str, ...]
+    batch_dims: int
+    ndims: tuple[int, ...] = field(compare=False)
 
 
 def is_tensordict(tree: Tree) -> bool:
@@ -49,19 +59,21 @@ def _register_tensordicts() -> None:
 def _register() -> None:
     import tensordict as td
 
-    def unflatten(meta: tuple[tuple[str, ...], int], children: Sequence[Any]) -> Any:
-        # Batch dims are leading dims in common: of the old number of them, those that still agree.
-        names, batch_dims = meta
+    def unflatten(layout: _Layout, children: Sequence[Any]) -> Any:
+        # Batch dims are leading dims in common. An axis that the leaves gained or lost is taken for one of
+        # them: too few batch dims are always valid, too many are not.
+        gained = min((child.ndim - ndim for child, ndim in zip(children, layout.ndims, strict=True)), default=0)
         alike = itertools.takewhile(
             lambda sizes: len(set(sizes)) == 1, zip(*(child.shape for child in children), strict=False)
         )
-        batch = [sizes[0] for sizes in alike][:batch_dims]
-        return td.TensorDict(dict(zip(names, children, strict=True)), batch_size=batch)
+        batch = [sizes[0] for sizes in alike][: max(0, layout.batch_dims + gained)]
+        return td.TensorDict(dict(zip(layout.names, children, strict=True)), batch_size=batch)
 
-    def flatten_sorted(d: Any) -> tuple[list[Any], tuple[tuple[str, ...], int], tuple[str, ...]]:
+    def flatten_sorted(d: Any) -> tuple[list[Any], _Layout, tuple[str, ...]]:
         # Sorted as optree sorts a dict's keys: the order of insertion makes no difference of structure.
         names = tuple(sorted(d.keys()))
-        return [d.get(name) for name in names], (names, d.batch_dims), names
+        children = [d.get(name) for name in names]
+        return children, _Layout(names, d.batch_dims, tuple(child.ndim for child in children)), names
 
     for kind in (td.TensorDict, td.LazyStackedTensorDict, td.TensorDictParams):
         optree.register_pytree_node(  # pyright: ignore[reportUnknownMemberType]

@@ -117,6 +117,11 @@ def _positive(leaf: Tensor, dim: int, n_agents: int, name: str) -> int:
 
 def _merge(leaves: list[Any], dims: list[int | None], first: int) -> None:
     """Merge the agent axis of the first input's leaves into the next axis; all agents see them whole."""
+    if all(dim is None for dim in dims[:first]):
+        raise StructureError(
+            "inputs[0]: expected a positional input that carries the agents, for centralized merges their axis; "
+            "got none"
+        )
     for k in range(first):
         dim = dims[k]
         if dim is None:

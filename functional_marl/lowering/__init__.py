@@ -1,14 +1,15 @@
 """From the module of one agent to batched steps: what the plan strategy runs.
 
 Imports go down: ``plan`` (straight-line modules to steps) -> ``layers`` (one rule a layer) -> ``dense``
-(runs of linear layers, the size rules).
+(runs of linear layers, the size rules). ``direct`` is the commonest plan with all decisions taken ahead.
 """
 
 from functional_marl.lowering.dense import gather_slots as gather_slots
+from functional_marl.lowering.direct import Direct as Direct
 from functional_marl.lowering.layers import Run as Run
 from functional_marl.lowering.layers import Unlowered as Unlowered
 from functional_marl.lowering.plan import Plan as Plan
 from functional_marl.lowering.plan import lower as lower
 from functional_marl.lowering.plan import register_container as register_container
 
-__all__ = ["Plan", "Run", "Unlowered", "gather_slots", "lower", "register_container"]
+__all__ = ["Direct", "Plan", "Run", "Unlowered", "gather_slots", "lower", "register_container"]

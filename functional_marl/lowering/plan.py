@@ -40,9 +40,10 @@ def register_container(kind: type[nn.Module]) -> None:
 
 @dataclass(frozen=True)
 class Plan:
-    """Steps in order."""
+    """Steps in order; ``dense`` where all of it is one run of linear layers under one slot map."""
 
     steps: tuple[Step, ...]
+    dense: tuple[tuple[Affine, ...], Sharing] | None = None
 
     def __call__(self, run: Run, h: Tensor, mapped: bool) -> Value:
         """The output ``[n, ...]``, or what all agents get alike and False."""
@@ -130,30 +131,38 @@ def _has_hooks(module: nn.Module) -> bool:
     )
 
 
+def _affines(layers: Iterable[_Layer]) -> list[Affine]:
+    """Linear layers with the activations behind them."""
+    run: list[Affine] = []
+    for layer in layers:
+        if isinstance(layer, _Linear):
+            run.append(Affine(layer.weight, layer.bias))
+        elif isinstance(layer, _Activation):
+            last = run[-1]
+            act = activation(layer.module, fresh=not last.activations)
+            run[-1] = Affine(last.weight, last.bias, (*last.activations, act))
+    return run
+
+
 def _merged(layers: Iterable[_Layer]) -> list[Step]:
     """Linear layers that share alike, with the activations behind them, as one step; the others as they are."""
     steps: list[Step] = []
-    run: list[Affine] = []
-    sharing: Sharing | None = None
+    run: list[_Linear | _Activation] = []
 
     def close() -> None:
-        if run and sharing is not None:
-            steps.append(_dense(tuple(run), sharing))
-            run.clear()
+        if run and isinstance(run[0], _Linear):
+            steps.append(_dense(tuple(_affines(run)), run[0].sharing))
+        run.clear()
 
     for layer in layers:
         if isinstance(layer, _Linear):
-            if layer.sharing != sharing:
+            if run and isinstance(run[0], _Linear) and run[0].sharing != layer.sharing:
                 close()
-            sharing = layer.sharing
-            run.append(Affine(layer.weight, layer.bias))
+            run.append(layer)
+        elif isinstance(layer, _Activation) and run:
+            run.append(layer)
         elif isinstance(layer, _Activation):
-            if run:
-                last = run[-1]
-                act = activation(layer.module, fresh=not last.activations)
-                run[-1] = Affine(last.weight, last.bias, (*last.activations, act))
-            else:
-                steps.append(_pointwise(activation(layer.module, fresh=False)))
+            steps.append(_pointwise(activation(layer.module, fresh=False)))
         else:
             close()
             steps.append(layer)
@@ -203,4 +212,9 @@ def lower(template: Template, slots: Mapping[str, Sharing], n_agents: int, train
     modules = [module for _, module in template.modules()]
     if all(type(module) in (*PASSING, *_CONTAINERS) for module in modules):
         raise Unlowered("nothing is computed")  # the output would be a view of the input
-    return Plan(tuple(_merged(_Lowering(template, slots, n_agents, train).layers(modules[0], ""))))
+    layers = list(_Lowering(template, slots, n_agents, train).layers(modules[0], ""))
+    steps = _merged(layers)
+    first = layers[0]
+    if len(steps) == 1 and isinstance(first, _Linear):
+        return Plan(tuple(steps), (tuple(_affines(layers)), first.sharing))
+    return Plan(tuple(steps))

@@ -1,0 +1,68 @@
+"""The commonest call with nothing in its way: one run of linear layers on one tensor ``[B, n, F]``.
+
+At 3 agents, width 64 and batch 1 the products cost 18 us and everything around them counts. This is the
+plan's own arithmetic with all decisions taken ahead: it answers None to any call that it was not made
+for, and the general way then answers or raises.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from functional_marl.lowering.dense import CHUNK_ABOVE, FEATURE_MAJOR_FROM, Affine
+from functional_marl.sharing import Sharing
+
+__all__ = ["Direct"]
+
+_Layer = tuple[str, tuple[int, ...], str | None, tuple[int, ...], tuple[Callable[[Tensor], Tensor], ...]]
+
+
+class Direct:
+    """A run of linear layers, shared by all agents or by none, over ``x: [B, n, F] -> [B, n, F_out]``."""
+
+    def __init__(self, layers: Sequence[Affine], shapes: dict[str, tuple[int, ...]], sharing: Sharing) -> None:
+        self.layers: list[_Layer] = [
+            (a.weight, shapes[a.weight], a.bias, shapes[a.bias] if a.bias else (), a.activations) for a in layers
+        ]
+        self.count = len(shapes)
+        self.n_agents = sharing.n_agents
+        self.features = shapes[layers[0].weight][2]
+        self.shared = sharing.is_shared
+        widest = max(shapes[a.weight][1] for a in layers)
+        self.most = CHUNK_ABOVE // (8 * widest)  # rows that need no chunks, also in float64
+
+    def __call__(self, params: dict[str, Tensor], x: Tensor) -> Tensor | None:
+        """The output, or None where the call is not of this kind or does not fit."""
+        if len(params) != self.count or x.dim() != 3 or torch.compiler.is_dynamo_compiling():
+            return None
+        batch, n, features = x.shape
+        if n != self.n_agents or features != self.features or batch * n > self.most:
+            return None
+        # [B, n, F] -> [n, B, F], or [1, B * n, F] where agents are rows like others
+        shared = self.shared
+        h = x.reshape(1, batch * n, features) if shared else x.transpose(0, 1)
+        feature_major = h.shape[1] >= FEATURE_MAJOR_FROM
+        if feature_major:
+            h = h.mT
+        for name, shape, bias_name, bias_shape, activations in self.layers:
+            weight = params.get(name)
+            if weight is None or weight.shape != shape:
+                return None
+            if bias_name is None:
+                h = torch.bmm(weight, h) if feature_major else torch.bmm(h, weight.mT)
+            else:
+                bias = params.get(bias_name)
+                if bias is None or bias.shape != bias_shape:
+                    return None
+                if feature_major:
+                    h = torch.baddbmm(bias.unsqueeze(2), weight, h)
+                else:
+                    h = torch.baddbmm(bias if shared else bias.unsqueeze(1), h, weight.mT)
+            for activation in activations:
+                h = activation(h)
+        if feature_major:
+            h = h.mT
+        return h.reshape(batch, n, -1) if shared else h.transpose(0, 1)
