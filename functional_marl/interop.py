@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from functional_marl.errors import StructureError
@@ -35,7 +36,6 @@ def to_tensordict(params: Mapping[str, Tensor]) -> TensorDict:
     Its batch size is ``[S]`` where all leaves have the same number of slots, else ``[]``.
     ``pytorch.org/tensordict`` has the class.
 
-    >>> import torch
     >>> to_tensordict({"0.weight": torch.zeros(3, 2)})["0", "weight"].shape
     torch.Size([3, 2])
     """
@@ -43,15 +43,14 @@ def to_tensordict(params: Mapping[str, Tensor]) -> TensorDict:
 
     params = as_flat_dict(params)
     slots = {leaf.shape[:1] for leaf in params.values()}
-    td = TensorDict({tuple(name.split(".")): leaf for name, leaf in params.items()})
-    td.batch_size = slots.pop() if len(slots) == 1 else []
+    batch = slots.pop() if len(slots) == 1 else torch.Size()
+    td = TensorDict({tuple(name.split(".")): leaf for name, leaf in params.items()}, batch_size=batch)
     return td
 
 
 def from_tensordict(td: Any) -> dict[str, Tensor]:
     """A nested TensorDict as flat params over the same tensors; the inverse of :func:`to_tensordict`.
 
-    >>> import torch
     >>> list(from_tensordict(to_tensordict({"0.weight": torch.zeros(3, 2)})))
     ['0.weight']
     """

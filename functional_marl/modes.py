@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from typing import Any, Self
 
 import torch
@@ -28,7 +28,8 @@ try:  # private; without them the public way serves
         _push_mode,  # pyright: ignore[reportPrivateUsage, reportUnknownVariableType]
     )
 except ImportError:  # pragma: no cover
-    _push_mode = _pop_mode = None
+    _push_mode: Any = None
+    _pop_mode: Any = None
 
 __all__ = ["Guard", "drawing_from", "run_keyed"]
 
@@ -63,7 +64,7 @@ class _LocalMode(TorchDispatchMode):
     def _should_skip_dynamo(cls) -> bool:
         return False  # else the first call imports torch._dynamo: 1.4 s
 
-    if _push_mode is not None and _pop_mode is not None:
+    if _push_mode is not None:
 
         def __enter__(self) -> Self:
             _push_mode(self)
@@ -143,7 +144,7 @@ def _with_generator(func: Any) -> Any:
 
 
 @contextlib.contextmanager
-def drawing_from(seed: int) -> Iterator[None]:
+def drawing_from(seed: int) -> Generator[None]:
     """Inside, every torch draw of this thread comes from a fresh CPU generator of this seed.
 
     Seeding any generator raises before it happens: a factory that calls ``torch.manual_seed`` would

@@ -162,20 +162,20 @@ class GRU(_Recurrent):
 
     def forward(self, x: Tensor, h: Tensor | None = None, reset: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Run over all steps."""
-        h = x.new_zeros(*x.shape[:-2], self.hidden) if h is None else h
+        state = x.new_zeros(*x.shape[:-2], self.hidden) if h is None else h
         # The inputs of all steps in one product: [*B, T, F] -> [*B, T, 3 H]
         from_x = nn.functional.linear(x, self.weight_ih, self.bias_ih)
         outputs: list[Tensor] = []
         for gates, keep in zip(from_x.unbind(-2), self._starts(x, reset), strict=True):
-            h = h if keep is None else h * keep
-            from_h = nn.functional.linear(h, self.weight_hh, self.bias_hh)
+            state = state if keep is None else state * keep
+            from_h = nn.functional.linear(state, self.weight_hh, self.bias_hh)
             r_x, z_x, n_x = gates.chunk(3, -1)
             r_h, z_h, n_h = from_h.chunk(3, -1)
             update = torch.sigmoid(z_x + z_h)
             new = torch.tanh(n_x + torch.sigmoid(r_x + r_h) * n_h)
-            h = new + update * (h - new)
-            outputs.append(h)
-        return torch.stack(outputs, -2), h
+            state = new + update * (state - new)
+            outputs.append(state)
+        return torch.stack(outputs, -2), state
 
 
 class LSTM(_Recurrent):

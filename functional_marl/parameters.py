@@ -321,7 +321,7 @@ def _merged(leaves: Sequence[Tensor], sharing: Sharing, merge: Merge, name: str)
         )
     rows: list[Tensor] = []
     for slot in range(sharing.n_slots):
-        agents = sharing.members(slot)
+        agents: Sequence[int] = sharing.members(slot)
         leader = leaves[agents[0]].detach()
         if merge == "mean" and len(agents) > 1:
             leader = _mean([leaves[i].detach() for i in agents])

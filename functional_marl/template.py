@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import pickle
 import threading
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
@@ -28,6 +29,7 @@ Build = Callable[[], nn.Module]
 
 
 _LOOPED = (nn.RNNBase, nn.LSTMCell)
+_NOT_PICKLED = ("_last", "_local", "_recurrent", "_renormed", "_traced")
 _NO_RULE = "torch.func.vmap has no batching rule for {} ({!r})"
 
 
@@ -39,6 +41,27 @@ class Leaf:
     dtype: torch.dtype
 
 
+class _Skeleton:
+    """A skeleton in use by one thread: it stays as it was built, whatever a forward writes into it."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        self.tried = False  # whether a forward has been seen to leave the parameters alone
+        parts = list(module.modules())
+        self._attributes = [(part.__dict__, dict(part.__dict__)) for part in parts]
+        self._places = [(d, dict(d)) for part in parts for d in (part._parameters, part._buffers, part._modules)]
+
+    def restore(self) -> None:
+        for now, before in self._attributes:
+            if len(now) != len(before):
+                now.clear()
+            now.update(before)
+        for now, before in self._places:  # functional_call has put back what stood there
+            if len(now) != len(before):
+                now.clear()
+                now.update(before)
+
+
 class Template:
     """Names, shapes, ties, initial buffers and the skeleton of the module that a factory builds.
 
@@ -47,10 +70,13 @@ class Template:
         example: a tuple of one agent's inputs, run once through a lazy module to give it its shapes.
     """
 
+    # The module drawn last: a factory that returns it again makes no fresh ones.
+    _last: Callable[[], nn.Module | None] = staticmethod(lambda: None)
+
     def __init__(self, build: Build | nn.Module, example: tuple[Any, ...] | None) -> None:
         self.example = example
         if isinstance(build, nn.Module):
-            pattern = copy.deepcopy(build)
+            pattern = _copied(build)
             _materialise(pattern, example)
             self.build: Build | None = _Redraw(pattern)
         elif callable(build):
@@ -60,12 +86,24 @@ class Template:
                 f"build: expected a function that returns an nn.Module, or a module, got {type(build).__name__}"
             )
         module = self.draw(0)
+        if any(isinstance(part, torch.jit.ScriptModule) for part in module.modules()):
+            raise StructureError("build: TorchScript does not take parameters from outside; give the plain nn.Module")
         params, self.param_aliases = named_tensors(module, "_parameters")
         self.buffers, self.buffer_aliases = named_tensors(module, "_buffers")
         self.params = {k: Leaf(tuple(p.shape), p.dtype) for k, p in params.items()}
         # A buffer that two draws give differently is random: its initial value needs a key.
-        again = named_tensors(self.draw(1), "_buffers")[0] if self.buffers else {}
+        plain = _plain_tensors(module)
+        other = self.draw(1) if self.buffers or plain else module
+        again = named_tensors(other, "_buffers")[0]
         self.random_buffers = tuple(k for k, b in self.buffers.items() if not _same(b, again.get(k)))
+        again = _plain_tensors(other)
+        lost = [k for k, t in plain.items() if t.grad_fn is not None or not _same(t, again.get(k))]
+        if lost:
+            raise StructureError(
+                f"build: the plain tensor attributes {lost} are drawn, or computed from parameters, in the factory; "
+                "all agents would have those of one draw: make them buffers (register_buffer), or compute them in "
+                "forward"
+            )
         why = next(
             (_NO_RULE.format(type(m).__name__, k) for k, m in module.named_modules() if isinstance(m, _LOOPED)),
             "",
@@ -78,6 +116,11 @@ class Template:
         """What is not pickled: the skeletons in use, one pair a thread and one pair for dynamo."""
         self._local = threading.local()
         self._recurrent = any(isinstance(part, nn.RNNBase) for part in self._skeletons[0].modules())
+        # torch scales these weights in place in the forward
+        self._renormed = [
+            self.param_aliases.get(name, name)
+            for name in (f"{path}.weight".lstrip(".") for path, part in self.modules() if _renorms(part))
+        ]
         self._traced = _skeletons(self._skeletons[True])
 
     def draw(self, seed: int) -> nn.Module:
@@ -97,19 +140,19 @@ class Template:
                 raise StructureError(f"build: expected a function that returns an nn.Module, got {module!r}")
             if not isinstance(self.build, _Redraw):
                 _materialise(module, self.example)
+        if module is self._last():
+            raise StructureError(
+                "build: the function returned the same module twice; return a new one each time, or pass the "
+                "module itself"
+            )
+        self._last = weakref.ref(module)
         return module
 
-    def skeleton(self, train: bool) -> nn.Module:
-        """This thread's skeleton in one of the two modes.
-
-        Dynamo cannot trace a deepcopy and gets a pair of its own (it traces one thread at a time).
-        ``torch.compiler.is_compiling`` would not do: it is true for all threads while one compiles.
-        """
-        if torch.compiler.is_dynamo_compiling():
-            return self._traced[train]
+    def _skeleton(self, train: bool) -> _Skeleton:
+        """This thread's skeleton in one of the two modes."""
         local = self._local.__dict__
         if "skeletons" not in local:
-            local["skeletons"] = _skeletons(self._skeletons[True])
+            local["skeletons"] = [_Skeleton(module) for module in _skeletons(self._skeletons[True])]
         return local["skeletons"][train]
 
     def call(
@@ -120,11 +163,48 @@ class Template:
         kwargs: dict[str, Any],
         train: bool,
     ) -> Any:
-        """One agent's forward. ``buffers`` is updated with what the module leaves in its place."""
+        """One agent's forward. ``buffers`` is updated with what the module leaves in its place.
+
+        Other attributes that a forward sets on the module are forgotten.
+
+        Raises:
+            StructureError: the module writes into its parameters.
+        """
+        # Dynamo cannot trace a deepcopy and gets a pair of its own (it traces one thread at a time).
+        # `torch.compiler.is_compiling` would not do: it is true for all threads while one compiles.
+        if torch.compiler.is_dynamo_compiling():
+            return self._call(self._traced[train], params, buffers, args, kwargs)
+        skeleton = self._skeleton(train)
+        watched = not (skeleton.tried or torch.compiler.is_compiling() or torch.is_inference_mode_enabled())
+        if watched:  # the first call gets clones: a write shows in their version and nobody loses a number
+            params = {name: param.clone() for name, param in params.items()}
+        try:
+            out = self._call(skeleton.module, params, buffers, args, kwargs)
+        finally:
+            skeleton.restore()
+        if watched:
+            written = [name for name, param in params.items() if param._version > 0 and name not in self._renormed]
+            if written:
+                raise StructureError(
+                    f"params: the module writes into {written} in its forward, and apply may not change parameters; "
+                    "compute a new tensor there, or make them buffers"
+                )
+            skeleton.tried = True
+        return out
+
+    def _call(
+        self,
+        skeleton: nn.Module,
+        params: Mapping[str, Tensor],
+        buffers: dict[str, Tensor],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Any:
         tensors = {**params, **buffers}
+        for name in self._renormed:
+            tensors[name] = tensors[name].clone()
         for alias, name in (*self.param_aliases.items(), *self.buffer_aliases.items()):
             tensors[alias] = tensors[name]
-        skeleton = self.skeleton(train)
         try:
             out = functional_call(skeleton, tensors, args, kwargs)
         finally:
@@ -137,7 +217,7 @@ class Template:
     def module(self, params: Mapping[str, Tensor], buffers: Mapping[str, Tensor]) -> nn.Module:
         """An ordinary module in evaluation mode that holds copies of these tensors."""
         module = copy.deepcopy(self._skeletons[False])
-        _fill(module, {k: nn.Parameter(p.detach().clone()) for k, p in params.items()}, self.param_aliases)
+        _fill(module, {k: _parameter(p.detach().clone()) for k, p in params.items()}, self.param_aliases)
         _fill(module, {k: b.detach().clone() for k, b in buffers.items()}, self.buffer_aliases)
         return module
 
@@ -146,7 +226,7 @@ class Template:
         return self._skeletons[False].named_modules()
 
     def __getstate__(self) -> dict[str, Any]:
-        state = {k: v for k, v in self.__dict__.items() if k not in ("_local", "_traced", "_recurrent")}
+        state = {k: v for k, v in self.__dict__.items() if k not in _NOT_PICKLED}
         for name in ("build", "_skeletons"):
             if not _pickles(state[name]):
                 state[name] = None
@@ -170,14 +250,19 @@ class _Redraw:
     def __init__(self, module: nn.Module) -> None:
         params, self.param_aliases = named_tensors(module, "_parameters")
         self.leaves = {k: (p.shape, p.dtype, p.device) for k, p in params.items()}
+        self.integers = {k: p for k, p in params.items() if not _floats(p)}  # no NaN to mark these: kept
         self.buffers, self.buffer_aliases = named_tensors(module, "_buffers")
         self.skeleton = _emptied(module)
 
     def __call__(self) -> nn.Module:
         module = copy.deepcopy(self.skeleton)
         # NaN marks what no reset has filled.
-        fill: dict[str, Any] = {
-            k: nn.Parameter(torch.full(shape, torch.nan, dtype=dtype, device=device))
+        fill = {
+            k: _parameter(
+                self.integers[k].clone()
+                if k in self.integers
+                else torch.full(shape, torch.nan, dtype=dtype, device=device)
+            )
             for k, (shape, dtype, device) in self.leaves.items()
         }
         _fill(module, fill, self.param_aliases)
@@ -197,8 +282,7 @@ class _Redraw:
 
 def _materialise(module: nn.Module, example: tuple[Any, ...] | None) -> None:
     """Give a lazy module its shapes by one call in evaluation mode."""
-    kinds = (UninitializedParameter, UninitializedBuffer)
-    lazy = [k for k, t in (*module.named_parameters(), *module.named_buffers()) if isinstance(t, kinds)]
+    lazy = _lazy_leaves(module)
     if not lazy:
         return
     if example is None:
@@ -207,6 +291,14 @@ def _materialise(module: nn.Module, example: tuple[Any, ...] | None) -> None:
     with torch.no_grad():
         module.eval()(*example)
     module.train(training)
+    lazy = _lazy_leaves(module)
+    if lazy:
+        raise StructureError(f"build: the lazy leaves {lazy} got no shapes from example=: the forward leaves them out")
+
+
+def _lazy_leaves(module: nn.Module) -> list[str]:
+    kinds = (UninitializedParameter, UninitializedBuffer)
+    return [k for k, t in (*module.named_parameters(), *module.named_buffers()) if isinstance(t, kinds)]
 
 
 def named_tensors(module: nn.Module, kind: str) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -248,10 +340,33 @@ def _forget_flat_weights(part: nn.Module) -> None:
         part._flat_weight_refs = [lambda: None] * len(part._flat_weights)
 
 
+def _plain_tensors(module: nn.Module, hooked: bool = False) -> dict[str, Tensor]:
+    """Tensors that are neither parameters nor buffers, by dotted name; or those that a hook computes."""
+    return {
+        f"{path}.{name}".lstrip("."): value
+        for path, part in module.named_modules()
+        if bool(part._forward_pre_hooks) == hooked
+        for name, value in part.__dict__.items()
+        if isinstance(value, Tensor)
+    }
+
+
+def _copied(module: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
+    try:
+        return copy.deepcopy(module, memo)
+    except Exception as error:  # whatever a user's attribute raises
+        raise StructureError(
+            f"build: {type(module).__name__} holds what cannot be copied ({error}); keep locks, files and tensors "
+            "computed from parameters out of the module"
+        ) from error
+
+
 def _emptied(module: nn.Module) -> nn.Module:
     """A copy without tensors: the memo of deepcopy maps each of them to None."""
     tensors = [*module.parameters(), *module.buffers()]
-    return copy.deepcopy(module, {id(t): None for t in tensors})
+    # torch.nn.utils.weight_norm and spectral_norm compute a plain tensor ahead of each forward
+    tensors += [t for t in _plain_tensors(module, hooked=True).values() if t.grad_fn is not None]
+    return _copied(module, {id(t): None for t in tensors})
 
 
 def _skeletons(module: nn.Module) -> tuple[nn.Module, nn.Module]:
@@ -262,7 +377,21 @@ def _skeletons(module: nn.Module) -> tuple[nn.Module, nn.Module]:
     return pair
 
 
+def _floats(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() or tensor.is_complex()
+
+
+def _parameter(tensor: Tensor) -> nn.Parameter:
+    return nn.Parameter(tensor, requires_grad=_floats(tensor))
+
+
+def _renorms(part: nn.Module) -> bool:
+    return isinstance(part, (nn.Embedding, nn.EmbeddingBag)) and part.max_norm is not None
+
+
 def _same(a: Tensor, b: Tensor | None) -> bool:
+    if a.is_meta:
+        return True
     return b is not None and a.shape == b.shape and bool(((a == b) | ((a != a) & (b != b))).all())
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
 import torch
@@ -101,12 +101,13 @@ def _version(clone: Tensor) -> int:
     return 0 if torch.compiler.is_dynamo_compiling() or clone.is_inference() else clone._version
 
 
+_functorch: Any = torch._C._functorch  # pyright: ignore[reportAttributeAccessIssue]
 _lock = threading.Lock()
 _under_way = [0]
 
 
 @contextlib.contextmanager
-def _without_fallback_warning() -> Iterator[None]:
+def _without_fallback_warning() -> Generator[None]:
     """Leave out torch's warning at each call that an op has no batching rule.
 
     The flag is the process's and can only be written: it goes back to torch's default, on, when the
@@ -117,11 +118,11 @@ def _without_fallback_warning() -> Iterator[None]:
         return
     with _lock:
         _under_way[0] += 1
-        torch._C._functorch._set_vmap_fallback_warning_enabled(False)
+        _functorch._set_vmap_fallback_warning_enabled(False)
     try:
         yield
     finally:
         with _lock:
             _under_way[0] -= 1
             if _under_way[0] == 0:
-                torch._C._functorch._set_vmap_fallback_warning_enabled(True)
+                _functorch._set_vmap_fallback_warning_enabled(True)

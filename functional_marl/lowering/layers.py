@@ -98,9 +98,9 @@ ELEMENTWISE: tuple[type[nn.Module], ...] = (
 
 def _pure(module: nn.Module) -> Callable[[Tensor], Tensor]:
     """An own copy of a layer without parameters; it must not write into what it is given."""
-    own = copy.deepcopy(module)
+    own: Any = copy.deepcopy(module)
     if getattr(own, "inplace", False):
-        own.inplace = False  # pyright: ignore[reportAttributeAccessIssue]
+        own.inplace = False
     return own.forward
 
 
@@ -131,8 +131,8 @@ def _along(module: nn.Module, dim: int | None) -> Step:
     """A layer along one axis of what an agent sees: softmax."""
     if dim is None:
         raise Unlowered(f"{type(module).__name__} without dim")
-    shifted = copy.deepcopy(module)
-    shifted.dim = dim + 1 if dim >= 0 else dim  # pyright: ignore[reportAttributeAccessIssue]
+    shifted: Any = copy.deepcopy(module)
+    shifted.dim = dim + 1 if dim >= 0 else dim
     plain = _pure(module)
 
     def step(run: Run, h: Tensor, mapped: bool) -> Value:
