@@ -297,10 +297,12 @@ def _attention(mode: Keyed, func: Any, args: tuple[Any, ...], kwargs: dict[str, 
     # [..., L, E] x [..., E, S] -> [..., L, S]
     scores = (query @ key.mT) * (query.shape[-1] ** -0.5 if scale is None else scale)
     if given.get("is_causal", False):
+        if mask is not None:
+            raise ValueError("scaled_dot_product_attention: attn_mask and is_causal=True exclude each other")
         mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
     if mask is not None:
         scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
-    weights = scores.softmax(-1)
+    weights = torch._safe_softmax(scores, -1)  # torch's own: 0, not NaN, where everything is masked
     return mode.drop(weights, p, Dropout()) @ value
 
 

@@ -15,7 +15,7 @@ from functional_marl.sharing import Sharing, SharingSpec, resolve
 from functional_marl.template import Build, Template
 from functional_marl.trees import Tree, flatten, tree_map
 
-__all__ = ["Network", "Randomness", "Strategy", "network"]
+__all__ = ["Network", "Randomness", "Strategy", "network", "network_of"]
 
 Randomness = Literal["error", "same", "different"]
 Strategy = Literal["auto", "loop", "vmap", "plan"]
@@ -212,6 +212,29 @@ def network(
         out_agent_dim=out_agent_dim,
         randomness=randomness,
         strategy=strategy,
+    )
+
+
+def network_of(
+    module: nn.Module,
+    *,
+    n_agents: int,
+    sharing: SharingSpec,
+    centralized: bool = False,
+    agent_dim: Tree = -2,
+    out_agent_dim: Tree = None,
+    randomness: Randomness = "different",
+) -> Network:
+    """The network of agents that are each like a module as it stands; nothing is drawn (for the facade)."""
+    return _network(
+        Template.of(module),
+        n_agents=n_agents,
+        sharing=sharing,
+        centralized=centralized,
+        agent_dim=agent_dim,
+        out_agent_dim=out_agent_dim,
+        randomness=randomness,
+        strategy="auto",
     )
 
 

@@ -19,7 +19,7 @@ from functional_marl.interop import as_flat_dict
 from functional_marl.network import Network
 from functional_marl.random import Key, as_key, split
 from functional_marl.sharing import Sharing, SharingSpec, resolve
-from functional_marl.template import named_tensors
+from functional_marl.skeleton import named_tensors
 
 __all__ = [
     "Merge",
@@ -321,16 +321,17 @@ def _merged(leaves: Sequence[Tensor], sharing: Sharing, merge: Merge, name: str)
         )
     rows: list[Tensor] = []
     for slot in range(sharing.n_slots):
-        agents: Sequence[int] = sharing.members(slot)
+        agents = list(sharing.members(slot))
         leader = leaves[agents[0]].detach()
         if merge == "mean" and len(agents) > 1:
             leader = _mean([leaves[i].detach() for i in agents])
         elif merge == "error":
             differ = [i for i in agents if not _equal(leaves[i].detach(), leader)]
             if differ:
-                gap = float((leaves[differ[0]].detach().to(torch.complex128) - leader).abs().max())
+                wide = [leaf.detach().to(torch.complex128) for leaf in (leaves[differ[0]], leader)]
+                gap = float((wide[0] - wide[1]).abs().max())
                 raise SharingError(
-                    f"{name}: agents {list(agents)} are to share slot {slot}, but agent {differ[0]} differs from "
+                    f"{name}: agents {agents} are to share slot {slot}, but agent {differ[0]} differs from "
                     f'agent {agents[0]} by up to {gap:.3g}; give merge="mean" or merge="first"'
                 )
         rows.append(leader)

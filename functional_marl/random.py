@@ -23,6 +23,8 @@ Key = Tensor | int
 _MASK = 0xFFFFFFFF
 # The last counter word keeps the uses of one key apart: children never equal draws.
 _CHILD, _DRAW = 0, 1
+# More bits than a dtype holds would round up to 1.
+_BITS = {torch.float32: 24, torch.float64: 53, torch.float16: 11, torch.bfloat16: 8}
 
 
 def philox4x32(key: Tensor, counter: tuple[Any, Any, Any, Any]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -89,10 +91,15 @@ def split(key: Key, n: int = 2) -> Tensor:
 
     Equivalent to ``torch.stack([fold_in(key, i) for i in range(n)])``. As ``jax.random.split``.
 
+    Raises:
+        StructureError: a bad key, or a negative ``n``.
+
     >>> a, b = split(key(0))
     >>> bool((a == split(key(0), 5)[0]).all())
     True
     """
+    if n < 0:
+        raise StructureError(f"split: expected a number of keys, got {n}")
     parent = as_key(key, batch=True)
     index = torch.arange(n, device=parent.device).view(-1, *[1] * parent.ndim)
     words = philox4x32(parent[None], (index, 0, 0, _CHILD))
@@ -104,13 +111,22 @@ def fold_in(key: Key, data: int | Tensor) -> Tensor:
 
     ``data`` is an int of at most 64 bits or an integer scalar tensor. As ``jax.random.fold_in``.
 
+    Raises:
+        StructureError: a bad key, or other data.
+
     >>> bool((fold_in(key(0), 1) == split(key(0))[1]).all())
     True
     """
     parent = as_key(key, batch=True)
-    low = (data if isinstance(data, Tensor) else torch.tensor(data & _MASK, device=parent.device)).view(1)
-    high = (data >> 32).view(1) if isinstance(data, Tensor) else (data >> 32) & _MASK
-    words = philox4x32(parent, (low & _MASK, high & _MASK, 0, _CHILD))
+    if isinstance(data, Tensor):
+        if data.numel() != 1 or data.is_floating_point() or data.is_complex() or data.dtype == torch.bool:
+            raise StructureError(f"fold_in: expected an int or an integer scalar, got {data.dtype} {list(data.shape)}")
+        number = data.to(parent.device, torch.int64).view(1)  # narrower integers cannot be shifted by 32
+    elif isinstance(data, bool) or not isinstance(data, int) or not -(2**63) <= data < 2**64:
+        raise StructureError(f"fold_in: expected an int of at most 64 bits or an integer scalar, got {data!r}")
+    else:  # the upper half of the unsigned numbers is stored as negative ones: the same 64 bits
+        number = torch.tensor([data - 2**64 if data >= 2**63 else data], device=parent.device)
+    words = philox4x32(parent, (number & _MASK, (number >> 32) & _MASK, 0, _CHILD))
     return torch.cat(words[:2], -1)
 
 
@@ -143,16 +159,22 @@ def bernoulli(key: Key, p: float, shape: tuple[int, ...], site: int = 0, agent: 
 
 
 def uniform(key: Key, shape: tuple[int, ...] = (), dtype: torch.dtype = torch.float32) -> Tensor:
-    """Uniform draws of a shape in ``[0, 1)``, 24 bits each (53 for float64).
+    """Uniform draws of a shape in ``[0, 1)``, as many bits each as the dtype holds (24 for float32).
+
+    Raises:
+        StructureError: a dtype other than torch's four common floats.
 
     >>> bool((uniform(key(0), (100,)) < 1).all())
     True
     """
+    if dtype not in _BITS:
+        raise StructureError(f"dtype: expected one of {', '.join(map(str, _BITS))}, got {dtype}")
     n = math.prod(shape)
     if dtype == torch.float64:
         word = words(as_key(key), 2 * n)
         return (((word[:n] >> 6) * 2**27 + (word[n:] >> 5)).double() * 2.0**-53).view(shape)
-    return ((words(as_key(key), n) >> 8).float() * 2.0**-24).to(dtype).view(shape)
+    bits = _BITS[dtype]
+    return ((words(as_key(key), n) >> (32 - bits)).float() * 2.0**-bits).to(dtype).view(shape)
 
 
 def normal(key: Key, shape: tuple[int, ...] = (), dtype: torch.dtype = torch.float32) -> Tensor:
@@ -161,6 +183,8 @@ def normal(key: Key, shape: tuple[int, ...] = (), dtype: torch.dtype = torch.flo
     >>> abs(float(normal(key(0), (10_000,)).mean())) < 0.05
     True
     """
+    if dtype not in _BITS:
+        raise StructureError(f"dtype: expected one of {', '.join(map(str, _BITS))}, got {dtype}")
     working = torch.float64 if dtype == torch.float64 else torch.float32
     radius, angle = uniform(key, (2, math.prod(shape)), working)
     draws = torch.sqrt(-2.0 * torch.log1p(-radius)) * torch.cos(2.0 * math.pi * angle)

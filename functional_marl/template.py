@@ -1,9 +1,4 @@
-"""The network of one agent without its numbers: what a factory builds, as names, shapes and a skeleton.
-
-A skeleton is the module with every parameter and buffer set to ``None``. It holds no storage, takes
-tensors by ``torch.func.functional_call``, and is kept once a thread, because the call puts the tensors
-into the module while it runs.
-"""
+"""The network of one agent without its numbers: what a factory builds, as names, shapes and a skeleton."""
 
 from __future__ import annotations
 
@@ -13,7 +8,7 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +17,18 @@ from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from functional_marl.errors import StructureError
 from functional_marl.modes import drawing_from
+from functional_marl.skeleton import (
+    Skeleton,
+    copied,
+    emptied,
+    fill,
+    forget_flat_weights,
+    is_float,
+    named_tensors,
+    parameter,
+    plain_tensors,
+    skeleton_pair,
+)
 
 __all__ = ["Build", "Leaf", "Template"]
 
@@ -41,27 +48,6 @@ class Leaf:
     dtype: torch.dtype
 
 
-class _Skeleton:
-    """A skeleton in use by one thread: it stays as it was built, whatever a forward writes into it."""
-
-    def __init__(self, module: nn.Module) -> None:
-        self.module = module
-        self.tried = False  # whether a forward has been seen to leave the parameters alone
-        parts = list(module.modules())
-        self._attributes = [(part.__dict__, dict(part.__dict__)) for part in parts]
-        self._places = [(d, dict(d)) for part in parts for d in (part._parameters, part._buffers, part._modules)]
-
-    def restore(self) -> None:
-        for now, before in self._attributes:
-            if len(now) != len(before):
-                now.clear()
-            now.update(before)
-        for now, before in self._places:  # functional_call has put back what stood there
-            if len(now) != len(before):
-                now.clear()
-                now.update(before)
-
-
 class Template:
     """Names, shapes, ties, initial buffers and the skeleton of the module that a factory builds.
 
@@ -76,7 +62,7 @@ class Template:
     def __init__(self, build: Build | nn.Module, example: tuple[Any, ...] | None) -> None:
         self.example = example
         if isinstance(build, nn.Module):
-            pattern = _copied(build)
+            pattern = copied(build)
             _materialise(pattern, example)
             self.build: Build | None = _Redraw(pattern)
         elif callable(build):
@@ -88,15 +74,13 @@ class Template:
         module = self.draw(0)
         if any(isinstance(part, torch.jit.ScriptModule) for part in module.modules()):
             raise StructureError("build: TorchScript does not take parameters from outside; give the plain nn.Module")
-        params, self.param_aliases = named_tensors(module, "_parameters")
-        self.buffers, self.buffer_aliases = named_tensors(module, "_buffers")
-        self.params = {k: Leaf(tuple(p.shape), p.dtype) for k, p in params.items()}
+        self._describe(module)
         # A buffer that two draws give differently is random: its initial value needs a key.
-        plain = _plain_tensors(module)
+        plain = plain_tensors(module)
         other = self.draw(1) if self.buffers or plain else module
         again = named_tensors(other, "_buffers")[0]
         self.random_buffers = tuple(k for k, b in self.buffers.items() if not _same(b, again.get(k)))
-        again = _plain_tensors(other)
+        again = plain_tensors(other)
         lost = [k for k, t in plain.items() if t.grad_fn is not None or not _same(t, again.get(k))]
         if lost:
             raise StructureError(
@@ -104,12 +88,27 @@ class Template:
                 "all agents would have those of one draw: make them buffers (register_buffer), or compute them in "
                 "forward"
             )
+
+    @classmethod
+    def of(cls, module: nn.Module) -> Template:
+        """The template of a module as it is: nothing is drawn now, and its resets need not fill every leaf."""
+        template = cls.__new__(cls)
+        template.example = None
+        template.build = _Redraw(module)
+        template.random_buffers = ()
+        template._describe(module)
+        return template
+
+    def _describe(self, module: nn.Module) -> None:
+        params, self.param_aliases = named_tensors(module, "_parameters")
+        self.buffers, self.buffer_aliases = named_tensors(module, "_buffers")
+        self.params = {k: Leaf(tuple(p.shape), p.dtype) for k, p in params.items()}
         why = next(
             (_NO_RULE.format(type(m).__name__, k) for k, m in module.named_modules() if isinstance(m, _LOOPED)),
             "",
         )
         self.no_vmap = {False: why, True: why}  # train -> why this module cannot be evaluated by vmap, or ""
-        self._skeletons = _skeletons(module)
+        self._skeletons = skeleton_pair(module)
         self._prepare()
 
     def _prepare(self) -> None:
@@ -121,7 +120,7 @@ class Template:
             self.param_aliases.get(name, name)
             for name in (f"{path}.weight".lstrip(".") for path, part in self.modules() if _renorms(part))
         ]
-        self._traced = _skeletons(self._skeletons[True])
+        self._traced = skeleton_pair(self._skeletons[True])
 
     def draw(self, seed: int) -> nn.Module:
         """A freshly initialised module, a function of the seed alone.
@@ -148,11 +147,11 @@ class Template:
         self._last = weakref.ref(module)
         return module
 
-    def _skeleton(self, train: bool) -> _Skeleton:
+    def _skeleton(self, train: bool) -> Skeleton:
         """This thread's skeleton in one of the two modes."""
         local = self._local.__dict__
         if "skeletons" not in local:
-            local["skeletons"] = [_Skeleton(module) for module in _skeletons(self._skeletons[True])]
+            local["skeletons"] = [Skeleton(module) for module in skeleton_pair(self._skeletons[True])]
         return local["skeletons"][train]
 
     def call(
@@ -209,7 +208,7 @@ class Template:
             out = functional_call(skeleton, tensors, args, kwargs)
         finally:
             for part in skeleton.modules() if self._recurrent else ():
-                _forget_flat_weights(part)
+                forget_flat_weights(part)
         for name in buffers:
             buffers[name] = tensors[name]
         return out
@@ -217,8 +216,8 @@ class Template:
     def module(self, params: Mapping[str, Tensor], buffers: Mapping[str, Tensor]) -> nn.Module:
         """An ordinary module in evaluation mode that holds copies of these tensors."""
         module = copy.deepcopy(self._skeletons[False])
-        _fill(module, {k: _parameter(p.detach().clone()) for k, p in params.items()}, self.param_aliases)
-        _fill(module, {k: b.detach().clone() for k, b in buffers.items()}, self.buffer_aliases)
+        fill(module, {k: parameter(p.detach().clone()) for k, p in params.items()}, self.param_aliases)
+        fill(module, {k: b.detach().clone() for k, b in buffers.items()}, self.buffer_aliases)
         return module
 
     def modules(self) -> Iterator[tuple[str, nn.Module]]:
@@ -240,7 +239,7 @@ class Template:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         if self._skeletons is None:
-            self._skeletons = _skeletons(self.draw(0))
+            self._skeletons = skeleton_pair(self.draw(0))
         self._prepare()
 
 
@@ -250,28 +249,28 @@ class _Redraw:
     def __init__(self, module: nn.Module) -> None:
         params, self.param_aliases = named_tensors(module, "_parameters")
         self.leaves = {k: (p.shape, p.dtype, p.device) for k, p in params.items()}
-        self.integers = {k: p for k, p in params.items() if not _floats(p)}  # no NaN to mark these: kept
+        self.integers = {k: p for k, p in params.items() if not is_float(p)}  # no NaN to mark these: kept
         self.buffers, self.buffer_aliases = named_tensors(module, "_buffers")
-        self.skeleton = _emptied(module)
+        self.skeleton = emptied(module)
 
     def __call__(self) -> nn.Module:
         module = copy.deepcopy(self.skeleton)
         # NaN marks what no reset has filled.
-        fill = {
-            k: _parameter(
+        fresh = {
+            k: parameter(
                 self.integers[k].clone()
                 if k in self.integers
                 else torch.full(shape, torch.nan, dtype=dtype, device=device)
             )
             for k, (shape, dtype, device) in self.leaves.items()
         }
-        _fill(module, fill, self.param_aliases)
-        _fill(module, {k: b.clone() for k, b in self.buffers.items()}, self.buffer_aliases)
+        fill(module, fresh, self.param_aliases)
+        fill(module, {k: b.clone() for k, b in self.buffers.items()}, self.buffer_aliases)
         for part in reversed(list(module.modules())):  # the parts before the whole, as constructors do
             reset = getattr(part, "reset_parameters", None) or getattr(part, "_reset_parameters", None)
             if callable(reset):
                 reset()
-        bare = [k for k, p in fill.items() if bool(torch.isnan(p.detach()).any())]
+        bare = [k for k, p in fresh.items() if bool(torch.isnan(p.detach()).any())]
         if bare:
             raise StructureError(
                 f"build: a module was given, and no reset_parameters() fills {bare}; give a factory instead: "
@@ -299,90 +298,6 @@ def _materialise(module: nn.Module, example: tuple[Any, ...] | None) -> None:
 def _lazy_leaves(module: nn.Module) -> list[str]:
     kinds = (UninitializedParameter, UninitializedBuffer)
     return [k for k, t in (*module.named_parameters(), *module.named_buffers()) if isinstance(t, kinds)]
-
-
-def named_tensors(module: nn.Module, kind: str) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors by their first dotted name, and the further names of tied ones: ``{alias: first name}``.
-
-    ``kind`` is ``"_parameters"`` or ``"_buffers"``; the tensors are detached and share storage.
-    """
-    first: dict[int, str] = {}
-    tensors: dict[str, Tensor] = {}
-    aliases: dict[str, str] = {}
-    for path, part in module.named_modules(remove_duplicate=False):
-        for attribute, tensor in getattr(part, kind).items():
-            if tensor is None:
-                continue
-            name = f"{path}.{attribute}" if path else attribute
-            if id(tensor) in first:
-                aliases[name] = first[id(tensor)]
-            else:
-                first[id(tensor)] = name
-                tensors[name] = tensor.detach()
-    return tensors, aliases
-
-
-def _fill(module: nn.Module, tensors: Mapping[str, Tensor], aliases: Mapping[str, str]) -> None:
-    """Put tensors into the empty places of a skeleton, tied ones under all their names."""
-    for name, tensor in (*tensors.items(), *((a, tensors[k]) for a, k in aliases.items())):
-        path, _, attribute = name.rpartition(".")
-        owner = module.get_submodule(path)
-        place = owner._parameters if attribute in owner._parameters else owner._buffers
-        place[attribute] = cast(Any, tensor)
-        if isinstance(owner, nn.RNNBase):
-            owner._init_flat_weights()  # pyright: ignore[reportUnknownMemberType]
-
-
-def _forget_flat_weights(part: nn.Module) -> None:
-    """Make a recurrent module read its weights anew: it keeps them in a list beside its parameters."""
-    if isinstance(part, nn.RNNBase):
-        part._flat_weights = [None] * len(part._flat_weights)
-        part._flat_weight_refs = [lambda: None] * len(part._flat_weights)
-
-
-def _plain_tensors(module: nn.Module, hooked: bool = False) -> dict[str, Tensor]:
-    """Tensors that are neither parameters nor buffers, by dotted name; or those that a hook computes."""
-    return {
-        f"{path}.{name}".lstrip("."): value
-        for path, part in module.named_modules()
-        if bool(part._forward_pre_hooks) == hooked
-        for name, value in part.__dict__.items()
-        if isinstance(value, Tensor)
-    }
-
-
-def _copied(module: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
-    try:
-        return copy.deepcopy(module, memo)
-    except Exception as error:  # whatever a user's attribute raises
-        raise StructureError(
-            f"build: {type(module).__name__} holds what cannot be copied ({error}); keep locks, files and tensors "
-            "computed from parameters out of the module"
-        ) from error
-
-
-def _emptied(module: nn.Module) -> nn.Module:
-    """A copy without tensors: the memo of deepcopy maps each of them to None."""
-    tensors = [*module.parameters(), *module.buffers()]
-    # torch.nn.utils.weight_norm and spectral_norm compute a plain tensor ahead of each forward
-    tensors += [t for t in _plain_tensors(module, hooked=True).values() if t.grad_fn is not None]
-    return _copied(module, {id(t): None for t in tensors})
-
-
-def _skeletons(module: nn.Module) -> tuple[nn.Module, nn.Module]:
-    """Copies without tensors, indexed by ``train``: one for evaluation, one for training."""
-    pair = (_emptied(module).eval(), _emptied(module).train())
-    for part in (*pair[0].modules(), *pair[1].modules()):
-        _forget_flat_weights(part)
-    return pair
-
-
-def _floats(tensor: Tensor) -> bool:
-    return tensor.is_floating_point() or tensor.is_complex()
-
-
-def _parameter(tensor: Tensor) -> nn.Parameter:
-    return nn.Parameter(tensor, requires_grad=_floats(tensor))
 
 
 def _renorms(part: nn.Module) -> bool:
