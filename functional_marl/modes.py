@@ -31,7 +31,7 @@ except ImportError:  # pragma: no cover
     _push_mode: Any = None
     _pop_mode: Any = None
 
-__all__ = ["Guard", "drawing_from", "run_keyed"]
+__all__ = ["Guard", "LocalMode", "drawing_from", "is_random", "run_keyed"]
 
 _SEEDING = ("manual_seed", "seed", "set_state", "set_offset")
 
@@ -40,7 +40,7 @@ _SEEDING = ("manual_seed", "seed", "set_state", "set_offset")
 _QUIET = {"dropout_p": 0.0, "dropout": 0.0, "train": False, "training": False}
 
 
-def _is_random(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+def is_random(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     """Whether this call of an aten op draws: attention is tagged as random also when nothing drops."""
     if torch.Tag.nondeterministic_seeded not in func.tags:
         return False
@@ -52,7 +52,7 @@ def _is_random(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool
     return True
 
 
-class _LocalMode(TorchDispatchMode):
+class LocalMode(TorchDispatchMode):
     """A dispatch mode that is local to its thread in every respect.
 
     The public ``__enter__`` also sets process-wide flags, saved and put back by each thread: of eight
@@ -74,7 +74,7 @@ class _LocalMode(TorchDispatchMode):
             _pop_mode(None)
 
 
-class Guard(_LocalMode):
+class Guard(LocalMode):
     """Raises :class:`RandomnessError` at the first random op, before it draws."""
 
     def __init__(self, why: str) -> None:
@@ -86,7 +86,7 @@ class Guard(_LocalMode):
     ) -> Any:
         """Run the op unless it draws."""
         kwargs = kwargs or {}
-        if _is_random(func, args, kwargs):
+        if is_random(func, args, kwargs):
             raise RandomnessError(f"random operation {func}: {self.why}")
         return func(*args, **kwargs)
 
@@ -94,7 +94,7 @@ class Guard(_LocalMode):
 # --- initialisation ------------------------------------------------------------------------------------
 
 
-class DrawFrom(_LocalMode):
+class DrawFrom(LocalMode):
     """Every random op draws from one CPU generator, wherever its tensor lives: equal on every device.
 
     A dispatch mode, because a function mode does not see what ``torch.nn.init`` and
@@ -110,7 +110,7 @@ class DrawFrom(_LocalMode):
     ) -> Any:
         """Run the op, with the generator if it draws and was given none."""
         kwargs = dict(kwargs or {})
-        if not _is_random(func, args, kwargs) or kwargs.get("generator") is not None:
+        if not is_random(func, args, kwargs) or kwargs.get("generator") is not None:
             return func(*args, **kwargs)
         overload = _with_generator(func)
         kwargs["generator"] = self.generator
@@ -302,7 +302,7 @@ def _attention(mode: Keyed, func: Any, args: tuple[Any, ...], kwargs: dict[str, 
         mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
     if mask is not None:
         scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
-    weights = torch._safe_softmax(scores, -1)  # torch's own: 0, not NaN, where everything is masked
+    weights = torch.ops.aten._safe_softmax(scores, -1)  # torch's own: 0, not NaN, where everything is masked
     return mode.drop(weights, p, Dropout()) @ value
 
 

@@ -6,7 +6,6 @@ Params are a flat dict of dotted names to tensors ``[S, *leaf]``, in ``named_par
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, Literal, cast
@@ -20,6 +19,8 @@ from functional_marl.network import Network
 from functional_marl.random import Key, as_key, split
 from functional_marl.sharing import Sharing, SharingSpec, resolve
 from functional_marl.skeleton import named_tensors
+from functional_marl.tape import Tape
+from functional_marl.template import Leaf
 
 __all__ = [
     "Merge",
@@ -118,22 +119,68 @@ def _draw(
     count = max((shape[0] for shape in shapes.values()), default=0)
     # [P, S] seeds: the two words of the key of each slot
     words = split(key.reshape(-1, 2), count).transpose(0, 1).tolist()
-    for p, slot_words in enumerate(words):
-        for slot, (high, low) in enumerate(slot_words):
-            module = net.template.draw(high << 32 | low)
-            drawn = named_tensors(module, kind)[0]
-            for name, shape in shapes.items():
-                leaf = drawn.get(name)
-                if leaf is None or tuple(leaf.shape) != shape[1:]:
-                    got = "no such leaf" if leaf is None else list(leaf.shape)
-                    raise StructureError(f"build: {name!r} was {list(shape[1:])} at first, now {got}")
-                if name not in out:
-                    kept = dtype if dtype is not None and leaf.is_floating_point() else leaf.dtype
-                    where = leaf.device if device is None else device
-                    out[name] = torch.empty((math.prod(batch), *shape), dtype=kept, device=where)
-                if slot < shape[0]:
-                    out[name][p, slot].copy_(leaf)
+    seeds = [[high << 32 | low for high, low in slots] for slots in words]
+    tape = net.template.tape() if len(seeds) * count > _WORTH_A_TAPE else None
+    if tape is not None:
+        out = _play(net, tape, seeds, shapes, dtype, device)
+    else:
+        for p, slot_seeds in enumerate(seeds):
+            for slot, seed in enumerate(slot_seeds):
+                _copy_drawn(
+                    named_tensors(net.template.draw(seed), kind)[0], out, p, slot, len(seeds), shapes, dtype, device
+                )
     return {name: out[name].view(*batch, *shape) for name, shape in shapes.items() if name in out}
+
+
+_WORTH_A_TAPE = 2  # recording one costs two builds
+
+
+def _copy_drawn(
+    drawn: Params,
+    out: Params,
+    p: int,
+    slot: int,
+    count: int,
+    shapes: Mapping[str, tuple[int, ...]],
+    dtype: torch.dtype | None,
+    device: Any,
+) -> None:
+    """One built module's leaves into their rows, which the first of them makes."""
+    for name, shape in shapes.items():
+        leaf = drawn.get(name)
+        if leaf is None or tuple(leaf.shape) != shape[1:]:
+            got = "no such leaf" if leaf is None else list(leaf.shape)
+            raise StructureError(f"build: {name!r} was {list(shape[1:])} at first, now {got}")
+        if name not in out:
+            kept = dtype if dtype is not None and leaf.is_floating_point() else leaf.dtype
+            out[name] = torch.empty((count, *shape), dtype=kept, device=leaf.device if device is None else device)
+        if slot < shape[0]:
+            out[name][p, slot].copy_(leaf)
+
+
+def _play(
+    net: Network,
+    tape: Tape,
+    seeds: list[list[int]],
+    shapes: Mapping[str, tuple[int, ...]],
+    dtype: torch.dtype | None,
+    device: Any,
+) -> Params:
+    """Every slot's leaves by a tape. A leaf with fewer slots than others still draws, into nothing."""
+    template = net.template
+    leaves = {**template.params, **{k: Leaf(tuple(b.shape), b.dtype) for k, b in template.buffers.items()}}
+    nowhere = {name: torch.empty(leaf.shape, dtype=leaf.dtype) for name, leaf in leaves.items()}
+    out = {name: torch.empty((len(seeds), *shape), dtype=leaves[name].dtype) for name, shape in shapes.items()}
+    rows = {name: [p.unbind(0) for p in leaf.unbind(0)] for name, leaf in out.items()}
+    generator = torch.Generator()
+    for p, slot_seeds in enumerate(seeds):
+        for slot, seed in enumerate(slot_seeds):
+            own = {name: rows[name][p][slot] for name in shapes if slot < shapes[name][0]}
+            tape.play({**nowhere, **own}, generator.manual_seed(seed))
+    del rows
+    for name, leaf in out.items():
+        out[name] = leaf.to(device=device, dtype=dtype if leaf.is_floating_point() else None)
+    return out
 
 
 def init_params(

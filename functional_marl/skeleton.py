@@ -10,6 +10,7 @@ import copy
 from collections.abc import Mapping
 from typing import Any, cast
 
+import torch
 from torch import Tensor, nn
 
 from functional_marl.errors import StructureError
@@ -25,7 +26,10 @@ __all__ = [
     "parameter",
     "plain_tensors",
     "skeleton_pair",
+    "written",
 ]
+
+_functorch: Any = torch._C._functorch  # pyright: ignore[reportAttributeAccessIssue]
 
 
 class Skeleton:
@@ -88,7 +92,7 @@ def forget_flat_weights(part: nn.Module) -> None:
     """Make a recurrent module read its weights anew: it keeps them in a list beside its parameters."""
     if isinstance(part, nn.RNNBase):
         part._flat_weights = [None] * len(part._flat_weights)
-        part._flat_weight_refs = [lambda: None] * len(part._flat_weights)
+        cast(Any, part)._flat_weight_refs = [lambda: None] * len(part._flat_weights)
 
 
 def plain_tensors(module: nn.Module, hooked: bool = False) -> dict[str, Tensor]:
@@ -133,6 +137,15 @@ def skeleton_pair(module: nn.Module) -> tuple[nn.Module, nn.Module]:
     for part in (*pair[0].modules(), *pair[1].modules()):
         forget_flat_weights(part)
     return pair
+
+
+def written(clone: Tensor) -> bool:
+    """Whether a clone, made in this call, was written to; False for tensors that do not count their writes."""
+    if torch.compiler.is_dynamo_compiling():
+        return False
+    while _functorch.is_functorch_wrapped_tensor(clone):  # vmap counts in the tensor that it wraps only
+        clone = _functorch.get_unwrapped(clone)
+    return not clone.is_inference() and clone._version > 0
 
 
 def is_float(tensor: Tensor) -> bool:

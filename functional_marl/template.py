@@ -28,7 +28,9 @@ from functional_marl.skeleton import (
     parameter,
     plain_tensors,
     skeleton_pair,
+    written,
 )
+from functional_marl.tape import Tape, record
 
 __all__ = ["Build", "Leaf", "Template"]
 
@@ -36,7 +38,7 @@ Build = Callable[[], nn.Module]
 
 
 _LOOPED = (nn.RNNBase, nn.LSTMCell)
-_NOT_PICKLED = ("_last", "_local", "_recurrent", "_renormed", "_traced")
+_NOT_PICKLED = ("_tape", "_last", "_local", "_recurrent", "_renormed", "_traced")
 _NO_RULE = "torch.func.vmap has no batching rule for {} ({!r})"
 
 
@@ -113,6 +115,7 @@ class Template:
 
     def _prepare(self) -> None:
         """What is not pickled: the skeletons in use, one pair a thread and one pair for dynamo."""
+        self._tape: tuple[Tape | None] | None = None  # recorded at the first init_params
         self._local = threading.local()
         self._recurrent = any(isinstance(part, nn.RNNBase) for part in self._skeletons[0].modules())
         # torch scales these weights in place in the forward
@@ -147,6 +150,12 @@ class Template:
         self._last = weakref.ref(module)
         return module
 
+    def tape(self) -> Tape | None:
+        """How to fill one slot's leaves without building a module, if the factory is of that kind."""
+        if self._tape is None:
+            self._tape = (None if self.build is None else record(self.draw),)
+        return self._tape[0]
+
     def _skeleton(self, train: bool) -> Skeleton:
         """This thread's skeleton in one of the two modes."""
         local = self._local.__dict__
@@ -174,7 +183,7 @@ class Template:
         if torch.compiler.is_dynamo_compiling():
             return self._call(self._traced[train], params, buffers, args, kwargs)
         skeleton = self._skeleton(train)
-        watched = not (skeleton.tried or torch.compiler.is_compiling() or torch.is_inference_mode_enabled())
+        watched = not (skeleton.tried or torch.compiler.is_compiling())
         if watched:  # the first call gets clones: a write shows in their version and nobody loses a number
             params = {name: param.clone() for name, param in params.items()}
         try:
@@ -182,13 +191,13 @@ class Template:
         finally:
             skeleton.restore()
         if watched:
-            written = [name for name, param in params.items() if param._version > 0 and name not in self._renormed]
-            if written:
+            changed = [name for name, param in params.items() if written(param) and name not in self._renormed]
+            if changed:
                 raise StructureError(
-                    f"params: the module writes into {written} in its forward, and apply may not change parameters; "
+                    f"params: the module writes into {changed} in its forward, and apply may not change parameters; "
                     "compute a new tensor there, or make them buffers"
                 )
-            skeleton.tried = True
+            skeleton.tried = not torch.is_inference_mode_enabled()  # where nothing counts writes
         return out
 
     def _call(
@@ -238,7 +247,7 @@ class Template:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        if self._skeletons is None:
+        if state["_skeletons"] is None:
             self._skeletons = skeleton_pair(self.draw(0))
         self._prepare()
 
