@@ -1,5 +1,7 @@
 """Multi-agent networks as pure functions: which agent owns which copy of which parameter is a value."""
 
+from typing import TYPE_CHECKING
+
 from functional_marl import nets as nets
 from functional_marl import random as random
 from functional_marl.apply import apply as apply
@@ -34,6 +36,9 @@ from functional_marl.random import key as key
 from functional_marl.random import split as split
 from functional_marl.sharing import Sharing as Sharing
 from functional_marl.views import with_agent_ids as with_agent_ids
+
+if TYPE_CHECKING:
+    from functional_marl import nn as nn
 
 __version__ = "0.1.0"
 
@@ -73,3 +78,11 @@ __all__ = [
     "unstack_agents",
     "with_agent_ids",
 ]
+
+
+def __getattr__(name: str) -> object:
+    if name == "nn":  # the facade needs tensordict, which takes a second to import
+        import importlib
+
+        return importlib.import_module("functional_marl.nn")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -44,8 +44,7 @@ def to_tensordict(params: Mapping[str, Tensor]) -> TensorDict:
     params = as_flat_dict(params)
     slots = {leaf.shape[:1] for leaf in params.values()}
     batch = slots.pop() if len(slots) == 1 else torch.Size()
-    td = TensorDict({tuple(name.split(".")): leaf for name, leaf in params.items()}, batch_size=batch)
-    return td
+    return TensorDict({tuple(name.split(".")): leaf for name, leaf in params.items()}, batch_size=batch)
 
 
 def from_tensordict(td: Any) -> dict[str, Tensor]:

@@ -10,9 +10,9 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from functional_marl.errors import StructureError
@@ -140,10 +140,51 @@ class _Recurrent(nn.Module):
         """The sizes."""
         return f"{self.inputs}, {self.hidden}"
 
-    def _starts(self, x: Tensor, reset: Tensor | None) -> list[Any]:
-        """What multiplies the hidden state ahead of each step: 0 where an episode starts, else 1."""
-        steps = x.shape[-2]
-        return [None] * steps if reset is None else list((~reset.bool()).to(x.dtype)[..., None].unbind(-2))
+
+def starts(x: Tensor, reset: Tensor | None) -> list[Tensor | None]:
+    """What multiplies the state ahead of each of ``T`` steps: ``[*B, 1]``, 0 where an episode starts, else 1."""
+    if reset is None:
+        return [None] * x.shape[-2]
+    return list((~reset.bool()).to(x.dtype).unsqueeze(-1).unbind(-2))
+
+
+def gru_step(from_x: Tensor, from_h: Tensor, h: Tensor) -> Tensor:
+    """One step of a GRU from its gates ``[*B, 3 H]`` (reset, update, new): ``[*B, H]``."""
+    size = h.shape[-1]
+    reset, update = torch.sigmoid(from_x[..., : 2 * size] + from_h[..., : 2 * size]).chunk(2, -1)
+    new = torch.tanh(torch.addcmul(from_x[..., 2 * size :], reset, from_h[..., 2 * size :]))
+    return torch.lerp(new, h, update)
+
+
+def lstm_step(gates: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+    """One step of an LSTM from its gates ``[*B, 4 H]`` (input, forget, cell, output): ``(h, c)``."""
+    i, f, g, o = gates.chunk(4, -1)
+    c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
+    return torch.sigmoid(o) * torch.tanh(c), c
+
+
+def gru_scan(
+    from_x: Tensor, h: Tensor, keeps: Sequence[Tensor | None], recurrent: Callable[[Tensor], Tensor]
+) -> tuple[Tensor, Tensor]:
+    """All steps: ``from_x: [*B, T, 3 H]``, ``h: [*B, H]`` to ``([*B, T, H], [*B, H])``."""
+    outputs: list[Tensor] = []
+    for gates, keep in zip(from_x.unbind(-2), keeps, strict=True):
+        h = h if keep is None else h * keep
+        h = gru_step(gates, recurrent(h), h)
+        outputs.append(h)
+    return torch.stack(outputs, -2), h
+
+
+def lstm_scan(
+    from_x: Tensor, h: Tensor, c: Tensor, keeps: Sequence[Tensor | None], recurrent: Callable[[Tensor], Tensor]
+) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    """All steps: ``from_x: [*B, T, 4 H]``, ``h`` and ``c: [*B, H]`` to ``([*B, T, H], (h, c))``."""
+    outputs: list[Tensor] = []
+    for gates, keep in zip(from_x.unbind(-2), keeps, strict=True):
+        h, c = (h, c) if keep is None else (h * keep, c * keep)
+        h, c = lstm_step(gates + recurrent(h), c)
+        outputs.append(h)
+    return torch.stack(outputs, -2), (h, c)
 
 
 class GRU(_Recurrent):
@@ -162,20 +203,9 @@ class GRU(_Recurrent):
 
     def forward(self, x: Tensor, h: Tensor | None = None, reset: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Run over all steps."""
-        state = x.new_zeros(*x.shape[:-2], self.hidden) if h is None else h
-        # The inputs of all steps in one product: [*B, T, F] -> [*B, T, 3 H]
-        from_x = nn.functional.linear(x, self.weight_ih, self.bias_ih)
-        outputs: list[Tensor] = []
-        for gates, keep in zip(from_x.unbind(-2), self._starts(x, reset), strict=True):
-            state = state if keep is None else state * keep
-            from_h = nn.functional.linear(state, self.weight_hh, self.bias_hh)
-            r_x, z_x, n_x = gates.chunk(3, -1)
-            r_h, z_h, n_h = from_h.chunk(3, -1)
-            update = torch.sigmoid(z_x + z_h)
-            new = torch.tanh(n_x + torch.sigmoid(r_x + r_h) * n_h)
-            state = new + update * (state - new)
-            outputs.append(state)
-        return torch.stack(outputs, -2), state
+        h = x.new_zeros(*x.shape[:-2], self.hidden) if h is None else h
+        from_x = F.linear(x, self.weight_ih, self.bias_ih)  # the inputs of all steps in one product
+        return gru_scan(from_x, h, starts(x, reset), lambda h: F.linear(h, self.weight_hh, self.bias_hh))
 
 
 class LSTM(_Recurrent):
@@ -197,13 +227,5 @@ class LSTM(_Recurrent):
         """Run over all steps."""
         zeros = x.new_zeros(*x.shape[:-2], self.hidden)
         h, c = (zeros, zeros) if state is None else state
-        from_x = nn.functional.linear(x, self.weight_ih, self.bias_ih)  # [*B, T, 4 H]
-        outputs: list[Tensor] = []
-        for gates, keep in zip(from_x.unbind(-2), self._starts(x, reset), strict=True):
-            h, c = (h, c) if keep is None else (h * keep, c * keep)
-            total = gates + nn.functional.linear(h, self.weight_hh, self.bias_hh)
-            i, f, g, o = total.chunk(4, -1)
-            c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
-            h = torch.sigmoid(o) * torch.tanh(c)
-            outputs.append(h)
-        return torch.stack(outputs, -2), (h, c)
+        from_x = F.linear(x, self.weight_ih, self.bias_ih)
+        return lstm_scan(from_x, h, c, starts(x, reset), lambda h: F.linear(h, self.weight_hh, self.bias_hh))

@@ -155,7 +155,7 @@ def bernoulli(key: Key, p: float, shape: tuple[int, ...], site: int = 0, agent: 
     n = math.prod(shape)
     word = words(as_key(key), (n + 1) // 2, site, agent)
     halves = torch.stack((word & 0xFFFF, word >> 16), -1).flatten(-2)[..., :n]
-    return (halves < round(p * 65536)).view(*word.shape[:-1], *shape)
+    return (halves < round(p * 65536)).view((*word.shape[:-1], *shape))
 
 
 def uniform(key: Key, shape: tuple[int, ...] = (), dtype: torch.dtype = torch.float32) -> Tensor:

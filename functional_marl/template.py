@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import pickle
 import threading
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
+from torch.overrides import BaseTorchFunctionMode
 
 from functional_marl.errors import StructureError
 from functional_marl.modes import drawing_from
@@ -38,7 +40,9 @@ Build = Callable[[], nn.Module]
 
 
 _LOOPED = (nn.RNNBase, nn.LSTMCell)
-_NOT_PICKLED = ("_tape", "_last", "_local", "_recurrent", "_renormed", "_traced")
+_ATTENDING = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerEncoder)
+_NOT_PICKLED = ("_attends", "_tape", "_last", "_local", "_recurrent", "_renormed", "_traced")
+_functorch: Any = torch._C._functorch  # pyright: ignore[reportAttributeAccessIssue]
 _NO_RULE = "torch.func.vmap has no batching rule for {} ({!r})"
 
 
@@ -118,6 +122,7 @@ class Template:
         self._tape: tuple[Tape | None] | None = None  # recorded at the first init_params
         self._local = threading.local()
         self._recurrent = any(isinstance(part, nn.RNNBase) for part in self._skeletons[0].modules())
+        self._attends = any(isinstance(part, _ATTENDING) for part in self._skeletons[0].modules())
         # torch scales these weights in place in the forward
         self._renormed = [
             self.param_aliases.get(name, name)
@@ -214,7 +219,8 @@ class Template:
         for alias, name in (*self.param_aliases.items(), *self.buffer_aliases.items()):
             tensors[alias] = tensors[name]
         try:
-            out = functional_call(skeleton, tensors, args, kwargs)
+            with _differentiable_attention() if self._attends else contextlib.nullcontext():
+                out = functional_call(skeleton, tensors, args, kwargs)
         finally:
             for part in skeleton.modules() if self._recurrent else ():
                 forget_flat_weights(part)
@@ -325,3 +331,14 @@ def _pickles(value: Any) -> bool:
     except Exception:  # whatever a user's __reduce__ raises
         return False
     return True
+
+
+def _differentiable_attention() -> contextlib.AbstractContextManager[Any]:
+    """Keep torch's attention off its inference kernel inside functorch transforms.
+
+    It asks ``requires_grad``, which a tensor mapped by vmap does not show, and then takes a kernel that has
+    no derivative and no batching rule. Any torch function mode, local to the thread, says no to it.
+    """
+    if torch.compiler.is_dynamo_compiling() or _functorch.peek_interpreter_stack() is not None:
+        return BaseTorchFunctionMode()
+    return contextlib.nullcontext()

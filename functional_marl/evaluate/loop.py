@@ -10,6 +10,7 @@ from torch import Tensor
 from functional_marl.errors import StructureError
 from functional_marl.evaluate.call import Call, Result
 from functional_marl.modes import Guard, run_keyed
+from functional_marl.skeleton import written
 from functional_marl.trees import Tree, flatten
 
 __all__ = ["evaluate_loop"]
@@ -55,7 +56,7 @@ def _one_agent(call: Call, agent: int) -> tuple[Tree, dict[str, Tensor]]:
         output = run()
     if not call.mutable:
         # The clones are this call's own: a write shows in the version of the tensor, or as another tensor.
-        changed = [name for name in before if after[name] is not before[name] or _written(before[name])]
+        changed = [name for name in before if after[name] is not before[name] or written(before[name])]
         if changed:
             raise StructureError(buffers_changed(changed))
     return output, after
@@ -67,11 +68,6 @@ def buffers_changed(names: list[str]) -> str:
         f"state: the module changed its buffers {names} and apply would lose them; take the new state, "
         "y, state = apply(..., state=state, mutable=True), or call with train=False"
     )
-
-
-def _written(clone: Tensor) -> bool:
-    """Whether a clone, made in this call, was written to; unknown for tensors without a version."""
-    return not torch.compiler.is_dynamo_compiling() and not clone.is_inference() and clone._version > 0
 
 
 def _stack_outputs(outputs: list[Tree]) -> Tree:

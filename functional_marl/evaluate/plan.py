@@ -14,13 +14,29 @@ def evaluate_plan(call: Call, plan: Plan) -> Result:
     """All agents through the steps of the plan.
 
     Raises:
-        Unlowered: the inputs are not one tensor, or of a form that a step has no rule for.
+        Unlowered: the inputs are of a form that a step has no rule for.
     """
-    (args, kwargs), dims = call.inputs.rebuild(call.inputs.leaves), call.inputs.dims
-    if len(args) != 1 or kwargs or len(dims) != 1 or not isinstance(args[0], Tensor):
-        raise Unlowered("the plan takes one tensor")
-    run = Run(call.net.n_agents, call.params, call.state, call.key, call.net.randomness, call.train)
-    mapped = dims[0] is not None
-    out, mapped = plan(run, args[0].movedim(dims[0], 0) if dims[0] is not None else args[0], mapped)
+    n, inputs = call.net.n_agents, call.inputs
+    if not all(isinstance(leaf, Tensor) for leaf in inputs.leaves):
+        raise Unlowered("the plan takes tensors")
+    run = Run(n, call.params, call.state, call.key, call.net.randomness, call.train)
+    if plan.cell is not None:
+        args, kwargs = inputs.rebuild(
+            [
+                leaf.expand(n, *leaf.shape) if dim is None else leaf.movedim(dim, 0)
+                for leaf, dim in zip(inputs.leaves, inputs.dims, strict=True)
+            ]
+        )
+        try:
+            outputs = plan.cell(run, *args, **kwargs)
+        except TypeError as error:  # other arguments than the module takes: it says so itself
+            raise Unlowered(str(error)) from None
+    else:
+        args, kwargs = inputs.rebuild(inputs.leaves)
+        if len(args) != 1 or kwargs or not isinstance(args[0], Tensor):
+            raise Unlowered("the plan takes one tensor")
+        dim = inputs.dims[0]
+        outputs, mapped = plan(run, args[0] if dim is None else args[0].movedim(dim, 0), dim is not None)
+        outputs = outputs if mapped else outputs.expand(n, *outputs.shape)
     state = {k: gather_slots(b, call.net.state_sharing[k]).clone() for k, b in call.state.items()}
-    return Result(out if mapped else out.expand(run.n_agents, *out.shape), state if call.mutable else {})
+    return Result(outputs, state if call.mutable else {})

@@ -17,6 +17,7 @@ from functional_marl.evaluate.loop import buffers_changed
 from functional_marl.lowering import gather_slots
 from functional_marl.modes import run_keyed
 from functional_marl.sharing import Sharing
+from functional_marl.skeleton import written
 from functional_marl.trees import Tree, flatten
 
 __all__ = ["evaluate_vmap"]
@@ -37,7 +38,7 @@ def evaluate_vmap(call: Call) -> Result:
     tensors = [k for k, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
     rebuild_output: list[Callable[[Sequence[Any]], Tree]] = []
     constants: list[Any] = []
-    written: list[str] = []
+    changed: list[str] = []
 
     def one_agent(agent: Tensor, values: list[Tensor], buffers: list[Tensor], xs: list[Tensor]) -> Any:
         seen = list(leaves)
@@ -57,7 +58,7 @@ def evaluate_vmap(call: Call) -> Result:
             stream = agent if net.randomness == "different" else 0
             output = run_keyed(run, call.key, stream, net.randomness == "error")
         if not mutable:
-            written.extend(n for n, b in before.items() if after[n] is not b or _version(b) > 0)
+            changed.extend(n for n, b in before.items() if after[n] is not b or written(b))
         out_leaves, rebuild = flatten(output)
         rebuild_output.append(rebuild)
         constants.extend(None if isinstance(leaf, Tensor) else leaf for leaf in out_leaves)
@@ -71,8 +72,8 @@ def evaluate_vmap(call: Call) -> Result:
     with _without_fallback_warning():
         mapped_call = vmap(one_agent, in_dims=in_dims, randomness=net.randomness)
         outputs, after = mapped_call(index, params, state, xs)
-    if written:
-        raise StructureError(buffers_changed(list(dict.fromkeys(written))))
+    if changed:
+        raise StructureError(buffers_changed(list(dict.fromkeys(changed))))
     ready = iter(outputs)
     whole = [next(ready) if constant is None else constant for constant in constants]
     return Result(rebuild_output[0](whole), dict(zip(call.state, after, strict=True)) if mutable else {})
@@ -95,10 +96,6 @@ def _device(call: Call) -> torch.device:
         if isinstance(leaf, Tensor):
             return leaf.device
     return torch.device("cpu")
-
-
-def _version(clone: Tensor) -> int:
-    return 0 if torch.compiler.is_dynamo_compiling() or clone.is_inference() else clone._version
 
 
 _functorch: Any = torch._C._functorch  # pyright: ignore[reportAttributeAccessIssue]

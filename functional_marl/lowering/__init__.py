@@ -8,8 +8,10 @@ from functional_marl.lowering.dense import gather_slots as gather_slots
 from functional_marl.lowering.direct import Direct as Direct
 from functional_marl.lowering.layers import Run as Run
 from functional_marl.lowering.layers import Unlowered as Unlowered
+from functional_marl.lowering.plan import Images as Images
 from functional_marl.lowering.plan import Plan as Plan
 from functional_marl.lowering.plan import lower as lower
 from functional_marl.lowering.plan import register_container as register_container
+from functional_marl.lowering.plan import register_rewrite as register_rewrite
 
-__all__ = ["Direct", "Plan", "Run", "Unlowered", "gather_slots", "lower", "register_container"]
+__all__ = ["Direct", "Images", "Plan", "Run", "Unlowered", "gather_slots", "lower", "register_container", "register_rewrite"]

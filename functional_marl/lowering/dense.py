@@ -49,13 +49,14 @@ class Affine:
 
 @lru_cache(maxsize=1024)
 def _kept_index(values: tuple[int, ...], device: torch.device) -> Tensor:
-    return torch.tensor(values, device=device)
+    with torch.inference_mode(False):  # calls that record gradients will use it too
+        return torch.tensor(values, device=device)
 
 
 def index_tensor(values: tuple[int, ...], device: torch.device) -> Tensor:
     """An index tensor, kept: a list as index would be copied to the device at each call."""
-    if torch.compiler.is_dynamo_compiling():
-        return torch.tensor(values, device=device)
+    if torch.compiler.is_dynamo_compiling() or torch._C._len_torch_dispatch_stack():
+        return torch.tensor(values, device=device)  # made under a mode it may be fake, and must not be kept
     return _kept_index(values, device)
 
 
@@ -78,12 +79,14 @@ class _Clusters:
     sizes: tuple[int, ...]  # agents in each of them
 
 
-@lru_cache(maxsize=1024)
 def _clusters(sharing: Sharing) -> _Clusters:
     used = tuple(sorted(set(sharing.slots)))
     order = tuple(agent for slot in used for agent in sharing.members(slot))
     back = tuple(sorted(range(len(order)), key=order.__getitem__))
     return _Clusters(order, back, used, tuple(len(sharing.members(slot)) for slot in used))
+
+
+_kept_clusters = lru_cache(maxsize=1024)(_clusters)  # dynamo warns of a cache and looks through it
 
 
 # --- evaluation ----------------------------------------------------------------------------------------
@@ -95,7 +98,7 @@ def run_dense(layers: Sequence[Affine], params: Mapping[str, Tensor], h: Tensor,
     if sharing.is_independent:
         return _stacked(weights, h)
     n, batch = h.shape[:2]
-    groups = _clusters(sharing)
+    groups = _clusters(sharing) if torch.compiler.is_dynamo_compiling() else _kept_clusters(sharing)
     even = len(set(groups.sizes)) == 1
     if not even and n <= GATHER_UP_TO:
         return _stacked([(gather_slots(w, sharing), _gathered(b, sharing), acts) for w, b, acts in weights], h)

@@ -9,9 +9,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from torch import Tensor, nn
 
+from functional_marl.lowering.cells import Cell, lower_cell
 from functional_marl.lowering.dense import Affine, gather_slots, run_dense, run_dense_whole, run_shared
 from functional_marl.lowering.layers import (
     ELEMENTWISE,
@@ -28,7 +30,7 @@ from functional_marl.nets import ConvNet
 from functional_marl.sharing import Sharing
 from functional_marl.template import Template
 
-__all__ = ["Plan", "lower", "register_container"]
+__all__ = ["Images", "Plan", "lower", "register_container", "register_rewrite"]
 
 _CONTAINERS: set[type[nn.Module]] = {nn.Sequential}
 
@@ -38,12 +40,28 @@ def register_container(kind: type[nn.Module]) -> None:
     _CONTAINERS.add(kind)
 
 
+class Images(nn.Sequential):
+    """What a rewrite returns for layers on images with any batch axes ahead of ``[C, H, W]``."""
+
+
+_REWRITES: dict[type[nn.Module], Callable[[Any], nn.Module]] = {}
+
+
+def register_rewrite(kind: type[nn.Module], rewrite: Callable[[Any], nn.Module]) -> None:
+    """Declare that modules of exactly this class compute what ``rewrite(module)`` does, with the same leaf names."""
+    _REWRITES[kind] = rewrite
+
+
 @dataclass(frozen=True)
 class Plan:
-    """Steps in order; ``dense`` where all of it is one run of linear layers under one slot map."""
+    """Steps in order; ``dense`` where all of it is one run of linear layers under one slot map.
+
+    Or one ``cell``, a module of several inputs and outputs, and no steps.
+    """
 
     steps: tuple[Step, ...]
     dense: tuple[tuple[Affine, ...], Sharing] | None = None
+    cell: Cell | None = None
 
     def __call__(self, run: Run, h: Tensor, mapped: bool) -> Value:
         """The output ``[n, ...]``, or what all agents get alike and False."""
@@ -81,7 +99,12 @@ class _Lowering:
         kind = type(module)
         if _has_hooks(module) or "forward" in module.__dict__:
             raise Unlowered(f"{_named(name, kind)} has hooks or a forward of its own")
-        if kind in _CONTAINERS:
+        if kind in _REWRITES:
+            module = _REWRITES[kind](module)
+            kind = type(module)
+        if kind is Images:
+            yield _images(_merged(self.layers(nn.Sequential(*module.children()), name)))
+        elif kind in _CONTAINERS:
             for key, child in module._modules.items():
                 yield from self.layers(child or nn.Identity(), f"{name}{key}.")
         elif kind is nn.Linear:
@@ -212,7 +235,12 @@ def lower(template: Template, slots: Mapping[str, Sharing], n_agents: int, train
     modules = [module for _, module in template.modules()]
     if all(type(module) in (*PASSING, *_CONTAINERS) for module in modules):
         raise Unlowered("nothing is computed")  # the output would be a view of the input
-    layers = list(_Lowering(template, slots, n_agents, train).layers(modules[0], ""))
+    lowering = _Lowering(template, slots, n_agents, train)
+    if not _has_hooks(modules[0]) and "forward" not in modules[0].__dict__:
+        cell = lower_cell(modules[0], lowering.leaves(modules[0], ""))
+        if cell is not None:
+            return Plan((), cell=cell)
+    layers = list(lowering.layers(modules[0], ""))
     steps = _merged(layers)
     first = layers[0]
     if len(steps) == 1 and isinstance(first, _Linear):
