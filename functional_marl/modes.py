@@ -206,6 +206,7 @@ _DRAWING = frozenset(
         "_sample_dirichlet",
     ]
 )
+_RRELU, _RRELU_NAMES = ("rrelu", "rrelu_"), ("input", "lower", "upper", "training", "inplace")
 _RECURRENT = frozenset(("lstm", "gru", "rnn_tanh", "rnn_relu"))
 _WHY = (
     "only dropouts and attention draw from the key; pass random numbers in as an input, or leave key= out to use "
@@ -249,7 +250,8 @@ class Keyed(TorchFunctionMode):
         name = getattr(func, "__name__", "")
         if name == "unflatten":  # the method is Python code around super(), which dynamo cannot trace here
             return torch.unflatten(*args, **kwargs)
-        if name in _DRAWING or (name in _RECURRENT and _drops_between_layers(args)):
+        quiet = name in _RRELU and not dict(zip(_RRELU_NAMES, args, strict=False), **kwargs).get("training", False)
+        if (name in _DRAWING and not quiet) or (name in _RECURRENT and _drops_between_layers(args)):
             raise RandomnessError(f"random operation {name}: {_WHY}")
         return func(*args, **kwargs)
 

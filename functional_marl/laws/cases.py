@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from functional_marl.laws.subject import Ops, Subject
+from functional_marl.laws.subject import LIBRARY, Ops, Subject
 from functional_marl.laws.zoo import ZOO, Entry, Spec
 from functional_marl.network import Network, Randomness, Strategy, network
 from functional_marl.parameters import Params, init_params, init_state
@@ -60,21 +60,19 @@ def subject(
     n_agents: int,
     sharing: SharingSpec = "independent",
     centralized: bool = False,
-    wide: bool = False,
     batch: tuple[int, ...] = (),
     agent_dims: int | tuple[int | None, ...] | None = None,
     out_agent_dim: int | None = None,
     randomness: Randomness = "different",
     strategy: Strategy = "auto",
     seed: int = 0,
-    ops: Ops | None = None,
+    ops: Ops = LIBRARY,
 ) -> Subject:
     """A subject of the zoo, a function of its arguments: float64, every leaf moved off its initial value.
 
     Args:
         name: an entry of the zoo.
         n_agents, sharing, centralized, randomness, strategy: as in :func:`functional_marl.network`.
-        wide: local agents that take ``n_agents`` times the features.
         batch: the sizes of the batch axes.
         agent_dims: where the agents are: one position for all inputs, or one an input (and one more for the
             keyword inputs), None for an input that all agents see whole; by default behind the batch axes.
@@ -87,7 +85,6 @@ def subject(
         "n_agents": n_agents,
         "sharing": sharing,
         "centralized": centralized,
-        "wide": wide,
         "batch": batch,
         "agent_dims": agent_dims,
         "out_agent_dim": out_agent_dim,
@@ -100,7 +97,7 @@ def subject(
     places = len(entry.inputs) + 1
     given = len(batch) if agent_dims is None else agent_dims
     dims = given if isinstance(given, tuple) else (given % (len(batch) + 1 + _depth(entry)),) * places
-    net = _single(entry, n_agents if centralized or wide else 1).replace(
+    net = _single(entry, n_agents if centralized else 1).replace(
         n_agents=n_agents,
         sharing=sharing,
         centralized=centralized,
@@ -109,27 +106,20 @@ def subject(
         randomness=randomness,
         strategy=strategy,
     )
+    planned = not any(isinstance(plan, str) for plan in net.plans)
+    ways = {"auto": True, "loop": True, "vmap": entry.vmap, "plan": planned}
     generator = torch.Generator().manual_seed(seed)
 
-    def draw(tree: Tree, dim: int | None, width: int = 1) -> Tree:
+    def draw(tree: Tree, dim: int | None) -> Tree:
         lead = batch if dim is None else (n_agents, *batch)
+        return tree_map(lambda spec: spec.draw(lead, generator, torch.float64), tree)
 
-        def one(spec: Spec) -> Tensor:
-            shape = (width * spec.shape[0], *spec.shape[1:]) if width > 1 else spec.shape
-            return Spec(shape, spec.high).draw(lead, generator, torch.float64)
-
-        return tree_map(one, tree)
-
-    inputs = tuple(
-        draw(tree, dim, n_agents if wide and k == 0 else 1)
-        for k, (tree, dim) in enumerate(zip(entry.inputs, dims[:-1], strict=True))
-    )
     first = next((dim for dim in dims if dim is not None), -2)
     return Subject(
         name=f"subject({', '.join([repr(name), *shown])})",
         net=net,
         params=_moved(init_params(net, seed, dtype=torch.float64), generator),
-        inputs=inputs,
+        inputs=tuple(draw(tree, dim) for tree, dim in zip(entry.inputs, dims[:-1], strict=True)),
         dims=dims,
         out_dim=first if out_agent_dim is None else out_agent_dim,
         kwargs=draw(dict(entry.kwargs), dims[-1]),
@@ -137,10 +127,10 @@ def subject(
         batch=batch,
         least_batch_dims=entry.batch_dims[0],
         traits=_traits(entry),
-        ways=("auto", "loop", "vmap") if entry.vmap else ("auto", "loop"),
+        ways=tuple(way for way, can in ways.items() if can),
         build=net.template.build,
         seed=seed,
-        ops=ops or Ops(),
+        ops=ops,
     )
 
 
@@ -155,7 +145,7 @@ def _traits(entry: Entry) -> frozenset[str]:
         "rows apart": entry.rows_apart,
         "compiles": entry.compiles,
         "vmap": entry.vmap,
-        "mask": entry.name == "mask",
+        "a mask that shows": entry.shows_mask,
     }
     return frozenset(word for word, true in about.items() if true)
 

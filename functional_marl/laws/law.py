@@ -66,6 +66,7 @@ class Law:
         return f"law {self.number} ({self.name}) is about subjects with: {', '.join(unmet)}" if unmet else ""
 
     def __call__(self, subject: Any) -> None:
+        """Raise if the subject breaks the law."""
         why = self.why_not(subject)
         if why:
             raise NotApplicable(why)

@@ -34,7 +34,7 @@ from functional_marl.sharing import Sharing, resolve
 from functional_marl.trees import Tree, flatten, tree_map
 from functional_marl.views import with_agent_ids
 
-__all__ = ["WORDS", "Ops", "Subject"]
+__all__ = ["LIBRARY", "WORDS", "Ops", "Subject"]
 
 Op = Callable[..., Any]
 
@@ -68,6 +68,9 @@ class Ops:
     ungroup_agents: Op = ungroup_agents
     copied: Op = _copied  # through pickle
     optimizer: Op = torch.optim.Adam
+
+
+LIBRARY = Ops()
 
 
 @dataclass(frozen=True)
@@ -111,7 +114,7 @@ class Subject:
     ways: tuple[str, ...] = ("auto",)
     build: Callable[[], nn.Module] | None = None
     seed: int = 0
-    ops: Ops = Ops()
+    ops: Ops = LIBRARY
 
     def __repr__(self) -> str:
         return self.name
@@ -292,6 +295,7 @@ WORDS: dict[str, Callable[[Subject], bool]] = {
     "one agent": lambda s: s.n == 1,
     "local": lambda s: not s.net.centralized,
     "centralized": lambda s: s.net.centralized,
+    "a batch": lambda s: bool(s.batch),
     "spare slots": _spare,
     "no spare slots": lambda s: not _spare(s),
     "float inputs": _floats,

@@ -56,7 +56,7 @@ def Bools(*shape: int) -> Spec:
     return Spec(shape, 2)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Entry:
     """A one-agent network and what laws must know about it.
 
@@ -71,6 +71,7 @@ class Entry:
         batch_size: the smallest size of a batch axis that training takes.
         rows_apart: whether in evaluation each row of a batch is computed by itself.
         random: whether it draws in training.
+        shows_mask: whether an output is zero exactly where the mask of a dropout with p = 1/2 is.
         vmap: whether ``torch.func.vmap`` can map it.
         compiles: whether dynamo can trace the module.
     """
@@ -84,13 +85,14 @@ class Entry:
     batch_size: int = 1
     rows_apart: bool = True
     random: bool = False
+    shows_mask: bool = False
     vmap: bool = True
     compiles: bool = True
 
     @property
-    def specs(self) -> list[Spec]:
-        """The leaves of all inputs."""
-        return [*flatten(self.inputs)[0], *flatten(dict(self.kwargs))[0]]
+    def first(self) -> list[Spec]:
+        """The leaves of the first input."""
+        return flatten(self.inputs[0])[0]
 
     @property
     def flat(self) -> bool:
@@ -310,7 +312,7 @@ register("dropout", None, Floats(4), joint=_dropout, random=True)
 register("batchnorm", None, Floats(4), joint=_batchnorm, batch_dims=(1, 1), batch_size=2)
 register("normaliser", None, Floats(4), joint=Normaliser)
 register("convnet", None, Floats(2, 3, 4), joint=_convnet)
-register("attention", None, Floats(3, 4), joint=_attention, batch_dims=(0, 1), random=True)
+register("attention", None, Floats(5, 4), joint=_attention, batch_dims=(0, 1), random=True)
 register("recurrent", gru(3, 4), Floats(2, 3), Floats(4), kwargs={"reset": Bools(2)})
 register("gru cell", None, Floats(3), Floats(4), joint=_gru_cell, batch_dims=(0, 1))
 register("torch gru", TorchGRU, Floats(2, 3), batch_dims=(0, 1), vmap=False, compiles=False)
@@ -319,5 +321,5 @@ register("embedding", _embedding, Ints(2, high=7))
 register("lazy", None, Floats(4), joint=_lazy)
 register("orthogonal", _orthogonal, Floats(4))
 register("weight norm", None, Floats(4), joint=_weight_norm)
-register("spectral norm", None, Floats(4), joint=_spectral_norm)
-register("mask", None, Floats(4), joint=Mask, random=True)
+register("spectral norm", None, Floats(4), joint=_spectral_norm, vmap=False)
+register("mask", None, Floats(4), joint=Mask, random=True, shows_mask=True)

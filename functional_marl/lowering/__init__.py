@@ -14,4 +14,14 @@ from functional_marl.lowering.plan import lower as lower
 from functional_marl.lowering.plan import register_container as register_container
 from functional_marl.lowering.plan import register_rewrite as register_rewrite
 
-__all__ = ["Direct", "Images", "Plan", "Run", "Unlowered", "gather_slots", "lower", "register_container", "register_rewrite"]
+__all__ = [
+    "Direct",
+    "Images",
+    "Plan",
+    "Run",
+    "Unlowered",
+    "gather_slots",
+    "lower",
+    "register_container",
+    "register_rewrite",
+]

@@ -155,7 +155,7 @@ def _one(weights: _Weights, h: Tensor) -> Tensor:
 def _stacked(weights: _Weights, h: Tensor) -> Tensor:
     """``[A, B, F] -> [A, B, F_out]`` with weights ``[A, out, in]``, by the size rules."""
     agents, batch = h.shape[:2]
-    if torch.compiler.is_dynamo_compiling():
+    if torch.compiler.is_dynamo_compiling() or isinstance(batch, torch.SymInt):  # in a trace: no rule of sizes
         # baddbmm keeps inductor from fusing bias and activation
         h = h.mT
         for weight, bias, activations in weights:

@@ -39,7 +39,7 @@ class Direct:
         if len(params) != self.count or x.dim() != 3 or torch.compiler.is_dynamo_compiling():
             return None
         batch, n, features = x.shape
-        if n != self.n_agents or features != self.features or batch * n > self.most:
+        if n != self.n_agents or features != self.features or isinstance(batch, torch.SymInt) or batch * n > self.most:
             return None
         # [B, n, F] -> [n, B, F], or [1, B * n, F] where agents are rows like others
         shared = self.shared
