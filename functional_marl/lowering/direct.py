@@ -7,7 +7,8 @@ for, and the general way then answers or raises.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -34,7 +35,7 @@ class Direct:
         widest = max(shapes[a.weight][1] for a in layers)
         self.most = CHUNK_ABOVE // (8 * widest)  # rows that need no chunks, also in float64
 
-    def __call__(self, params: dict[str, Tensor], x: Tensor) -> Tensor | None:
+    def __call__(self, params: Mapping[str, Any], x: Tensor) -> Tensor | None:
         """The output, or None where the call is not of this kind or does not fit."""
         if len(params) != self.count or x.dim() != 3 or torch.compiler.is_dynamo_compiling():
             return None
@@ -48,14 +49,14 @@ class Direct:
         if feature_major:
             h = h.mT
         for name, shape, bias_name, bias_shape, activations in self.layers:
-            weight = params.get(name)
-            if weight is None or weight.shape != shape:
+            weight: Any = params.get(name)
+            if not isinstance(weight, Tensor) or weight.shape != shape:
                 return None
             if bias_name is None:
                 h = torch.bmm(weight, h) if feature_major else torch.bmm(h, weight.mT)
             else:
-                bias = params.get(bias_name)
-                if bias is None or bias.shape != bias_shape:
+                bias: Any = params.get(bias_name)
+                if not isinstance(bias, Tensor) or bias.shape != bias_shape:
                     return None
                 if feature_major:
                     h = torch.baddbmm(bias.unsqueeze(2), weight, h)

@@ -285,7 +285,9 @@ def _conv(module: Any, leaves: Leaves) -> Step:
     """One grouped convolution, with a group (or as many as the layer has) for each agent."""
     dims, groups, channels = len(module.kernel_size), module.groups, module.in_channels
     convolve = _CONVOLUTIONS[type(module)]
-    extra = (module.output_padding,) if type(module) is nn.ConvTranspose2d else ()
+    how = {"stride": module.stride, "padding": module.padding, "dilation": module.dilation}
+    if type(module) is nn.ConvTranspose2d:
+        how["output_padding"] = module.output_padding
     if module.padding_mode != "zeros":
         raise Unlowered(f"padding_mode={module.padding_mode!r}")
 
@@ -294,11 +296,8 @@ def _conv(module: Any, leaves: Leaves) -> Step:
             raise Unlowered("a convolution over other channels")
         k, weight, bias = x.shape[0], rows("weight"), rows("bias")
         assert weight is not None
-        named = {"stride": module.stride, "padding": module.padding, "dilation": module.dilation, "groups": k * groups}
-        if extra:
-            named["output_padding"] = module.output_padding
         flat = None if bias is None else bias.flatten()
-        return _channels_apart(convolve(_channels_together(x), weight.flatten(0, 1), flat, **named), k)
+        return _channels_apart(convolve(_channels_together(x), weight.flatten(0, 1), flat, groups=k * groups, **how), k)
 
     return _lifted(leaves, inner, lambda ndim: dims + 1, batch=(0, 1))
 
