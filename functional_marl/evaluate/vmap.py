@@ -20,6 +20,15 @@ from functional_marl.sharing import Sharing
 from functional_marl.skeleton import written
 from functional_marl.trees import Tree, flatten
 
+try:
+    import torch._functorch.vmap as _functorch_vmap
+
+    _primitives: Any = _functorch_vmap
+    for _name in ("_add_batch_dim", "_remove_batch_dim", "lazy_load_decompositions", "vmap_increment_nesting"):
+        getattr(_primitives, _name)
+except (ImportError, AttributeError):  # pragma: no cover
+    _primitives = None
+
 __all__ = ["evaluate_vmap"]
 
 
@@ -40,7 +49,9 @@ def evaluate_vmap(call: Call) -> Result:
     constants: list[Any] = []
     changed: list[str] = []
 
-    def one_agent(agent: Tensor, values: list[Tensor], buffers: list[Tensor], xs: list[Tensor]) -> Any:
+    def one_agent(agent: Tensor, *mine: Tensor) -> list[Tensor]:
+        values, rest = mine[: len(names)], mine[len(names) :]
+        buffers, xs = rest[: len(call.state)], rest[len(call.state) :]
         seen = list(leaves)
         for k, x in zip(tensors, xs, strict=True):
             seen[k] = x.clone()  # the module may write into its input
@@ -63,20 +74,37 @@ def evaluate_vmap(call: Call) -> Result:
         rebuild_output.append(rebuild)
         constants.extend(None if isinstance(leaf, Tensor) else leaf for leaf in out_leaves)
         mapped = [leaf for leaf in out_leaves if isinstance(leaf, Tensor)]
-        return mapped, list(after.values()) if mutable else []
+        return mapped + list(after.values()) if mutable else mapped
 
     index = torch.arange(net.n_agents, device=_device(call))
     xs = [leaves[k] for k in tensors]
-    x_dims = [dims[k] for k in tensors]
-    in_dims: Any = (0, param_dims, state_dims, x_dims)
+    in_dims = [0, *param_dims, *state_dims, *(dims[k] for k in tensors)]
     with _without_fallback_warning():
-        mapped_call = vmap(one_agent, in_dims=in_dims, randomness=net.randomness)
-        outputs, after = mapped_call(index, params, state, xs)
+        results = _map(one_agent, net.n_agents, net.randomness, [index, *params, *state, *xs], in_dims)
     if changed:
         raise StructureError(buffers_changed(list(dict.fromkeys(changed))))
-    ready = iter(outputs)
-    whole = [next(ready) if constant is None else constant for constant in constants]
-    return Result(rebuild_output[0](whole), dict(zip(call.state, after, strict=True)) if mutable else {})
+    ready = iter(results)
+    outputs = rebuild_output[0]([next(ready) if constant is None else constant for constant in constants])
+    return Result(outputs, dict(zip(call.state, ready, strict=True)) if mutable else {})
+
+
+def _map(
+    function: Callable[..., list[Tensor]], n: int, randomness: Any, tensors: list[Tensor], dims: list[int | None]
+) -> list[Tensor]:
+    """``torch.func.vmap`` of a function of tensors to a list of tensors, ``[n, ...]`` each.
+
+    Public vmap flattens trees and checks for 129 us a call; its own primitives take 7 us. They are private,
+    so that without them, and where a tracer expects the public function, that serves.
+    """
+    if _primitives is None or torch.compiler.is_compiling():
+        return list(vmap(function, in_dims=tuple(dims), randomness=randomness)(*tensors))
+    _primitives.lazy_load_decompositions()
+    with _primitives.vmap_increment_nesting(n, randomness) as level:
+        mapped = [
+            tensor if dim is None else _primitives._add_batch_dim(tensor, dim, level)
+            for tensor, dim in zip(tensors, dims, strict=True)
+        ]
+        return [_primitives._remove_batch_dim(out, level, n, 0) for out in function(*mapped)]
 
 
 def _mapped(leaves: dict[str, Tensor], slots: Any, every: bool = False) -> tuple[list[Tensor], list[int | None]]:
