@@ -10,6 +10,8 @@ from functional_marl.errors import GroupingError as GroupingError
 from functional_marl.errors import RandomnessError as RandomnessError
 from functional_marl.errors import SharingError as SharingError
 from functional_marl.errors import StructureError as StructureError
+from functional_marl.fresh import init_params as init_params
+from functional_marl.fresh import init_state as init_state
 from functional_marl.grouping import MarlGroupMapType as MarlGroupMapType
 from functional_marl.grouping import by_prefix as by_prefix
 from functional_marl.grouping import by_spec as by_spec
@@ -25,8 +27,6 @@ from functional_marl.network import network as network
 from functional_marl.parameters import agent_module as agent_module
 from functional_marl.parameters import agent_params as agent_params
 from functional_marl.parameters import combine as combine
-from functional_marl.parameters import init_params as init_params
-from functional_marl.parameters import init_state as init_state
 from functional_marl.parameters import partition as partition
 from functional_marl.parameters import reshare as reshare
 from functional_marl.parameters import stack_agents as stack_agents

@@ -8,12 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from functional_marl.checks import check_params, check_state
 from functional_marl.errors import RandomnessError, StructureError
 from functional_marl.evaluate import Call, Result, evaluate_loop, evaluate_plan, evaluate_vmap
+from functional_marl.fresh import default_state
 from functional_marl.interop import as_flat_dict
 from functional_marl.lowering import Plan, Unlowered
 from functional_marl.network import Network
-from functional_marl.parameters import check_params, check_state, default_state
+from functional_marl.parameters import mean_rows
 from functional_marl.random import Key, as_key
 from functional_marl.sharing import Sharing
 from functional_marl.trees import Tree
@@ -111,6 +113,8 @@ def _evaluate(call: Call) -> Result:
     if net.strategy == "loop":
         return evaluate_loop(call)
     if net.strategy == "vmap":
+        if net.template.never_vmap:
+            raise StructureError(f'strategy="vmap": {net.template.never_vmap}; use "auto" or "loop"')
         return evaluate_vmap(call)
     # What a way consumed before it failed is given back, so that a seed means the same at every call.
     draws = call.key is None and (train or not isinstance(plan, Plan))  # a module may draw in evaluation too
@@ -153,12 +157,8 @@ def _reduce(after: Tensor, before: Tensor, sharing: Sharing) -> Tensor:
         agents = sharing.members(slot)
         if not agents:
             rows.append(before[slot])
-        elif after.is_floating_point():
-            first = after[agents[0]]
-            mean = sum((after[i] - first for i in agents[1:]), torch.zeros_like(first)) / len(agents)
-            rows.append(first + mean)
         else:
-            rows.append(torch.stack([after[i] for i in agents]).amax(0))
+            rows.append(mean_rows([after[i] for i in agents]))
     return torch.stack(rows)
 
 

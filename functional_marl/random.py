@@ -71,6 +71,9 @@ def as_key(given: Key, batch: bool = False) -> Tensor:
 
     Raises:
         StructureError: another dtype or shape.
+
+    >>> as_key(7)
+    tensor([0, 7])
     """
     if isinstance(given, int):
         return key(given)

@@ -116,8 +116,8 @@ def copied(module: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
         return copy.deepcopy(module, memo)
     except Exception as error:  # whatever a user's attribute raises
         raise StructureError(
-            f"build: {type(module).__name__} holds what cannot be copied ({error}); keep locks, files and tensors "
-            "computed from parameters out of the module"
+            f"build: {type(module).__name__} holds what cannot be copied ({error}); keep locks and files out of it; "
+            "lazy buffers can only come from a factory"
         ) from error
 
 

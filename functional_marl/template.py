@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import itertools
 import pickle
 import threading
 import weakref
@@ -43,7 +44,6 @@ _LOOPED = (nn.RNNBase, nn.LSTMCell)
 _ATTENDING = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerEncoder)
 _NOT_PICKLED = ("_attends", "_tape", "_last", "_local", "_recurrent", "_renormed", "_traced")
 _functorch: Any = torch._C._functorch  # pyright: ignore[reportAttributeAccessIssue]
-_NO_RULE = "torch.func.vmap has no batching rule for {} ({!r})"
 
 
 @dataclass(frozen=True)
@@ -80,12 +80,8 @@ class Template:
         module = self.draw(0)
         if any(isinstance(part, torch.jit.ScriptModule) for part in module.modules()):
             raise StructureError("build: TorchScript does not take parameters from outside; give the plain nn.Module")
-        self._describe(module)
-        # A buffer that two draws give differently is random: its initial value needs a key.
         plain = plain_tensors(module)
-        other = self.draw(1) if self.buffers or plain else module
-        again = named_tensors(other, "_buffers")[0]
-        self.random_buffers = tuple(k for k, b in self.buffers.items() if not _same(b, again.get(k)))
+        other = self.draw(1) if plain or next(module.buffers(), None) is not None else module
         again = plain_tensors(other)
         lost = [k for k, t in plain.items() if t.grad_fn is not None or not _same(t, again.get(k))]
         if lost:
@@ -94,6 +90,10 @@ class Template:
                 "all agents would have those of one draw: make them buffers (register_buffer), or compute them in "
                 "forward"
             )
+        self._describe(module)
+        # A buffer that two draws give differently is random: its initial value needs a key.
+        again = named_tensors(other, "_buffers")[0]
+        self.random_buffers = tuple(k for k, b in self.buffers.items() if not _same(b, again.get(k)))
 
     @classmethod
     def of(cls, module: nn.Module) -> Template:
@@ -109,11 +109,9 @@ class Template:
         params, self.param_aliases = named_tensors(module, "_parameters")
         self.buffers, self.buffer_aliases = named_tensors(module, "_buffers")
         self.params = {k: Leaf(tuple(p.shape), p.dtype) for k, p in params.items()}
-        why = next(
-            (_NO_RULE.format(type(m).__name__, k) for k, m in module.named_modules() if isinstance(m, _LOOPED)),
-            "",
-        )
-        self.no_vmap = {False: why, True: why}  # train -> why this module cannot be evaluated by vmap, or ""
+        self.never_vmap = next((why for why in itertools.starmap(_why_not_vmap, module.named_modules()) if why), "")
+        # train -> why "auto" does not map this module, or ""
+        self.no_vmap = {False: self.never_vmap, True: self.never_vmap}
         self._skeletons = skeleton_pair(module)
         self._prepare()
 
@@ -313,6 +311,17 @@ def _materialise(module: nn.Module, example: tuple[Any, ...] | None) -> None:
 def _lazy_leaves(module: nn.Module) -> list[str]:
     kinds = (UninitializedParameter, UninitializedBuffer)
     return [k for k, t in (*module.named_parameters(), *module.named_buffers()) if isinstance(t, kinds)]
+
+
+def _why_not_vmap(name: str, part: nn.Module) -> str:
+    """Why ``torch.func.vmap`` cannot run a module with this part, or runs it wrongly; or nothing."""
+    kind = type(part).__name__
+    if isinstance(part, _LOOPED):
+        return f"torch.func.vmap has no batching rule for {kind} ({name!r})"
+    # Mapped weights lose the padding index, and mapped indices count in the frequencies of all agents.
+    if isinstance(part, nn.Embedding) and (part.padding_idx is not None or part.scale_grad_by_freq):
+        return f"torch.func.vmap trains {kind} ({name!r}) wrongly with padding_idx or scale_grad_by_freq"
+    return ""
 
 
 def _renorms(part: nn.Module) -> bool:

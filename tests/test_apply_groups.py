@@ -12,10 +12,11 @@ from torch import Tensor, nn
 
 from functional_marl.apply import apply
 from functional_marl.errors import GroupingError, StructureError
+from functional_marl.fresh import init_params, init_state
 from functional_marl.groups import apply_groups, group_agents, ungroup_agents
 from functional_marl.interop import to_tensordict
 from functional_marl.network import network
-from functional_marl.parameters import agent_module, init_params, init_state
+from functional_marl.parameters import agent_module
 from functional_marl.random import fold_in, key
 
 GROUPS = {"wolf": ["w0", "w1", "w2"], "sheep": ["s0"]}

@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from functional_marl.checks import Params
+from functional_marl.fresh import init_params, init_state
 from functional_marl.laws.subject import LIBRARY, Ops, Subject
 from functional_marl.laws.zoo import ZOO, Entry, Spec
 from functional_marl.network import Network, Randomness, Strategy, network
-from functional_marl.parameters import Params, init_params, init_state
 from functional_marl.sharing import SharingSpec
 from functional_marl.trees import Tree, flatten, tree_map
 
@@ -144,6 +145,7 @@ def _traits(entry: Entry) -> frozenset[str]:
         "random": entry.random,
         "rows apart": entry.rows_apart,
         "compiles": entry.compiles,
+        "exports": entry.exports,
         "vmap": entry.vmap,
         "a mask that shows": entry.shows_mask,
     }

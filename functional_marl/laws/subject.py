@@ -12,17 +12,16 @@ import torch
 from torch import Tensor, nn
 
 from functional_marl.apply import apply
+from functional_marl.checks import Params
+from functional_marl.fresh import init_params, init_state
 from functional_marl.grouping import group_map
 from functional_marl.groups import group_agents, ungroup_agents
 from functional_marl.laws.law import broken
 from functional_marl.network import Network, network
 from functional_marl.parameters import (
-    Params,
     agent_module,
     agent_params,
     combine,
-    init_params,
-    init_state,
     partition,
     reshare,
     stack_agents,
@@ -118,6 +117,9 @@ class Subject:
 
     def __repr__(self) -> str:
         return self.name
+
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        printer.text(self.name)  # hypothesis, too, prints the call that makes it again
 
     def answers(self, word: str) -> bool:
         """Whether a word of :data:`WORDS` or a trait is true of this subject."""

@@ -73,7 +73,8 @@ class Entry:
         random: whether it draws in training.
         shows_mask: whether an output is zero exactly where the mask of a dropout with p = 1/2 is.
         vmap: whether ``torch.func.vmap`` can map it.
-        compiles: whether dynamo can trace the module.
+        compiles: whether dynamo can trace it.
+        exports: whether ``torch.export`` can, strict and not.
     """
 
     name: str
@@ -88,6 +89,7 @@ class Entry:
     shows_mask: bool = False
     vmap: bool = True
     compiles: bool = True
+    exports: bool = True
 
     @property
     def first(self) -> list[Spec]:
@@ -268,7 +270,7 @@ class Normaliser(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """In training the buffers move first: one in place, one by a new tensor."""
         if self.training:
-            self.mean.lerp_(x.detach().reshape(-1, x.shape[-1]).mean(0), 0.25)
+            self.mean.mul_(0.75).add_(x.detach().reshape(-1, x.shape[-1]).mean(0), alpha=0.25)
             self.count = self.count + 1
         return torch.tanh((x - self.mean) * self.gain) @ self.projection + self.count
 
@@ -305,7 +307,8 @@ def _gru_cell(k: int) -> nn.Module:
 
 register("mlp", None, Floats(4), joint=_mlp)
 register("layernorm", None, Floats(4), joint=_layernorm)
-register("residual", None, Floats(4), joint=Residual)
+# torch 2.13: a plain tensor attribute that is first met inside vmap fails in strict export
+register("residual", None, Floats(4), joint=Residual, exports=False)
 register("bare", None, Floats(4), joint=Bare)
 register("tied", None, Floats(4), joint=Tied)
 register("dropout", None, Floats(4), joint=_dropout, random=True)
@@ -315,11 +318,11 @@ register("convnet", None, Floats(2, 3, 4), joint=_convnet)
 register("attention", None, Floats(5, 4), joint=_attention, batch_dims=(0, 1), random=True)
 register("recurrent", gru(3, 4), Floats(2, 3), Floats(4), kwargs={"reset": Bools(2)})
 register("gru cell", None, Floats(3), Floats(4), joint=_gru_cell, batch_dims=(0, 1))
-register("torch gru", TorchGRU, Floats(2, 3), batch_dims=(0, 1), vmap=False, compiles=False)
+register("torch gru", TorchGRU, Floats(2, 3), batch_dims=(0, 1), vmap=False, compiles=False, exports=False)
 register("trees", None, {"obs": Floats(4)}, (Floats(3), Floats(3)), joint=Trees, kwargs={"gain": Floats()})
 register("embedding", _embedding, Ints(2, high=7))
 register("lazy", None, Floats(4), joint=_lazy)
 register("orthogonal", _orthogonal, Floats(4))
 register("weight norm", None, Floats(4), joint=_weight_norm)
-register("spectral norm", None, Floats(4), joint=_spectral_norm, vmap=False)
+register("spectral norm", None, Floats(4), joint=_spectral_norm, vmap=False, compiles=False, exports=False)
 register("mask", None, Floats(4), joint=Mask, random=True, shows_mask=True)

@@ -1,0 +1,72 @@
+"""Does a tree fit a network? All names and shapes at once, ahead of any work."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from functional_marl.errors import StructureError
+from functional_marl.network import Network
+from functional_marl.sharing import Sharing
+
+__all__ = ["Params", "check_params", "check_state", "mismatches", "slot_maps"]
+
+Params = dict[str, Tensor]
+
+
+def mismatches(given: Mapping[str, Any], expected: Mapping[str, tuple[int, ...]], what: str) -> list[str]:
+    """A line for every leaf that is missing, unknown, no tensor, or of another shape."""
+    lines = [f"{what}[{k!r}]: missing, expected {list(expected[k])}" for k in expected if k not in given]
+    lines += [
+        f"{what}[{k!r}]: not a leaf of this network; its leaves are {list(expected)}"
+        for k in given
+        if k not in expected
+    ]
+    for name, shape in expected.items():
+        value = given.get(name)
+        if name in given and not isinstance(value, Tensor):
+            lines.append(f"{what}[{name!r}]: expected a tensor {list(shape)}, got {type(value).__name__}")
+        elif isinstance(value, Tensor) and tuple(value.shape) != shape:
+            lines.append(f"{what}[{name!r}]: expected {list(shape)}, got {list(value.shape)}")
+    return lines
+
+
+def _check(given: Mapping[str, Any], net: Network, expected: Mapping[str, tuple[int, ...]], what: str) -> None:
+    if len(given) == len(expected):
+        for name, shape in expected.items():
+            value = given.get(name)
+            if not isinstance(value, Tensor) or value.shape != shape:
+                break
+        else:
+            return
+    lines = mismatches(given, expected, what)
+    raise StructureError(
+        "\n".join(lines)
+        + f"\nleaves are [slots, *shape of one agent's]; the network has {net.n_agents} agents; use fm.init_params, "
+        "fm.stack_agents (from one-agent trees) or fm.reshare (from another sharing)"
+    )
+
+
+def check_params(net: Network, params: Mapping[str, Any]) -> None:
+    """Check all names and shapes of params at once.
+
+    Raises:
+        StructureError: names every leaf that is missing, unknown or of another shape.
+    """
+    _check(params, net, net.param_shapes, "params")
+
+
+def check_state(net: Network, state: Mapping[str, Any]) -> None:
+    """Check all names and shapes of a state at once; raises as :func:`check_params`."""
+    _check(state, net, net.state_shapes, "state")
+
+
+def slot_maps(net: Network, tree: Mapping[str, Any]) -> Mapping[str, Sharing]:
+    """The slot maps of a checked tree: params, or a state if its names are those of the buffers."""
+    if tree.keys() == net.state_sharing.keys():  # also {}, the state of a network without buffers
+        check_state(net, tree)
+        return net.state_sharing
+    check_params(net, tree)
+    return net.sharing

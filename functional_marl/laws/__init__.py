@@ -1,0 +1,33 @@
+"""The laws of sharing: properties that hold for every network, sharing, view, input and key.
+
+A law is called on a :class:`Subject` and raises :class:`LawViolation` if the subject breaks it. Nothing here
+imports hypothesis; ``functional_marl.laws.strategies`` draws subjects with it, for property-based tests.
+"""
+
+from functional_marl.laws import laws as laws
+from functional_marl.laws import zoo as zoo
+from functional_marl.laws.cases import subject as subject
+from functional_marl.laws.equivalence import Patterns as Patterns
+from functional_marl.laws.groups import Grouped as Grouped
+from functional_marl.laws.groups import Named as Named
+from functional_marl.laws.law import LAWS as LAWS
+from functional_marl.laws.law import Law as Law
+from functional_marl.laws.law import LawViolation as LawViolation
+from functional_marl.laws.law import NotApplicable as NotApplicable
+from functional_marl.laws.subject import Ops as Ops
+from functional_marl.laws.subject import Subject as Subject
+
+__all__ = [
+    "LAWS",
+    "Grouped",
+    "Law",
+    "LawViolation",
+    "Named",
+    "NotApplicable",
+    "Ops",
+    "Patterns",
+    "Subject",
+    "laws",
+    "subject",
+    "zoo",
+]

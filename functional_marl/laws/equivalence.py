@@ -1,0 +1,247 @@
+"""Laws 1 to 9: ways of evaluating, of sharing and of naming slots that must come to the same."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from typing import Any
+
+import torch
+
+from functional_marl.checks import Params
+from functional_marl.errors import SharingError
+from functional_marl.laws.law import agree, broken, law, zero
+from functional_marl.laws.subject import LIBRARY, Ops, Subject
+from functional_marl.sharing import Sharing
+
+__all__ = [
+    "Patterns",
+    "coarsen_after_refine",
+    "patterns_are_total",
+    "refine_after_coarsen",
+    "refinement_composes",
+    "refining_keeps_outputs",
+    "relabelling_keeps_outputs",
+    "shared_is_tiled",
+    "unused_slots_are_inert",
+    "ways_agree",
+]
+
+
+@law(1, "parameters", "settings")
+def ways_agree(s: Subject) -> None:
+    """y_i = f(θ_i, x_i) in every strategy.
+
+    vmap, loop, plan and an ordinary module for each agent give the same; in training the same from a key.
+    """
+    alone = [s.alone(i) for i in range(s.n)]
+    trained: Any = None
+    for way in s.ways:
+        one = replace(s, net=s.net.replace(strategy=way))
+        for i, output in enumerate(one.outputs()):
+            agree(output, alone[i], f"strategy {way}, agent {i}: output")
+        if s.batch == () and s.least_batch_dims == 0 and "random" not in s.traits and not s.state:
+            continue  # training is evaluation
+        outputs, state = one.trained(key=s.key())
+        trained = trained or (way, outputs, state)
+        for i, output in enumerate(outputs):
+            agree(output, trained[1][i], f"strategy {way} against {trained[0]} in training, agent {i}: output")
+        agree(state, trained[2], f"strategy {way} against {trained[0]} in training: state")
+
+
+@law(2, "parameters", "settings")
+def shared_is_tiled(s: Subject) -> None:
+    """y(P, σ) = y(P∘σ, identity).
+
+    Any sharing equals independent agents that hold copies; a shared buffer after a step is the mean of what
+    the copies become, the largest for integers.
+    """
+    tiled = s.tiled()
+    for i, (output, want) in enumerate(zip(s.outputs(), tiled.outputs(), strict=True)):
+        agree(output, want, f"sharing {_short(s)}, agent {i}: output")
+    outputs, state = s.trained(key=s.key())
+    wanted, rows = tiled.trained(key=s.key())
+    for i, (output, want) in enumerate(zip(outputs, wanted, strict=True)):
+        agree(output, want, f"sharing {_short(s)} in training, agent {i}: output")
+    for name, leaf in rows.items():
+        for slot in range(s.slots[name].n_slots):
+            members = list(s.slots[name].members(slot))
+            if not members:
+                want = s.state[name][slot]
+            elif leaf.is_floating_point():
+                want = leaf[members].mean(0)
+            else:
+                want = leaf[members].amax(0)
+            agree(state[name][slot], want, f"slot {slot} of agents {members}: buffer {name!r} after a step")
+
+
+def _short(s: Subject) -> str:
+    return ", ".join(f"{name}: {list(sharing)}" for name, sharing in s.slots.items())
+
+
+def _finer(s: Subject) -> dict[str, Sharing]:
+    """Slot maps that split slots at random, all slots used, new names."""
+    rng = s.rng()
+    finer: dict[str, Sharing] = {}
+    for name, sharing in s.slots.items():
+        labels = [(slot, rng.randrange(2)) for slot in sharing]
+        names = list(dict.fromkeys(labels))
+        rng.shuffle(names)
+        finer[name] = Sharing([names.index(label) for label in labels])
+    return finer
+
+
+def _reshared(s: Subject, sharing: Mapping[str, Sharing], merge: str = "error") -> Subject:
+    """The subject under another sharing, parameters and state, by ``ops.reshare``."""
+    net, params = s.ops.reshare(s.net, s.own, sharing, merge=merge)
+    state = s.ops.reshare(s.net, s.state, sharing, merge=merge)[1] if s.state else {}
+    return replace(s, net=net, params=params, state=state)
+
+
+@law(3, "parameters", "settings")
+def refining_keeps_outputs(s: Subject) -> None:
+    """y(refine(P)) = y(P).
+
+    Splitting slots changes no agent's network and no output.
+    """
+    finer = _reshared(s, _finer(s))
+    for i, (output, want) in enumerate(zip(finer.outputs(), s.outputs(), strict=True)):
+        agree(finer.of_agent(i), s.of_agent(i), f"agent {i}: parameters", exact=True)
+        agree(output, want, f"agent {i}: output")
+
+
+@law(4, "parameters", "settings", "no spare slots")
+def coarsen_after_refine(s: Subject) -> None:
+    """coarsen(refine(P)) = P.
+
+    Merging what was split gives back the parameters: to the bit with "first" and "error", to rounding with
+    the mean.
+    """
+    finer = _reshared(s, _finer(s))
+    for merge in ("error", "first", "mean"):
+        back = _reshared(finer, s.slots, merge)
+        agree(back.own, s.own, f"merge={merge!r}: params", exact=merge != "mean")
+        agree(back.state, s.state, f"merge={merge!r}: state", exact=merge != "mean")
+
+
+@law(5, "parameters", "settings")
+def refine_after_coarsen(s: Subject) -> None:
+    """Let m = refine ∘ coarsen: m(m(P)) = m(P), and m(P) has the mean (the first) of those who merged.
+
+    Merging agents and splitting them a second time changes nothing more.
+    """
+    rng = s.rng()
+    coarse = {name: Sharing([rng.randrange(2) for _ in range(s.n)]).canonical() for name in s.slots}
+    apart = dict.fromkeys(s.slots, Sharing.independent(s.n))
+    for merge in ("mean", "first"):
+        once = _reshared(_reshared(s.tiled(), coarse, merge), apart)
+        twice = _reshared(_reshared(once, coarse, merge), apart)
+        agree(twice.own, once.own, f"merge={merge!r}: params", exact=merge == "first")
+        agree(twice.state, once.state, f"merge={merge!r}: state", exact=merge == "first")
+        for i in range(s.n):
+            for name, leaf in once.of_agent(i).items():
+                members = coarse[name].members(coarse[name][i])
+                rows = torch.stack([s.of_agent(j)[name] for j in members])
+                want = rows.mean(0) if merge == "mean" else rows[0]
+                agree(leaf, want, f"merge={merge!r}, agent {i} of the merged {list(members)}: {name}")
+
+
+@law(6, "parameters", "settings")
+def relabelling_keeps_outputs(s: Subject) -> None:
+    """y(P∘π⁻¹, π∘σ) = y(P, σ).
+
+    The names of slots mean nothing: permuted together with the parameters they keep every output.
+    """
+    rng, names = s.rng(), dict[str, list[int]]()
+    for name, sharing in s.slots.items():
+        names[name] = list(range(sharing.n_slots))
+        rng.shuffle(names[name])
+
+    def moved(leaves: Params) -> Params:
+        # row s goes to place π(s)
+        return {k: leaf[[names[k].index(slot) for slot in range(len(names[k]))]] for k, leaf in leaves.items()}
+
+    slots = {k: Sharing([names[k][slot] for slot in sharing], sharing.n_slots) for k, sharing in s.slots.items()}
+    other = replace(s, net=s.net.replace(sharing=slots), params=moved(s.own), state=moved(s.state))
+    for i, (output, want) in enumerate(zip(other.outputs(), s.outputs(), strict=True)):
+        agree(output, want, f"slots {_short(s)} renamed {names}, agent {i}: output")
+
+
+@law(7, "parameters", "settings")
+def refinement_composes(s: Subject) -> None:
+    """refine_ρ ∘ refine_τ = refine_ρ.
+
+    Splitting slots in two steps or in one gives the same parameters to the bit.
+    """
+    middle = _reshared(s, _finer(s))
+    last = _finer(replace(middle, seed=s.seed + 1))
+    agree(_reshared(middle, last).own, _reshared(s, last).own, "params", exact=True)
+    agree(_reshared(middle, last).state, _reshared(s, last).state, "state", exact=True)
+
+
+@dataclass(frozen=True)
+class Patterns:
+    """Leaf names and a mapping of patterns to slot maps, which need not fit them."""
+
+    names: tuple[str, ...]
+    n_agents: int
+    spec: tuple[tuple[str, Any], ...]
+    ops: Ops = LIBRARY
+
+    def answers(self, word: str) -> bool:
+        """No law asks for more."""
+        return False
+
+
+@law(8)
+def patterns_are_total(case: Patterns) -> None:
+    """σ_leaf = spec[the first pattern that matches leaf]; no leaf without a pattern, no pattern without a leaf.
+
+    Which pattern decides is the order of the mapping; what does not fit raises.
+    """
+    spec, presets = dict(case.spec), {"shared": Sharing.shared, "independent": Sharing.independent}
+    first = {name: next((p for p in spec if fnmatchcase(name, p)), None) for name in case.names}
+    fits = None not in first.values() and set(spec) == set(first.values())
+    try:
+        found = case.ops.resolve(spec, case.n_agents, case.names)
+    except SharingError as error:
+        if fits:
+            broken(f"patterns {spec} over {list(case.names)}: expected slot maps, got {error}")
+        return
+    if not fits:
+        broken(f"patterns {spec} over {list(case.names)}: expected an error, got {found}")
+    for name, pattern in first.items():
+        given = spec[pattern or ""]
+        want = presets[given](case.n_agents) if isinstance(given, str) else Sharing(given)
+        if found.get(name) != want:
+            broken(f"leaf {name!r}: expected {want} of pattern {pattern!r}, got {found.get(name)}")
+    if list(found) != list(case.names):
+        broken(f"expected the leaves {list(case.names)}, got {list(found)}")
+
+
+@law(9, "parameters", "spare slots")
+def unused_slots_are_inert(s: Subject) -> None:
+    """∂y / ∂P[s] = 0 and y is unchanged by P[s], for every slot s that no agent is in.
+
+    Not a number in a spare slot harms nobody.
+    """
+
+    def spoiled(leaves: Params) -> Params:
+        out: Params = {}
+        for name, leaf in leaves.items():
+            out[name] = leaf.clone()
+            for slot in s.slots[name].unused():
+                out[name][slot] = torch.nan if leaf.is_floating_point() else 10**6
+        return out
+
+    other = replace(s, params=spoiled(s.own), state=spoiled(s.state))
+    for i, (output, want) in enumerate(zip(other.outputs(), s.outputs(), strict=True)):
+        agree(output, want, f"agent {i}: output with spare slots spoiled", exact=True)
+    leaves = {name: leaf.clone().requires_grad_() for name, leaf in s.own.items()}
+    loss = s.training_loss(replace(s, params=leaves).outputs())
+    gradients = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
+    for name, gradient in zip(leaves, gradients, strict=True):
+        spare = s.slots[name].unused()
+        if gradient is not None:
+            zero({f"{name}[{slot}]": gradient[slot] for slot in spare}, "the loss of all agents")

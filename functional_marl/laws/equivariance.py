@@ -1,0 +1,126 @@
+"""Laws 11 to 15 and 17: what happens to the outputs when agents change places."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from functional_marl.checks import Params
+from functional_marl.laws.law import agree, broken, differ, law
+from functional_marl.laws.subject import Subject
+from functional_marl.trees import tree_map
+
+__all__ = [
+    "centralized_rows_are_equal",
+    "cluster_equivariance",
+    "equal_inputs_equal_outputs",
+    "ids_break_equivariance",
+    "independent_equivariance",
+    "shared_equivariance",
+]
+
+
+def _follow(s: Subject, moved: Subject, order: list[int]) -> None:
+    """Raise unless agent ``i`` of ``moved`` gives what agent ``order[i]`` of ``s`` gives."""
+    before, after = s.outputs(), moved.outputs()
+    for i, j in enumerate(order):
+        agree(after[i], before[j], f"agents in the order {order}, agent {i} with the input of agent {j}: output")
+
+
+@law(11, "shared", "local")
+def shared_equivariance(s: Subject) -> None:
+    """y(x∘π) = y(x)∘π.
+
+    Shared and local: permuting the agents' inputs permutes the outputs.
+    """
+    order = s.permutation()
+    _follow(s, s.taking(order), order)
+
+
+@law(12, "independent", "local", "parameters")
+def independent_equivariance(s: Subject) -> None:
+    """y(P∘π, x∘π) = y(P, x)∘π.
+
+    Independent: permuting inputs and parameters together permutes the outputs.
+    """
+    order = s.permutation()
+
+    def moved(leaves: Params) -> Params:
+        # agent i, in slot σ(i), gets what agent π(i) has
+        out = {name: leaf.clone() for name, leaf in leaves.items()}
+        for name, leaf in out.items():
+            for i, j in enumerate(order):
+                leaf[s.slots[name][i]] = leaves[name][s.slots[name][j]]
+        return out
+
+    _follow(s, replace(s.taking(order), params=moved(s.own), state=moved(s.state)), order)
+
+
+@law(13, "a cluster", "local")
+def cluster_equivariance(s: Subject) -> None:
+    """y(x∘π) = y(x)∘π for every π with σ∘π = σ.
+
+    Agents that share everything may change places among themselves.
+    """
+    order = s.cluster_permutation()
+    _follow(s, s.taking(order), order)
+
+
+@law(14, "a cluster", "local")
+def equal_inputs_equal_outputs(s: Subject) -> None:
+    """x_i = x_j and σ(i) = σ(j) imply y_i = y_j.
+
+    Equal inputs in one slot give equal outputs.
+    """
+    classes = s.classes()
+    leader = [next(members[0] for members in classes if i in members) for i in range(s.n)]
+    outputs = s.taking(leader).outputs()
+    for i, j in enumerate(leader):
+        agree(outputs[i], outputs[j], f"agents {j} and {i} with equal inputs and networks: output")
+
+
+@law(15, "shared", "centralized")
+def centralized_rows_are_equal(s: Subject) -> None:
+    """y_i = y_j.
+
+    Centralized, shared and nothing random: all agents say the same where only the joint input goes in.
+    """
+    # The other inputs stay with their agents, so they are made equal: agent 0's for all.
+    equal = s.taking([0] * s.n)
+    outputs = replace(equal, inputs=(s.inputs[0], *equal.inputs[1:])).outputs()
+    for i in range(1, s.n):
+        agree(outputs[i], outputs[0], f"agents 0 and {i}: output of one network for one joint input")
+
+
+@law(17, "shared", "local", "several agents", "wide inputs")
+def ids_break_equivariance(s: Subject) -> None:
+    """y([x∘π, id]) ≠ y([x, id])∘π, and y([x, id]∘π) = y([x, id])∘π.
+
+    Agent ids tell agents of one network apart, through the id alone: whoever takes another's features and
+    id gives the other's output.
+    """
+    x: Tensor = s.inputs[0][..., : -s.n]  # [n, *B, F]; the ids take the place of n features
+    order = s.permutation()
+
+    def with_ids(features: Tensor) -> Subject:
+        dim = s.dims[0] or 0
+        given = s.ops.with_agent_ids(features.movedim(0, dim), dim)
+        if given.shape[-1] != features.shape[-1] + s.n:
+            broken(f"with_agent_ids: expected {features.shape[-1]} + {s.n} features, got {given.shape[-1]}")
+        agree(given.movedim(dim, 0)[..., : -s.n], features, "with_agent_ids: the features")
+        return replace(s, inputs=(given.movedim(dim, 0),))
+
+    plain = with_ids(x)
+    moved = with_ids(x[order]).outputs()
+    for i, j in enumerate(order):
+        if i != j:
+            differ(moved[i], plain.outputs()[j], f"agent {i} with the features of agent {j}, each with its own id")
+    _follow(plain, plain.taking(order), order)
+    same = with_ids(tree_map(lambda leaf: leaf[[0] * s.n], x)).outputs()
+    for i in range(1, s.n):
+        differ(same[i], same[0], f"agents 0 and {i} with equal features and their own ids: output")
+    ids = plain.inputs[0][..., -s.n :].reshape(s.n, -1, s.n)
+    if not torch.equal(ids, torch.eye(s.n, dtype=ids.dtype)[:, None].expand_as(ids)):
+        broken("with_agent_ids: expected one-hot ids, row i for agent i")

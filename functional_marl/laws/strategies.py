@@ -1,0 +1,311 @@
+"""What hypothesis draws for the laws: sharings, networks, inputs, groups, and whole subjects.
+
+The only importer of hypothesis in the package (``pip install functional-marl[laws]``). Strategies draw
+structure and a seed, never floats, and the simplest case first: what breaks a law shrinks to few agents of a
+small network without batch axes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from hypothesis import strategies as st
+from tensordict import TensorDict
+from torch import Tensor
+
+from functional_marl.grouping import MarlGroupMapType, by_prefix, by_spec
+from functional_marl.laws.cases import leaf_names_of, subject
+from functional_marl.laws.equivalence import Patterns
+from functional_marl.laws.groups import Grouped, Named
+from functional_marl.laws.law import Law
+from functional_marl.laws.laws import (
+    group_layout,
+    group_map_is_a_partition,
+    group_map_is_the_callers,
+    group_round_trip,
+    patterns_are_total,
+)
+from functional_marl.laws.subject import Subject
+from functional_marl.laws.zoo import ZOO, Entry
+from functional_marl.network import Network
+from functional_marl.random import key
+from functional_marl.sharing import Sharing
+from functional_marl.trees import Tree, tree_map
+
+__all__ = [
+    "agent_dims",
+    "batches",
+    "cases",
+    "entries",
+    "grouped",
+    "groupings",
+    "inputs",
+    "keys",
+    "name_lists",
+    "networks",
+    "partitions",
+    "patterns",
+    "seeds",
+    "sharing_specs",
+    "sharings",
+    "subjects",
+]
+
+
+# --- keys and sharings ------------------------------------------------------------------------------------
+
+
+def seeds() -> st.SearchStrategy[int]:
+    """Seeds, small ones first."""
+    return st.integers(0, 2**32 - 1)
+
+
+def keys() -> st.SearchStrategy[Tensor]:
+    """Keys, ``[2]`` int64."""
+    return st.builds(key, st.integers(0, 2**64 - 1))
+
+
+@st.composite
+def sharings(draw: st.DrawFn, n_agents: int, *, where: Sequence[str] = (), spare: bool | None = None) -> Sharing:
+    """Slot maps of so many agents: any slots under any names, also with slots that nobody is in.
+
+    ``where`` narrows it by the words "shared", "independent" and "a cluster"; ``spare`` says whether there
+    are unused slots.
+    """
+    most = n_agents + 1 if spare is None else n_agents
+    if "shared" in where:
+        slots = [0] * n_agents
+    elif "independent" in where:
+        slots = draw(st.permutations(range(n_agents)))
+    else:
+        slots = draw(st.lists(st.integers(0, most - 1), min_size=n_agents, max_size=n_agents))
+        if "a cluster" in where and len(set(slots)) == n_agents:
+            slots[-1] = slots[0]
+    if spare is False:
+        used = sorted(set(slots))
+        return Sharing([used.index(slot) for slot in slots])
+    if spare:  # a slot put in somewhere that nobody is in
+        free = draw(st.integers(0, max(slots) + 1))
+        slots = [slot + (slot >= free) for slot in slots]
+    return Sharing(slots, max(slots) + 1 + (draw(st.integers(0, 1)) if spare is None else int(bool(spare))))
+
+
+@st.composite
+def sharing_specs(
+    draw: st.DrawFn, n_agents: int, names: Sequence[str], *, where: Sequence[str] = (), spare: bool | None = None
+) -> Any:
+    """What ``sharing=`` takes: presets, lists of slots, slot maps, and a pattern for some leaf and one for the rest."""
+    one = sharings(n_agents, where=where, spare=spare)
+    kinds = ["preset", "map", "patterns"]
+    if "shared" in where or "independent" in where:
+        kinds = ["preset", "map", "patterns"] if spare is not True else ["map"]
+    elif "a cluster" in where or spare:
+        kinds = ["map"]
+    kind = draw(st.sampled_from(kinds))
+    if kind == "preset":
+        allowed = [word for word in ("shared", "independent") if word in where] or ["shared", "independent"]
+        return draw(st.sampled_from(allowed))
+    if kind == "map" or len(names) < 2:
+        return draw(one)
+    return {draw(st.sampled_from(list(names))): draw(one), "*": draw(one)}
+
+
+# --- networks and inputs ----------------------------------------------------------------------------------
+
+
+def entries(where: Sequence[str] = ()) -> st.SearchStrategy[Entry]:
+    """Networks of the zoo that answer to the words: the plain ones first."""
+    allowed = [entry for entry in ZOO.values() if _fits(entry, where)]
+    return st.sampled_from(allowed)
+
+
+def _fits(entry: Entry, where: Sequence[str]) -> bool:
+    needed = {
+        "centralized": entry.joint is not None,
+        "random": entry.random,
+        "rows apart": entry.rows_apart,
+        "a mask that shows": entry.shows_mask,
+        "vmap": entry.vmap,
+        "compiles": entry.compiles,
+        "exports": entry.exports,
+        "a batch": entry.batch_dims[1] > 0,
+        "float inputs": any(spec.high == 0 for spec in entry.first),
+        "wide inputs": entry.flat and len(entry.inputs) == 1,
+    }
+    return all(needed.get(word, True) for word in where)
+
+
+def batches(entry: Entry, where: Sequence[str] = ()) -> st.SearchStrategy[tuple[int, ...]]:
+    """Sizes of batch axes that a network takes: none first."""
+    least, most = entry.batch_dims
+    size = st.integers(entry.batch_size, 3)
+    return st.lists(size, min_size=max(least, int("a batch" in where)), max_size=most).map(tuple)
+
+
+@st.composite
+def agent_dims(draw: st.DrawFn, entry: Entry, batch_dims: int) -> int | tuple[int | None, ...] | None:
+    """Where inputs carry the agents: behind the batch axes, at one place for all, or at one an input.
+
+    An input after the first may also be seen whole by every agent.
+    """
+    depth = min(len(spec.shape) for spec in entry.first)
+    places = len(entry.inputs) + bool(entry.kwargs)
+    kind = draw(st.sampled_from(["behind", "place", "negative", "each"]))
+    if kind == "behind":
+        return None
+    place = draw(st.integers(0, batch_dims))
+    if kind == "place":
+        return place
+    if kind == "negative":
+        return place - batch_dims - 1 - depth if len({len(spec.shape) for spec in entry.first}) == 1 else place
+    rest = [draw(st.none() | st.integers(0, batch_dims)) for _ in range(places - 1)]
+    return (place, *rest, *(() if entry.kwargs else (place,)))
+
+
+@st.composite
+def subjects(draw: st.DrawFn, where: Sequence[str] = (), *, most_agents: int = 4) -> Subject:
+    """Subjects of the zoo that answer to all of the words (see ``functional_marl.laws.subject.WORDS``)."""
+    entry = draw(entries(where))
+    least = 2 if {"several agents", "a cluster"} & set(where) else 1
+    most = 1 if "one agent" in where else min(most_agents, 3) if "wide inputs" in where else most_agents
+    n = draw(st.integers(least, most))
+    spare = True if "spare slots" in where else False if "no spare slots" in where else None
+    sharing = draw(sharing_specs(n, leaf_names_of(entry), where=where, spare=spare))
+    centralized = "centralized" in where
+    if not centralized and "local" not in where and entry.joint is not None:
+        centralized = draw(st.booleans())
+    batch = draw(batches(entry, where))
+    return subject(
+        entry.name,
+        n_agents=n,
+        sharing=sharing,
+        centralized=centralized,
+        batch=batch,
+        agent_dims=None if centralized else draw(agent_dims(entry, len(batch))),
+        out_agent_dim=draw(st.none() | st.integers(0, len(batch))),
+        randomness=draw(st.sampled_from(["different", "same"])),
+        strategy=draw(st.sampled_from(["auto", "loop"])),
+        seed=draw(seeds()),
+    )
+
+
+def networks(where: Sequence[str] = ()) -> st.SearchStrategy[Network]:
+    """Networks over the zoo under any settings."""
+    return subjects(where).map(lambda s: s.net)
+
+
+@st.composite
+def inputs(draw: st.DrawFn, specs: Tree, lead: tuple[int, ...] = (), dtype: torch.dtype = torch.float64) -> Tree:
+    """Standard normal numbers for a tree of specs, ``[*lead, *shape]`` a leaf, a function of a drawn seed."""
+    generator = torch.Generator().manual_seed(draw(seeds()))
+    return tree_map(lambda spec: spec.draw(lead, generator, dtype), specs)
+
+
+# --- patterns ---------------------------------------------------------------------------------------------
+
+
+@st.composite
+def patterns(draw: st.DrawFn) -> Patterns:
+    """Leaf names and mappings of patterns, most of which fit them."""
+    names = draw(st.lists(st.sampled_from(_LEAVES), min_size=1, unique=True))
+    n = draw(st.integers(1, 3))
+    one = st.sampled_from(["shared", "independent"]) | sharings(n).map(lambda sharing: list(sharing))
+    known = st.sampled_from([*names, *(f"{name.split('.')[0]}.*" for name in names), "*.weight", "[01]*", "?.*"])
+    chosen = draw(st.lists(known, max_size=2, unique=True))
+    chosen += ["*"] if draw(st.booleans()) else []
+    return Patterns(tuple(names), n, tuple((pattern, draw(one)) for pattern in chosen))
+
+
+_LEAVES = ["0.weight", "0.bias", "2.weight", "2.bias", "body.0.weight", "Body.0.weight", "weight"]
+
+
+# --- groups -----------------------------------------------------------------------------------------------
+
+_NAMES = st.one_of(
+    st.builds("{}_{}".format, st.sampled_from(["agent", "wolf", "group"]), st.integers(0, 12)),
+    st.sampled_from(["agent", "wolf", "_0", "agent_0_1", "a.b", "agents"]),
+    st.text(max_size=4),
+)
+_DTYPES = [torch.float32, torch.float64, torch.int8, torch.int64, torch.bool]
+_SHAPES: st.SearchStrategy[tuple[int, ...]] = st.lists(st.integers(0, 3), max_size=2).map(tuple)
+
+
+def name_lists() -> st.SearchStrategy[list[str]]:
+    """Names of agents: with numbers, with prefixes in common, any text."""
+    return st.lists(_NAMES, min_size=1, max_size=8, unique=True)
+
+
+@st.composite
+def partitions(draw: st.DrawFn, names: Sequence[str]) -> dict[str, list[str]]:
+    """Group maps of the names in any order, with groups of any names in any order."""
+    shuffled = draw(st.permutations(names))
+    labels = draw(st.lists(_NAMES, min_size=1, max_size=len(names), unique=True))
+    groups: dict[str, list[str]] = {}
+    for name in shuffled:
+        groups.setdefault(draw(st.sampled_from(labels)), []).append(name)
+    return groups
+
+
+@st.composite
+def groupings(draw: st.DrawFn, more: Sequence[Any] = ()) -> Named:
+    """Names, and everything that ``group_map`` takes to group them; ``more`` adds kinds of it."""
+    names = draw(name_lists())
+    table = draw(partitions(names))
+    home = {name: group for group, members in table.items() for name in members}
+    specs = {name: draw(st.integers(0, 2)) for name in names}
+    kinds: list[Any] = [*MarlGroupMapType, *more, by_prefix, table, home.__getitem__, by_spec(specs)]
+    return Named(names, draw(st.sampled_from(kinds)))
+
+
+def _structures() -> st.SearchStrategy[Any]:
+    """Trees whose leaves are a shape and a dtype: empty tensors on the meta device."""
+    leaf = st.builds(torch.empty, _SHAPES, dtype=st.sampled_from(_DTYPES), device=st.just("meta"))
+
+    def grow(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+        names = st.sampled_from(["obs", "action", "done", "r"])
+        return st.dictionaries(names, inner, max_size=3) | st.lists(inner, max_size=2).map(tuple) | st.none()
+
+    return st.recursive(leaf, grow, max_leaves=4)
+
+
+@st.composite
+def grouped(draw: st.DrawFn) -> Grouped:
+    """Agents in groups with data: trees or TensorDicts, groups of unlike structure, any batch axes."""
+    names = draw(name_lists())
+    groups = draw(partitions(names))
+    batch = draw(st.lists(st.integers(0, 3), max_size=3))
+    generator = torch.Generator().manual_seed(draw(seeds()))
+    # A TensorDict keyed by agent has names for keys: no empty ones.
+    flat = all((*names, *groups)) and draw(st.booleans())
+
+    def filled(leaf: Tensor) -> Tensor:
+        low, high = (0, 2) if leaf.dtype is torch.bool else (-100, 100)
+        return torch.randint(low, high, (*batch, *leaf.shape), generator=generator).to(leaf.dtype)
+
+    per_agent: Any = {}
+    for members in groups.values():
+        structure = draw(_structures())
+        for name in members:
+            tree = tree_map(filled, structure)
+            per_agent[name] = TensorDict({"tree": filled(torch.empty(2, device="meta"))}, batch) if flat else tree
+    order = draw(st.permutations(names))
+    per_agent = {name: per_agent[name] for name in order}
+    return Grouped(groups, TensorDict(per_agent, batch) if flat else per_agent, len(batch), draw(st.booleans()))
+
+
+# --- what each law takes ----------------------------------------------------------------------------------
+
+_TAKES: dict[Law, Callable[[], st.SearchStrategy[Any]]] = {
+    patterns_are_total: patterns,
+    group_round_trip: grouped,
+    group_layout: grouped,
+    group_map_is_a_partition: groupings,
+    group_map_is_the_callers: groupings,
+}
+
+
+def cases(law: Law) -> st.SearchStrategy[Any]:
+    """Everything that a law is about, as its strategies draw it."""
+    return _TAKES[law]() if law in _TAKES else subjects(law.where)

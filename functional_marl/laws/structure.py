@@ -1,0 +1,113 @@
+"""Laws 28, 31, 32 and 35: trees in and out of slots, names for slot maps, memory, and counting."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from torch import Tensor, nn
+
+from functional_marl.laws.law import agree, broken, law
+from functional_marl.laws.randomness import built
+from functional_marl.laws.subject import Subject
+from functional_marl.sharing import Sharing
+from functional_marl.trees import Tree, flatten, leaf_names, tree_map
+
+__all__ = ["nothing_is_aliased", "number_of_parameters", "presets_are_explicit_maps", "stack_round_trip"]
+
+
+@law(28, "parameters", "settings", "no spare slots")
+def stack_round_trip(s: Subject) -> None:
+    """stack(unstack(P)) = P and unstack(stack(θ)) = θ.
+
+    Taking all agents out and putting them together again changes no bit, for parameters and state.
+    """
+    for what, leaves, slots in (("params", s.own, s.net.sharing), ("state", s.state, s.net.state_sharing)):
+        if not leaves:
+            continue
+        trees: list[dict[str, Tensor]] = s.ops.unstack_agents(s.net, leaves)
+        if len(trees) != s.n:
+            broken(f"unstack_agents: expected {s.n} trees, got {len(trees)}")
+        for i, tree in enumerate(trees):
+            agree(tree, s.of_agent(i, leaves), f"unstack_agents, agent {i}: {what}", exact=True)
+            agree(s.ops.agent_params(s.net, leaves, i), tree, f"agent_params of agent {i}: {what}", exact=True)
+        for merge in ("error", "first"):
+            back = s.ops.stack_agents(trees, sharing=slots, merge=merge)
+            agree(back, leaves, f"stack_agents of all agents: {what}", exact=True)
+    one = s.of_agent(0)
+    tiled = s.ops.stack_agents(one, n_agents=s.n)
+    for name, leaf in one.items():
+        agree(tiled[name], leaf.expand(s.n, *leaf.shape), f"stack_agents of one tree: {name}", exact=True)
+
+
+@law(31, "factory", "settings")
+def presets_are_explicit_maps(s: Subject) -> None:
+    """'shared' = [0, ..., 0] and 'independent' = [0, 1, ..., n - 1].
+
+    The named sharings are these slot maps: the same network, parameters and outputs.
+    """
+    for preset, slots in (("shared", [0] * s.n), ("independent", list(range(s.n)))):
+        settings = {"centralized": s.net.centralized, "example": s.net.template.example}
+        named, explicit = (s.ops.network(s.build, s.n, sharing=each, **settings) for each in (preset, slots))
+        if named.spec != explicit.spec:
+            broken(f"sharing={preset!r}: expected {explicit.spec}, got {named.spec}")
+        if any(sharing != Sharing(slots) for sharing in named.spec.values()):
+            broken(f"sharing={preset!r}: expected {slots}, got {named.spec}")
+        by_name, by_map = s.ops.init_params(named, s.key()), s.ops.init_params(explicit, s.key())
+        agree(by_name, by_map, f"init_params of {preset!r} and {slots}: params", exact=True)
+
+
+def _memory(tree: Tree, root: str) -> Iterator[tuple[str, int]]:
+    for name, leaf in zip(leaf_names(tree, root), flatten(tree)[0], strict=True):
+        if isinstance(leaf, Tensor) and leaf.numel():
+            yield name, leaf.untyped_storage().data_ptr()
+
+
+def _apart(made: Tree, given: Tree, what: str) -> None:
+    """Raise if a tensor that was made lives in the memory of one that was given."""
+    owners = {where: name for name, where in _memory(given, "given")}
+    for name, where in _memory(made, what):
+        if where in owners:
+            broken(f"{name} lives in the memory of {owners[where]}")
+
+
+@law(32, "parameters", "settings", "no spare slots")
+def nothing_is_aliased(s: Subject) -> None:
+    """memory(made) ∩ memory(given) = ∅.
+
+    What is returned as new shares no memory with what was given, nor one call with the next.
+    """
+    args, kwargs = s.placed()
+    _apart(s.call(), (args, kwargs, s.own, s.state), "outputs")
+    _apart(s.trained(key=s.key()), (args, kwargs, s.own, s.state), "outputs and state of training")
+    trees = [s.of_agent(i) for i in range(s.n)]
+    _apart(s.ops.stack_agents(trees, sharing=s.net.sharing), trees, "stack_agents")
+    _apart(s.ops.stack_agents(trees[0], n_agents=s.n), trees, "stack_agents")
+    for new in (s.net.spec, "independent"):
+        _apart(s.ops.reshare(s.net, s.own, new)[1], s.own, f"reshare to {new}")
+    module: nn.Module = s.ops.agent_module(s.net, s.own, 0, s.state if s.state else None)
+    _apart([*module.parameters(), *module.buffers()], (s.own, s.state), "agent_module")
+    if s.build is not None:
+        _apart(s.ops.init_params(s.net, s.key()), s.ops.init_params(s.net, s.key()), "init_params")
+        keyed = s.ops.init_state(s.net, s.key())
+        tree_map(lambda leaf: leaf.fill_(1), keyed)
+        again: dict[str, Tensor] = s.ops.init_state(s.net, s.key())
+        _apart(again, keyed, "init_state")
+        slots = [list(range(s.n))]
+        net: Any = s.ops.network(s.build, s.n, sharing=slots[0], example=s.net.template.example)
+        slots[0][:] = [0] * s.n
+        if any(list(sharing) != list(range(s.n)) for sharing in net.spec.values()):
+            broken(f"network: its slot maps changed with the caller's list: {net.spec}")
+
+
+@law(35, "factory", "settings")
+def number_of_parameters(s: Subject) -> None:
+    """|P| = Σ_ℓ S_ℓ · |ℓ|.
+
+    A leaf is stored once a slot, a tied weight once for all its names.
+    """
+    sizes = {name: leaf.numel() for name, leaf in built(s, s.seed)[0].items()}
+    made = {name: leaf.numel() for name, leaf in s.ops.init_params(s.net, s.key()).items()}
+    want = {name: s.net.sharing[name].n_slots * size for name, size in sizes.items()}
+    if made != want:
+        broken(f"init_params: expected the numbers {want}, together {sum(want.values())}, got {made}")

@@ -1,0 +1,39 @@
+"""The facade: ``nn.Module`` classes for torchrl users, with the functional core inside.
+
+``from torchrl.modules import MultiAgentMLP`` becomes ``from functional_marl.nn import MultiAgentMLP``.
+torchrl need not be installed.
+"""
+
+from functional_marl.grouping import MarlGroupMapType as MarlGroupMapType
+from functional_marl.nn.base import MultiAgentNetBase as MultiAgentNetBase
+from functional_marl.nn.convert import convert_state_dict as convert_state_dict
+from functional_marl.nn.convert import from_functional as from_functional
+from functional_marl.nn.critics import CrossCriticGroupSpec as CrossCriticGroupSpec
+from functional_marl.nn.critics import CrossGroupCritic as CrossGroupCritic
+from functional_marl.nn.groups import check_marl_grouping as check_marl_grouping
+from functional_marl.nn.mixers import Mixer as Mixer
+from functional_marl.nn.mixers import QMixer as QMixer
+from functional_marl.nn.mixers import VDNMixer as VDNMixer
+from functional_marl.nn.multiagent import MultiAgentConvNet as MultiAgentConvNet
+from functional_marl.nn.multiagent import MultiAgentMLP as MultiAgentMLP
+from functional_marl.nn.one_agent import MLP as MLP
+from functional_marl.nn.one_agent import ConvNet as ConvNet
+from functional_marl.nn.one_agent import SquashDims as SquashDims
+
+__all__ = [
+    "MLP",
+    "ConvNet",
+    "CrossCriticGroupSpec",
+    "CrossGroupCritic",
+    "MarlGroupMapType",
+    "Mixer",
+    "MultiAgentConvNet",
+    "MultiAgentMLP",
+    "MultiAgentNetBase",
+    "QMixer",
+    "SquashDims",
+    "VDNMixer",
+    "check_marl_grouping",
+    "convert_state_dict",
+    "from_functional",
+]

@@ -1,0 +1,182 @@
+"""Out of the facade and back: networks as values, and checkpoints between storages and sharings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from functional_marl.checks import check_params, check_state
+from functional_marl.errors import StructureError
+from functional_marl.fresh import init_state
+from functional_marl.interop import as_flat_dict
+from functional_marl.network import Network
+from functional_marl.nn.base import MultiAgentNetBase, merges_agents
+from functional_marl.parameters import Merge, stack_agents
+from functional_marl.sharing import Sharing, SharingSpec, resolve
+
+__all__ = ["MultiAgentNet", "convert_state_dict", "from_functional"]
+
+
+class MultiAgentNet(MultiAgentNetBase):
+    """A module around a functional network: what :func:`from_functional` returns.
+
+    >>> import functional_marl as fm
+    >>> net = fm.network(nn.Linear(4, 2), n_agents=3)
+    >>> MultiAgentNet(net, fm.init_params(net, 0), {})(torch.zeros(5, 3, 4)).shape
+    torch.Size([5, 3, 2])
+    """
+
+    def __init__(
+        self, net: Network, params: Mapping[str, Tensor], state: Mapping[str, Tensor], *, use_td_params: bool = True
+    ) -> None:
+        dim: Any = net.agent_dim
+        if not isinstance(dim, int) or net.out_agent_dim not in (None, dim):
+            raise StructureError(
+                f"net: expected one int as agent_dim and outputs at the same place, got agent_dim={dim!r} and "
+                f"out_agent_dim={net.out_agent_dim!r}; call fm.apply in a module of your own"
+            )
+        maps = set(net.spec.values())
+        whole = maps.pop() if len(maps) == 1 else None
+        plain = whole is not None and (whole.is_shared or whole.is_independent)
+        self._template = net.template
+        self._rows: dict[str, dict[str, Tensor]] | None = {
+            "params": {k: p[0] for k, p in params.items()},
+            "state": {k: b[0] for k, b in state.items()},
+        }
+        super().__init__(
+            n_agents=net.n_agents,
+            centralized=net.centralized,
+            share_params=whole.is_shared if whole is not None and plain else net.spec,
+            agent_dim=dim,
+            vmap_randomness=net.randomness,
+            use_td_params=use_td_params,
+            device=None,
+        )
+        self._rows = None
+        with torch.no_grad():
+            for live, given in zip(self._live(), (params, state), strict=True):
+                for name, leaf in live.items():
+                    leaf.copy_(given[name].squeeze(0) if self.share_params is True else given[name])
+
+    def _build_single_net(self, *, device: Any, **kwargs: Any) -> nn.Module:
+        if self._rows is not None:
+            return self._template.module(self._rows["params"], self._rows["state"]).train()
+        return self._template.draw(int(torch.randint(2**62, ())))
+
+    @merges_agents
+    def _pre_forward_check(self, inputs: Tensor) -> Tensor:
+        dim = self.agent_dim
+        if not -inputs.ndim <= dim < inputs.ndim or inputs.shape[dim] != self.n_agents:
+            raise ValueError(f"inputs: expected {self.n_agents} agents at dim {dim}, got {inputs.shape}")
+        return inputs.flatten(dim % inputs.ndim, dim % inputs.ndim + 1) if self.centralized else inputs
+
+
+def from_functional(
+    net: Network,
+    params: Mapping[str, Tensor],
+    state: Mapping[str, Tensor] | None = None,
+    *,
+    use_td_params: bool = True,
+) -> MultiAgentNetBase:
+    """An ``nn.Module`` of a functional network, with copies of its params; undone by ``module.functional()``.
+
+    Args:
+        net: a network with one int as ``agent_dim``.
+        params: ``{name: [S, *leaf]}``.
+        state: its buffers; by default the initial ones.
+        use_td_params: where the parameters are registered: see :class:`MultiAgentNetBase`.
+
+    Raises:
+        StructureError: agents at different places of inputs and outputs; params that do not fit.
+
+    >>> import functional_marl as fm
+    >>> net = fm.network(fm.nets.mlp(4, 8, 2), n_agents=3, sharing=[0, 0, 1])
+    >>> params = fm.init_params(net, 0)
+    >>> module = from_functional(net, params)
+    >>> x = torch.ones(5, 3, 4)
+    >>> torch.equal(module(x), fm.apply(net, params, x))
+    True
+    """
+    params = as_flat_dict(params)
+    check_params(net, params)
+    state = init_state(net) if state is None else as_flat_dict(state)
+    check_state(net, state)
+    return MultiAgentNet(net, params, state, use_td_params=use_td_params)
+
+
+def convert_state_dict(
+    state_dict: Mapping[str, Any],
+    module: MultiAgentNetBase,
+    *,
+    sharing: bool | SharingSpec | None = None,
+    merge: Merge = "error",
+    prefix: str = "",
+) -> dict[str, Any]:
+    """A checkpoint of another storage mode or sharing, as ``module.load_state_dict`` takes it.
+
+    Args:
+        state_dict: of torchrl's class or of ours, with keys ``params.0.weight`` or ``_empty_net.0.weight``.
+        module: what the result is for; it is not changed.
+        sharing: the sharing that the checkpoint was made under. By default it is read off the shapes: no
+            slot axis or one slot is shared, as many slots as agents is independent.
+        merge: agents that come together in a slot must agree (``"error"``), or are merged: ``"mean"`` or
+            ``"first"``.
+        prefix: where the module is inside of a larger one (``"module."``); other keys are handed on.
+
+    Raises:
+        StructureError: keys or shapes that do not fit, all of them named. SharingError: agents of a slot
+            that differ under ``merge="error"``.
+
+    >>> from functional_marl.nn import MultiAgentMLP
+    >>> shared = MultiAgentMLP(4, 2, 3, centralized=False, share_params=True, depth=0)
+    >>> own = MultiAgentMLP(4, 2, 3, centralized=False, share_params=False, depth=0, use_td_params=False)
+    >>> own.load_state_dict(convert_state_dict(shared.state_dict(), own))
+    <All keys matched successfully>
+    """
+    layout, slots = module._layout, module._sharing
+    if not module.initialized:
+        raise StructureError("module: its lazy leaves have no shapes yet; call it once, or give its input features")
+    ours = {k[len(prefix) :]: v for k, v in state_dict.items() if k.startswith(prefix)}
+    roots = [root for root in ("params.", "_empty_net.") if any(k.startswith(root) for k in ours)]
+    if not roots:
+        raise StructureError(
+            f"state_dict: expected keys {prefix}params.* or {prefix}_empty_net.*, got {list(state_dict)[:8]}"
+        )
+    # tensordict 0.11 writes batch sizes and devices among the tensors
+    given = {k[len(roots[0]) :]: v for k, v in ours.items() if k.startswith(roots[0]) and isinstance(v, Tensor)}
+    shapes = {k: tuple(t.shape if module.share_params is True else t.shape[1:]) for k, t in module._leaves().items()}
+    names = [k for k in layout.names if k not in layout.aliases]
+    lines = [f"{prefix}{roots[0]}{k}: missing, expected a leaf {list(shapes[k])}" for k in names if k not in given]
+    lines += [f"{prefix}{roots[0]}{k}: not a leaf of this network" for k in given if k not in layout.names]
+    source = None if sharing is None else resolve(_as_spec(sharing), module.n_agents, names)
+    old: dict[str, Sharing] = {}
+    rows: dict[str, Tensor] = {}
+    for name in (k for k in names if k in given):
+        value, shape = given[name], shapes[name]
+        rows[name] = value[None] if tuple(value.shape) == shape else value
+        count = len(rows[name]) if rows[name].ndim else 0
+        known = Sharing.shared(module.n_agents) if count == 1 else Sharing.independent(module.n_agents)
+        old[name] = known if source is None else source[name]
+        if tuple(rows[name].shape[1:]) != shape or count != old[name].n_slots:
+            lines.append(
+                f"{prefix}{roots[0]}{name}: expected {list(shape)} or [slots, *{list(shape)}] with "
+                f"{old[name].n_slots} slots, got {list(value.shape)}; say sharing= for another sharing"
+            )
+    if lines:
+        raise StructureError("state_dict does not fit the module\n" + "\n".join(lines))
+    trees = [{k: rows[k][old[k][agent]] for k in names} for agent in range(module.n_agents)]
+    new = stack_agents(trees, sharing=slots, merge=merge)
+    root = prefix + ("params." if module.use_td_params else "_empty_net.")
+    bare = module.share_params is True
+    leaves = {k: new[layout.aliases.get(k, k)] for k in layout.names}
+    others = {k: v for k, v in state_dict.items() if not k.startswith((prefix + "params.", prefix + "_empty_net."))}
+    return {**others, **{root + k: leaf[0] if bare else leaf for k, leaf in leaves.items()}}
+
+
+def _as_spec(sharing: bool | SharingSpec) -> SharingSpec:
+    if isinstance(sharing, bool):
+        return "shared" if sharing else "independent"
+    return sharing

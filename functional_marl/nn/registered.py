@@ -1,0 +1,267 @@
+"""The registration half of the facade: what is stored where, drawn, loaded and handed out.
+
+:class:`Registered` knows nothing of how agents are evaluated; ``base.py`` adds the call.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from functional_marl.nn import drawing, storage
+from functional_marl.nn.storage import Layout, Params, is_lazy, put
+from functional_marl.sharing import Sharing, SharingSpec, resolve
+
+__all__ = ["HOOKS", "Registered"]
+
+HOOKS = tuple(k for k in nn.Module().__dict__ if k.endswith("_hooks") and "state_dict" not in k)
+
+
+class Registered(nn.Module):
+    """A module that registers the stacked leaves of a one-agent module, in one of two places."""
+
+    n_agents: int
+    share_params: bool | SharingSpec
+    agent_dim: int
+    centralized: bool
+    use_td_params: bool
+    initialized: bool
+    _layout: Layout
+    _sharing: dict[str, Sharing]
+    _known: list[Any]
+    _empty_net: nn.Module
+
+    def _build_one(self) -> nn.Module:
+        raise NotImplementedError
+
+    def _pre_forward_check(self, inputs: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def _prepare(self) -> None:
+        raise NotImplementedError
+
+    # --- registration ----------------------------------------------------------------------------------
+
+    def _slot_maps(self) -> dict[str, Sharing]:
+        names = [*self._layout.params, *self._layout.buffers]
+        spec: Any = self.share_params
+        if isinstance(spec, bool):
+            spec = "shared" if spec else "independent"
+        return resolve(spec, self.n_agents, names)
+
+    def _stored(self, name: str, rows: list[Tensor]) -> Any:
+        """The leaf as it is registered, from one row a slot."""
+        if self.share_params is True or is_lazy(rows[0]):
+            return storage.as_registered(rows[0], rows[0]) if is_lazy(rows[0]) else rows[0]
+        stacked = torch.stack([row.detach() for row in rows[: self._sharing[name].n_slots]])
+        return storage.as_registered(stacked, rows[0])
+
+    def _register(self, one: nn.Module, leaves: dict[str, Any]) -> None:
+        if self.use_td_params:
+            size = [] if any(map(is_lazy, leaves.values())) else self._batch_size()
+            self.params = Params(storage.nested(self._layout, leaves, size))
+        self._empty_net = one
+        self._place(leaves)
+        self.register_load_state_dict_post_hook(_forget_template_buffers)
+
+    def _place(self, leaves: dict[str, Any]) -> None:
+        """Let the template hold the leaves, or tensors on the meta device where ``params`` has them."""
+        held = storage.take(self._empty_net, self._layout)
+        if self.use_td_params:
+            put(self._empty_net, self._layout, {k: storage.on_meta(leaf) for k, leaf in held.items()}, False)
+        else:
+            put(self._empty_net, self._layout, leaves)
+
+    def _batch_size(self) -> list[int]:
+        counts = {s.n_slots for s in self._sharing.values()}
+        return [counts.pop()] if self.share_params is not True and len(counts) == 1 else []
+
+    @property
+    def params(self) -> Any:
+        """All leaves: a ``TensorDictParams``, or a TensorDict of what the template holds now."""
+        modules: dict[str, Any] = self.__dict__["_modules"]
+        if "params" in modules:
+            return modules["params"]
+        leaves = self._leaves()
+        return storage.nested(self._layout, leaves, self._batch_size() if self.initialized else [])
+
+    @params.setter
+    def params(self, value: Any) -> None:
+        self.__dict__["_modules"]["params"] = value
+
+    # --- reading ---------------------------------------------------------------------------------------
+
+    def _live(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """The parameters and buffers that are registered, or swapped in, at this moment."""
+        modules = self.__dict__["_modules"]
+        params: Any = modules.get("params")
+        if params is not None:
+            if not isinstance(params, Params):
+                return _from_tensordict(params, self._layout)
+            return params.leaves(self._layout, self._known)
+        root: nn.Module = modules["_empty_net"]
+        layout = self._layout
+        return (
+            {name: _at(root, path, attribute) for name, (path, attribute) in layout.params.items()},
+            {name: _at(root, path, attribute) for name, (path, attribute) in layout.buffers.items()},
+        )
+
+    def _leaves(self) -> dict[str, Tensor]:
+        params, buffers = self._live()
+        return {**params, **buffers}
+
+    def _one_agent(self, leaves: dict[str, Tensor], slot: int = 0) -> nn.Module:
+        """A copy of the template that holds one slot's leaves; hooks are shared with the template."""
+        hooks = [part.__dict__[name] for part in self._empty_net.modules() for name in HOOKS]
+        lost: dict[int, Any] = {id(t): None for t in (*self._empty_net.parameters(), *self._empty_net.buffers())}
+        one = copy.deepcopy(self._empty_net, {**lost, **{id(hook): hook for hook in hooks}})
+        rows: dict[str, Any] = {}
+        for name, leaf in leaves.items():
+            row = leaf if self.share_params is True else leaf[min(slot, len(leaf) - 1)]
+            rows[name] = nn.Parameter(row, row.is_floating_point()) if name in self._layout.params else row
+        put(one, self._layout, rows)
+        return one
+
+    # --- the stateful view -----------------------------------------------------------------------------
+
+    def get_stateful_net(self, copy: bool = True) -> nn.Module:
+        """The one-agent module holding the stacked parameters, for ``torch.nn.init``.
+
+        Its tensors are the parameters themselves: what is changed in place has reached this module. It
+        cannot be called where parameters are stacked.
+
+        Args:
+            copy: give a copy of the template, and not the template itself.
+
+        >>> from functional_marl.nn import MultiAgentMLP
+        >>> mlp = MultiAgentMLP(4, 2, 3, centralized=False, share_params=False, depth=0)
+        >>> _ = torch.nn.init.zeros_(mlp.get_stateful_net()[0].weight)
+        >>> bool((mlp.params["0", "weight"] == 0).all())
+        True
+        """
+        params, buffers = self._live()
+        net = _copied(self._empty_net) if copy else self._empty_net
+        put(net, self._layout, {**params, **buffers})
+        return net
+
+    def from_stateful_net(self, stateful_net: nn.Module) -> None:
+        """Take over the numbers of a module from :meth:`get_stateful_net` that were changed out of place.
+
+        Raises:
+            RuntimeError: its leaves are not the leaves of this network; names those that differ.
+        """
+        given: dict[str, Any] = dict((*stateful_net.named_parameters(), *stateful_net.named_buffers()))
+        params, buffers = self._live()
+        own = {**params, **buffers}
+        given = {k: t for k, t in given.items() if k not in self._layout.aliases}
+        if given.keys() != own.keys():
+            raise RuntimeError(
+                f"stateful_net: expected the leaves of this network; missing {sorted(own.keys() - given.keys())}, "
+                f"not of this network {sorted(given.keys() - own.keys())}"
+            )
+        for name, leaf in own.items():
+            if leaf is not given[name]:
+                leaf.data.copy_(given[name].data)
+
+    def reset_parameters(self) -> None:
+        """Draw every parameter anew, slot after slot, by ``reset_parameters`` or else by the factory."""
+        params, buffers = self._live()
+        shared = self.share_params is True
+        lazy = any(map(is_lazy, params.values()))
+        if lazy:
+            return
+        n_slots = 1 if shared else max(s.n_slots for s in self._sharing.values())
+        rows = [
+            {
+                k: (leaf if shared else leaf[min(slot, len(leaf) - 1)]).detach()
+                for k, leaf in {**params, **buffers}.items()
+            }
+            for slot in range(n_slots)
+        ]
+        drawn = drawing.redraw(self._build_one, self._empty_net, self._layout, rows)
+        with torch.no_grad():
+            for name, leaf in params.items():
+                fresh = [slot[name] for slot in drawn[: self._sharing[name].n_slots]]
+                leaf.copy_(fresh[0] if shared else torch.stack(fresh))
+
+    # --- lazy leaves and checkpoints -------------------------------------------------------------------
+
+    def _materialise(self, x: Tensor) -> None:
+        """Give the lazy leaves shapes and numbers, in place, so that an optimizer keeps them."""
+        params, buffers = self._live()
+        leaves = {**params, **buffers}
+        lazy = [name for name, leaf in leaves.items() if is_lazy(leaf)]
+        seen = self._pre_forward_check(x)
+        one_input = (seen if self.centralized else seen.select(self.agent_dim % x.ndim, 0)).detach()
+        shared = self.share_params is True
+        n_slots = max(s.n_slots for s in self._sharing.values())
+
+        def row(name: str, slot: int) -> Tensor:
+            leaf = leaves[name]
+            return leaf if is_lazy(leaf) else (leaf if shared else leaf[min(slot, len(leaf) - 1)]).detach().clone()
+
+        try:
+            slots = drawing.materialise(self._empty_net, self._layout, row, lazy, n_slots, one_input)
+        finally:
+            self._place(leaves)
+        for name in lazy:
+            leaf: Any = leaves[name]
+            rows = [slot[name] for slot in slots]
+            value = rows[0] if shared else torch.stack(rows[: self._sharing[name].n_slots])
+            leaf.materialize(value.shape, device=leaf.device, dtype=leaf.dtype)
+            with torch.no_grad():
+                leaf.copy_(value)
+        self.initialized = True
+        self._place(leaves)
+        if self.use_td_params:
+            td = self.params._param_td.unlock_()
+            td.batch_size = self._batch_size()
+            td.lock_()
+        self._prepare()
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any, **kwargs: Any) -> None:
+        if not self.initialized:
+            self._materialise_as(state_dict, prefix)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+    def _materialise_as(self, state_dict: dict[str, Any], prefix: str) -> None:
+        """Give lazy leaves the shapes that a checkpoint has."""
+        params, buffers = self._live()
+        where = prefix + ("params." if self.use_td_params else "_empty_net.")
+        for name, leaf in {**params, **buffers}.items():
+            value = state_dict.get(where + name)
+            if is_lazy(leaf) and value is not None and not is_lazy(value):
+                cast(Any, leaf).materialize(value.shape, device=leaf.device, dtype=leaf.dtype)
+
+
+def _forget_template_buffers(module: Any, incompatible: Any) -> None:
+    """Not unexpected in a checkpoint: torchrl saves meta buffers of its template, batch norms ask for a counter."""
+    ends = tuple(f"_empty_net.{name}" for name in module._layout.buffers if module.use_td_params)
+    unexpected: list[str] = incompatible.unexpected_keys
+    unexpected[:] = [key for key in unexpected if not (ends and key.endswith(ends))]
+
+
+def _copied(module: nn.Module) -> nn.Module:
+    """A deep copy without the parameters and buffers that the module holds."""
+    lost: dict[int, Any] = {id(t): None for t in (*module.parameters(), *module.buffers())}
+    return copy.deepcopy(module, lost)
+
+
+def _at(root: nn.Module, path: tuple[str, ...], attribute: str) -> Any:
+    """A leaf of the template; ``TensorDict.to_module`` leaves plain tensors outside of ``_parameters``."""
+    for part in path:
+        root = root._modules[part]  # pyright: ignore
+    own = root.__dict__
+    leaf = own["_parameters"].get(attribute)
+    return getattr(root, attribute) if leaf is None else leaf
+
+
+def _from_tensordict(td: Any, layout: Layout) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The leaves of a TensorDict that somebody put in the place of the parameters."""
+    return (
+        {name: td.get(tuple(name.split("."))) for name in layout.params},
+        {name: td.get(tuple(name.split("."))) for name in layout.buffers},
+    )

@@ -1,0 +1,192 @@
+"""``torch.compile(fullgraph=True)`` of apply and of a gradient step equals the plain loop, over the table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.func import grad
+
+import functional_marl as fm
+from tests.compose_cases import CASES, SHARINGS, N, Params, Subject, extra_of, numbers, same, subject, weighed
+
+# Each case under one sharing, in turn, and for a gradient step under another.
+SOME = [(name, SHARINGS[k % 4]) for k, name in enumerate(CASES)]
+OTHERS = [(name, SHARINGS[(k + 2) % 4]) for k, name in enumerate(CASES)]
+
+
+@pytest.fixture(autouse=True)
+def fresh_compiler() -> Iterator[None]:
+    """Each test compiles on its own: what is kept from others counts towards the limit of recompiles."""
+    torch.compiler.reset()
+    yield
+    torch.compiler.reset()
+
+
+class Counting:
+    """A backend that runs graphs as they are, and counts them."""
+
+    def __init__(self) -> None:
+        self.graphs = 0
+
+    def __call__(self, graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
+        self.graphs += 1
+        return graph.forward
+
+
+def step_of(call: Any) -> Callable[..., tuple[Params, Tensor]]:
+    """One step of gradient descent."""
+
+    def step(params: Params, inputs: Any, extra: Any) -> tuple[Params, Tensor]:
+        slopes = grad(lambda p: weighed(call(p, inputs, extra)))(params)
+        return {k: p - 0.1 * slopes[k] for k, p in params.items()}, slopes[next(iter(slopes))].norm()
+
+    return step
+
+
+@pytest.mark.parametrize(("name", "sharing"), SOME)
+def test_compile_apply(name: str, sharing: str) -> None:
+    """Outputs, and gradients by autograd; then again with other values."""
+    s = subject(name, sharing)
+    compiled = torch.compile(s.call, fullgraph=True, backend="aot_eager")
+    for seed in range(2):
+        params = fm.init_params(s.net, seed, dtype=torch.float64)
+        inputs, extra = tuple(x + seed for x in s.inputs), extra_of(s.case, s.net, seed)
+        (outputs, slopes), wanted = (backward(call, params, inputs, extra) for call in (compiled, s.oracle))
+        same((outputs, slopes), wanted)
+
+
+def backward(call: Any, params: Params, inputs: Any, extra: Any) -> tuple[Any, list[Tensor]]:
+    leaves = {k: v.clone().requires_grad_() for k, v in params.items()}
+    outputs = call(leaves, inputs, extra)
+    slopes = torch.autograd.grad(weighed(outputs), list(leaves.values()), materialize_grads=True)
+    return outputs, list(slopes)
+
+
+@pytest.mark.parametrize(("name", "sharing"), [*OTHERS, ("mlp", "shared"), ("centralized", "shared")])
+def test_compile_gradient_step(name: str, sharing: str) -> None:
+    s = subject(name, sharing)
+    compiled = torch.compile(step_of(s.call), fullgraph=True, backend="aot_eager")
+    same(compiled(*s.args), step_of(s.oracle)(*s.args))
+
+
+@pytest.mark.parametrize(("name", "strategy"), [("mlp", "loop"), ("batchnorm_train", "loop"), ("dropout", "vmap")])
+def test_compile_forced_strategies(name: str, strategy: str) -> None:
+    s = subject(name, "clusters", strategy=strategy)
+    same(torch.compile(s.call, fullgraph=True, backend="aot_eager")(*s.args), s.oracle(*s.args))
+
+
+# torch's own, on importing its C++ backend.
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
+@pytest.mark.parametrize(("name", "sharing"), [("dropout", "per_leaf")])
+def test_inductor(name: str, sharing: str) -> None:
+    s = subject(name, sharing)
+    compiled = torch.compile(step_of(s.call), fullgraph=True)
+    same(compiled(*s.args), step_of(s.oracle)(*s.args))
+
+
+@pytest.mark.parametrize("name", ["mlp", "dropout", "batchnorm_train"])
+def test_values_do_not_recompile(name: str) -> None:
+    """Params, inputs, keys and states may change for ever: one graph."""
+    s, backend = subject(name, "clusters"), Counting()
+    compiled = torch.compile(s.call, fullgraph=True, backend=backend)
+    for seed in range(5):
+        params = fm.init_params(s.net, seed, dtype=torch.float64)
+        args = params, tuple(x * seed for x in s.inputs), extra_of(s.case, s.net, seed)
+        same(compiled(*args), s.oracle(*args))
+    assert backend.graphs == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "dynamic", "most"),
+    [
+        ("mlp", True, 1),
+        ("mlp", None, 2),  # once for the first size, once for all sizes
+        ("dropout", True, 2),  # whether a multiple of four numbers is drawn makes a graph of its own
+    ],
+)
+def test_batch_sizes_recompile_once(name: str, dynamic: bool | None, most: int) -> None:
+    s, backend = subject(name, "clusters"), Counting()
+    compiled = torch.compile(s.call, fullgraph=True, backend=backend, dynamic=dynamic)
+    for batch in (7, 5, 8, 13, 9, 24):
+        inputs = (numbers(batch, N, 4, seed=batch),)
+        same(compiled(s.params, inputs, s.extra), s.oracle(s.params, inputs, s.extra))
+    assert backend.graphs <= most
+
+
+def test_one_function_serves_many_networks() -> None:
+    """A compiled function recompiles for a network with other settings, and only then."""
+    backend = Counting()
+    compiled = torch.compile(fm.apply, fullgraph=True, backend=backend)
+    x = numbers(2, N, 4)
+    for _ in range(3):
+        for sharing in SHARINGS:
+            s = subject("mlp", sharing)  # a new object each time
+            same(compiled(s.net, s.params, x), s.oracle(s.params, (x,), {}))
+    assert backend.graphs == len(SHARINGS)
+
+
+def test_an_int_is_a_key_in_a_graph_too() -> None:
+    """The first int is taken for a constant, the second shows that it is none."""
+    s, backend = subject("dropout"), Counting()
+    compiled = torch.compile(lambda k: s.call(s.params, s.inputs, {"key": k}), fullgraph=True, backend=backend)
+    for seed in range(5, 10):
+        same(compiled(seed), s.oracle(s.params, s.inputs, {"key": fm.key(seed)}))
+    assert backend.graphs <= 2
+
+
+def test_compile_draws_from_the_global_generator_without_a_key() -> None:
+    net = fm.network(lambda: nn.Dropout(0.5), N, sharing="shared", agent_dim=0)
+    compiled = torch.compile(lambda x: fm.apply(net, {}, x, train=True), fullgraph=True, backend="aot_eager")
+    x = torch.ones(N, 64)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        first, second = compiled(x), compiled(x)
+    assert not torch.equal(first, second)
+    assert not torch.equal(first[0], first[1])
+    assert set(first.unique().tolist()) == {0.0, 2.0}
+
+
+def test_compile_under_autocast_and_inference() -> None:
+    s = subject("mlp", "clusters", dtype=torch.float32)
+    compiled = torch.compile(s.call, fullgraph=True, backend="aot_eager")
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        same(compiled(*s.args).float(), s.oracle(*s.args).float(), rtol=0.05, atol=0.05)
+    with torch.inference_mode():
+        same(compiled(*s.args), s.oracle(*s.args), rtol=1e-5, atol=1e-6)
+
+
+def test_compiled_population() -> None:
+    """The gradient step of a population, seeds x agents x batch, is one graph too."""
+    s = subject("dropout", "clusters")
+    params = fm.init_params(s.net, fm.split(3, 2), dtype=torch.float64)
+    keys = fm.split(4, 2)
+    step = step_of(lambda p, xs, key: s.call(p, xs, {"key": key}))
+    compiled = torch.compile(torch.func.vmap(step, (0, None, 0)), fullgraph=True, backend="aot_eager")
+    found, _ = compiled(params, s.inputs, keys)
+    for p in range(2):
+        own = {k: v[p] for k, v in params.items()}
+        wanted, _ = step_of(s.oracle)(own, s.inputs, {"key": keys[p]})
+        same({k: v[p] for k, v in found.items()}, wanted)
+
+
+def test_errors_are_the_same_when_compiled() -> None:
+    s = subject("mlp")
+    compiled = torch.compile(s.call, backend="aot_eager")
+    with pytest.raises(fm.StructureError, match=r"params\['0.weight'\]: missing"):
+        compiled({k: v for k, v in s.params.items() if k != "0.weight"}, s.inputs, s.extra)
+
+
+def test_subject_is_what_it_says() -> None:
+    """The oracle of these tests is not the library: a wrong key or a swapped agent shows."""
+    s = subject("dropout")
+    other: dict[str, Any] = {"key": fm.key(1)}
+    with pytest.raises(AssertionError):
+        same(s.call(*s.args), s.oracle(s.params, s.inputs, other))
+    swapped = Subject(s.case, s.net, {k: v.flip(0) for k, v in s.params.items()}, s.inputs, s.extra)
+    with pytest.raises(AssertionError):
+        same(s.call(*s.args), s.oracle(*swapped.args))

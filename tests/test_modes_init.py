@@ -1,0 +1,247 @@
+"""Initialisation under a key: what a factory draws is what plain torch draws from a generator of that seed."""
+
+from __future__ import annotations
+
+import random as python_random
+import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import functional_marl as fm
+from tests.builders import Tensors, generators_untouched, same
+
+Build = Callable[[], nn.Module]
+
+
+class Holds(nn.Module):
+    """One parameter and one buffer, filled by a function."""
+
+    def __init__(self, draw: Callable[[], Tensor]) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(draw().float())
+        self.register_buffer("buffer", draw())
+
+
+def _initialised(name: str) -> Tensor:
+    function: Any = getattr(nn.init, name)
+    weight = torch.empty((4, 2, 3) if name == "dirac_" else (6, 4))
+    return function(weight, *{"constant_": (2.0,), "sparse_": (0.5,)}.get(name, ()))
+
+
+INITIALISERS = sorted(n for n in dir(nn.init) if n.endswith("_") and not n.startswith("_"))
+D: Any = torch.distributions
+HALF = torch.full((5,), 0.5)
+DRAWS: dict[str, Callable[[], Tensor]] = {
+    "rand": lambda: torch.rand(5),
+    "randn": lambda: torch.randn(5, 2),
+    "randint": lambda: torch.randint(0, 100, (5,)),
+    "randint low": lambda: torch.randint(100, (5,)),
+    "randperm": lambda: torch.randperm(9),
+    "rand_like": lambda: torch.rand_like(HALF),
+    "randn_like": lambda: torch.randn_like(HALF),
+    "randint_like": lambda: torch.randint_like(HALF, 100),
+    "normal": lambda: torch.normal(0.0, 1.0, (5,)),
+    "normal tensors": lambda: torch.normal(HALF, HALF),
+    "normal mean": lambda: torch.normal(HALF, 2.0),
+    "normal std": lambda: torch.normal(1.0, HALF),
+    "bernoulli": lambda: torch.bernoulli(HALF),
+    "bernoulli p": lambda: torch.bernoulli(HALF, 0.3),
+    "bernoulli_": lambda: torch.empty(5).bernoulli_(0.3),
+    "bernoulli_ tensor": lambda: torch.empty(5).bernoulli_(HALF),
+    "multinomial": lambda: torch.multinomial(HALF, 3),
+    "poisson": lambda: torch.poisson(HALF * 10),
+    "uniform_": lambda: torch.empty(5).uniform_(-1, 1),
+    "exponential_": lambda: torch.empty(5).exponential_(),
+    "geometric_": lambda: torch.empty(5).geometric_(0.3),
+    "cauchy_": lambda: torch.empty(5).cauchy_(),
+    "log_normal_": lambda: torch.empty(5).log_normal_(),
+    "random_": lambda: torch.empty(5).random_(0, 50),
+    "double": lambda: torch.randn(5, dtype=torch.float64),
+    "complex": lambda: torch.randn(5, dtype=torch.complex64).real,
+    "dropout": lambda: nn.Dropout(0.5)(torch.ones(20)),
+    "rrelu": lambda: nn.functional.rrelu(-HALF, training=True),
+    "gumbel": lambda: nn.functional.gumbel_softmax(HALF),
+    "Normal": lambda: D.Normal(0.0, HALF).sample(),
+    "Normal.rsample": lambda: D.Normal(0.0, HALF).rsample((3,)),
+    "Bernoulli": lambda: D.Bernoulli(HALF).sample(),
+    "Categorical": lambda: D.Categorical(HALF).sample((4,)),
+    "Beta": lambda: D.Beta(HALF, HALF).sample(),
+    "Gamma": lambda: D.Gamma(HALF, HALF).rsample(),
+    "Dirichlet": lambda: D.Dirichlet(HALF).sample(),
+    "Poisson": lambda: D.Poisson(HALF).sample(),
+    "Laplace": lambda: D.Laplace(HALF, HALF).sample(),
+    "Gumbel": lambda: D.Gumbel(HALF, HALF).sample(),
+    "StudentT": lambda: D.StudentT(HALF).sample(),
+    "Multinomial": lambda: D.Multinomial(4, HALF).sample(),
+    "MultivariateNormal": lambda: D.MultivariateNormal(torch.zeros(3), torch.eye(3)).sample(),
+} | {name: lambda name=name: _initialised(name) for name in INITIALISERS}
+MODULES: dict[str, Build] = {
+    "Linear": lambda: nn.Linear(4, 3),
+    "Conv1d": lambda: nn.Conv1d(2, 3, 3),
+    "ConvTranspose2d": lambda: nn.ConvTranspose2d(2, 3, 3),
+    "Bilinear": lambda: nn.Bilinear(2, 3, 4),
+    "Embedding": lambda: nn.Embedding(5, 3, padding_idx=1),
+    "EmbeddingBag": lambda: nn.EmbeddingBag(5, 3),
+    "BatchNorm": lambda: nn.BatchNorm1d(3),
+    "LayerNorm": lambda: nn.LayerNorm(3),
+    "PReLU": lambda: nn.PReLU(3),
+    "GRU": lambda: nn.GRU(3, 4, 2, bidirectional=True),
+    "LSTM": lambda: nn.LSTM(3, 4, proj_size=2),
+    "GRUCell": lambda: nn.GRUCell(3, 4),
+    "MultiheadAttention": lambda: nn.MultiheadAttention(4, 2),
+    "MultiheadAttention kdim": lambda: nn.MultiheadAttention(4, 2, kdim=3, vdim=5, add_bias_kv=True),
+    "EncoderLayer": lambda: nn.TransformerEncoderLayer(4, 2, 8),
+    "DecoderLayer": lambda: nn.TransformerDecoderLayer(4, 2, 8),
+    "Encoder": lambda: nn.TransformerEncoder(nn.TransformerEncoderLayer(4, 2, 8, batch_first=True), 2),
+    "Transformer": lambda: nn.Transformer(4, 2, 1, 1, 8, batch_first=True),
+    "AdaptiveSoftmax": lambda: nn.AdaptiveLogSoftmaxWithLoss(16, 10, [3, 6]),
+    "orthogonal": lambda: nn.utils.parametrizations.orthogonal(nn.Linear(3, 3)),
+    "weight_norm": lambda: nn.utils.parametrizations.weight_norm(nn.Linear(3, 3)),
+    "spectral_norm": lambda: nn.utils.parametrizations.spectral_norm(nn.Linear(3, 3)),
+    "mlp": fm.nets.mlp(4, 8, 2),
+    "convnet": fm.nets.convnet([3, 4]),
+    "gru": fm.nets.gru(3, 4),
+}
+FACTORIES = {**{n: lambda d=d: Holds(d) for n, d in DRAWS.items()}, **MODULES}
+
+
+def by_torch(build: Build, seed: int) -> Tensors:
+    """The same factory under ``torch.manual_seed``, in plain torch."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        module = build()
+    return {**dict(module.named_parameters()), **dict(module.named_buffers())}
+
+
+@pytest.mark.parametrize("name", FACTORIES)
+def test_a_slot_is_what_the_factory_builds_under_the_seed_of_its_key(name: str) -> None:
+    build: Build = FACTORIES[name]
+    with generators_untouched():
+        net = fm.network(build, 2)
+        key = fm.key(11)
+        drawn = {**fm.init_params(net, key), **fm.init_state(net, key)}
+        again = {**fm.init_params(net, key), **fm.init_state(net, key)}
+    assert same(drawn, again)
+    for slot, (high, low) in enumerate(fm.split(key, 2).tolist()):
+        expected = by_torch(build, high * 2**32 + low)
+        assert drawn.keys() == expected.keys()
+        for leaf in drawn:
+            assert drawn[leaf].dtype == expected[leaf].dtype
+            assert torch.equal(drawn[leaf][slot], expected[leaf].detach())
+
+
+def test_the_table_of_initialisers_is_that_of_torch() -> None:
+    assert {"xavier_uniform_", "kaiming_normal_", "orthogonal_", "trunc_normal_", "sparse_"} <= set(INITIALISERS)
+
+
+def test_modules_with_resets_are_redrawn_as_their_class_draws_them() -> None:
+    for name in ("Linear", "Conv1d", "Bilinear", "Embedding", "GRU", "MultiheadAttention", "GRUCell", "gru"):
+        build = MODULES[name]
+        given, built = (fm.init_params(fm.network(b, 2), 3) for b in (build(), build))
+        assert same(given, built), name
+
+
+# --- factories that seed -------------------------------------------------------------------------------
+
+
+def _seeding(seed: Callable[[], Any]) -> Build:
+    def build() -> nn.Module:
+        seed()
+        return nn.Linear(4, 2)
+
+    return build
+
+
+def _forked() -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+
+
+SEEDS: dict[str, Callable[[], Any]] = {
+    "torch.manual_seed": lambda: torch.manual_seed(0),
+    "torch.random.manual_seed": lambda: torch.random.manual_seed(0),
+    "torch.seed": torch.seed,
+    "default_generator": lambda: torch.default_generator.manual_seed(0),
+    "set_rng_state": lambda: torch.set_rng_state(torch.get_rng_state()),
+    "fork_rng": _forked,
+}
+
+
+@pytest.mark.parametrize("name", SEEDS)
+def test_a_factory_that_seeds_is_refused_and_has_changed_nothing(name: str) -> None:
+    message = "the factory calls (manual_seed|seed|set_state).. on a torch generator"
+    with generators_untouched(), pytest.raises(fm.RandomnessError, match=message):
+        fm.network(_seeding(SEEDS[name]), 2)
+    assert sys.getprofile() is None
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)  # afterwards seeding is everybody's own business again
+        first = torch.rand(2)
+        torch.manual_seed(3)
+        assert torch.equal(torch.rand(2), first)
+
+
+def test_a_factory_that_seeds_only_later_is_refused_then() -> None:
+    seeds = [False]
+    net = fm.network(_seeding(lambda: seeds[0] and torch.manual_seed(0)), 2, sharing="shared")
+    seeds[0] = True
+    with generators_untouched(), pytest.raises(fm.RandomnessError, match="the factory calls manual_seed"):
+        fm.init_params(net, 0)
+
+
+def test_a_profiler_that_runs_is_left_alone() -> None:
+    def profile(*_: Any) -> None: ...
+
+    sys.setprofile(profile)
+    try:
+        fm.init_params(fm.network(lambda: nn.Linear(4, 2), 2), 0)
+        assert sys.getprofile() is profile
+    finally:
+        sys.setprofile(None)
+
+
+def test_a_factory_that_raises_leaves_everything_as_it_was() -> None:
+    def build() -> nn.Module:
+        torch.rand(3)
+        raise KeyError("mine")
+
+    with generators_untouched(), pytest.raises(KeyError, match="mine"):
+        fm.network(build, 2)
+    assert sys.getprofile() is None
+    with torch.random.fork_rng(devices=[]):
+        before = torch.get_rng_state()
+        torch.rand(3)
+        assert not torch.equal(torch.get_rng_state(), before)
+
+
+def test_an_op_that_takes_no_generator_is_named() -> None:
+    build = lambda: Holds(lambda: torch.native_dropout(torch.ones(4), 0.5, True)[0])
+    with generators_untouched(), pytest.raises(fm.RandomnessError, match=r"native_dropout.* takes no generator"):
+        fm.network(build, 2)
+
+
+def test_random_numbers_of_numpy_and_python_are_not_under_the_key_and_this_is_documented() -> None:
+    assert "numpy's and Python's" in str(fm.network.__doc__)
+    for draw in (lambda: torch.from_numpy(np.random.rand(3)), lambda: torch.tensor([python_random.random()])):
+        net = fm.network(lambda: Holds(draw), 1)  # noqa: B023
+        numpy_state: Any = np.random.get_state()
+        python_state = python_random.getstate()
+        try:
+            assert not same(fm.init_params(net, 0), fm.init_params(net, 0))
+        finally:
+            np.random.set_state(numpy_state)
+            python_random.setstate(python_state)
+
+
+def test_threads_draw_apart() -> None:
+    nets = [fm.network(MODULES[name], 2) for name in ("mlp", "EncoderLayer", "orthogonal")]
+    jobs = [(net, seed) for seed in range(10) for net in nets]
+    expected = [fm.init_params(net, seed) for net, seed in jobs]
+    with generators_untouched(), ThreadPoolExecutor(8) as pool:
+        got = list(pool.map(lambda job: fm.init_params(*job), jobs))
+    assert all(same(a, b) for a, b in zip(got, expected, strict=True))

@@ -1,0 +1,295 @@
+"""Where inputs and outputs carry the agents, written out by hand for every agent."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import functional_marl as fm
+from tests.builders import N, Tensors, numbers
+
+STRATEGIES = ["auto", "loop", "vmap"]
+
+
+class Agent(nn.Module):
+    """A scale for each agent, and whatever a test does with it and the inputs."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones((), dtype=torch.float64))
+        self.function = function
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.function(self.scale, *args, **kwargs)
+
+
+SCALES = torch.tensor([2.0, 3.0, 5.0], dtype=torch.float64)
+PARAMS: Tensors = {"scale": SCALES}
+
+
+def call(function: Callable[..., Any], *inputs: Any, kwargs: Any = None, **settings: Any) -> Any:
+    return fm.apply(fm.network(lambda: Agent(function), N, **settings), PARAMS, *inputs, kwargs=kwargs)
+
+
+def close(got: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(got, expected, rtol=1e-13, atol=1e-13)
+
+
+@pytest.fixture(params=STRATEGIES)
+def strategy(request: pytest.FixtureRequest) -> Any:
+    return request.param
+
+
+# --- one input -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("batch", [(), (4,), (4, 2), (0,), (4, 0)])
+def test_the_agent_axis_may_stand_anywhere(batch: tuple[int, ...], strategy: Any) -> None:
+    for dim in range(len(batch) + 1):
+        x = numbers(*batch[:dim], N, *batch[dim:])
+        function: Any = (lambda w, x: w * x.cumsum(-1)) if batch else (lambda w, x: w * x)
+        expected = torch.stack([function(SCALES[i], x.select(dim, i)) for i in range(N)], dim)
+        for given in (dim, dim - x.ndim):
+            close(call(function, x, agent_dim=given, strategy=strategy), expected)
+
+
+def test_outputs_carry_the_agents_where_the_input_does_whatever_they_add_or_drop(strategy: Any) -> None:
+    x = numbers(4, N, 6)
+    summed = call(lambda w, x: w * x.sum(-1), x, strategy=strategy)
+    close(summed, torch.stack([SCALES[i] * x[:, i].sum(-1) for i in range(N)], 1))
+    grown = call(lambda w, x: w * x[..., None, None], x, strategy=strategy)
+    close(grown, torch.stack([SCALES[i] * x[:, i, :, None, None] for i in range(N)], 1))
+
+
+@pytest.mark.parametrize("out", [0, 1, 2, -1, -2, -3])
+def test_out_agent_dim_is_a_place_of_its_own(out: int, strategy: Any) -> None:
+    x = numbers(4, N, 6)
+    got = call(lambda w, x: w * x, x, out_agent_dim=out, strategy=strategy)
+    close(got, torch.stack([SCALES[i] * x[:, i] for i in range(N)], out))
+
+
+# --- several inputs ------------------------------------------------------------------------------------
+
+
+def test_a_lone_int_is_resolved_on_the_first_input(strategy: Any) -> None:
+    x, hidden, flag = numbers(4, N, 6), numbers(4, N, seed=1), numbers(4, N, 2, 6, seed=2)
+    function: Any = lambda w, x, h, f: (w * x + h[:, None], f.sum(1))
+    got = call(function, x, hidden, flag, strategy=strategy)
+    close(got[0], torch.stack([SCALES[i] * x[:, i] + hidden[:, i, None] for i in range(N)], 1))
+    close(got[1], torch.stack([flag[:, i].sum(1) for i in range(N)], 1))
+
+
+class Observation(NamedTuple):
+    pixels: Any
+    features: Any
+
+
+def test_prefixes_say_it_leaf_by_leaf(strategy: Any) -> None:
+    x = {"b": [numbers(N, 4, seed=1), numbers(4, N, seed=2)], "a": numbers(4, seed=3)}
+    o = Observation(numbers(4, N, seed=4), (numbers(2, 4, N, seed=5), numbers(2, 4, N, seed=6)))
+    shared = numbers(4, seed=7)
+
+    def function(w: Tensor, x: Any, o: Any, s: Tensor) -> Tensor:
+        assert type(o) is Observation
+        assert type(x["b"]) is list
+        return w * (x["b"][0] + x["b"][1] + x["a"]) + o.pixels + (o.features[0] - o.features[1]).sum(0) * s
+
+    prefix = ({"a": None, "b": [0, -1]}, Observation(1, -1), None)
+    got = call(function, x, o, shared, agent_dim=prefix, out_agent_dim=0, strategy=strategy)
+    expected = [
+        function(
+            SCALES[i],
+            {"a": x["a"], "b": [x["b"][0][i], x["b"][1][:, i]]},
+            Observation(o.pixels[:, i], (o.features[0][..., i], o.features[1][..., i])),
+            shared,
+        )
+        for i in range(N)
+    ]
+    close(got, torch.stack(expected))
+
+
+@pytest.mark.parametrize(
+    "agent_dim", [-2, (-2, -2), (-2, {"b": -2, "a": -2}), ({"x": -2}, 1), (1, {"a": 1, "b": 1})], ids=str
+)
+def test_a_prefix_may_stop_early(agent_dim: Any, strategy: Any) -> None:
+    first, second = {"x": numbers(4, N, 2)}, {"a": numbers(4, N, 2, seed=1), "b": numbers(4, N, 2, seed=2)}
+    got = call(lambda w, f, s: w * f["x"] + s["a"] / s["b"], first, second, agent_dim=agent_dim, strategy=strategy)
+    close(got, torch.stack([SCALES[i] * first["x"][:, i] + second["a"][:, i] / second["b"][:, i] for i in range(N)], 1))
+
+
+def test_a_prefix_of_one_input_needs_no_tuple(strategy: Any) -> None:
+    x = {"a": numbers(N, 4), "b": numbers(4, seed=1)}
+    got = call(lambda w, x: w * x["a"] + x["b"], x, agent_dim={"a": 0, "b": None}, strategy=strategy)
+    close(got, torch.stack([SCALES[i] * x["a"][i] + x["b"] for i in range(N)]))
+    whole = call(lambda w, x: w * x, x["b"], agent_dim=None, out_agent_dim=0, strategy=strategy)
+    close(whole, torch.stack([SCALES[i] * x["b"] for i in range(N)]))
+
+
+@pytest.mark.parametrize("agent_dim", [-2, (-2,), (-2, -2), (-2, {"scale": -2, "shift": 1})], ids=str)
+def test_keyword_inputs_follow_the_first_input_or_their_own_prefix(agent_dim: Any, strategy: Any) -> None:
+    x, kwargs = numbers(4, N, 2), {"shift": numbers(4, N, 2, seed=1), "scale": numbers(4, N, 2, seed=2)}
+    function: Any = lambda w, x, *, shift, scale: w * x * scale + shift
+    got = call(function, x, kwargs=kwargs, agent_dim=agent_dim, strategy=strategy)
+    expected = [SCALES[i] * x[:, i] * kwargs["scale"][:, i] + kwargs["shift"][:, i] for i in range(N)]
+    close(got, torch.stack(expected, 1))
+
+
+def test_keyword_inputs_alone_and_seen_whole(strategy: Any) -> None:
+    x, y = numbers(4, N, 2), numbers(4, 2, seed=1)
+    function: Any = lambda w, x, y=0.0: w * x + y
+    expected = torch.stack([SCALES[i] * x[:, i] for i in range(N)], 1)
+    close(call(function, kwargs={"x": x}, strategy=strategy), expected)
+    got = call(function, kwargs={"x": x, "y": y}, agent_dim=({"x": 1, "y": None},), strategy=strategy)
+    close(got, expected + y[:, None])
+    whole = call(function, y, kwargs={"y": y}, agent_dim=(None,), out_agent_dim=0, strategy=strategy)
+    close(whole, torch.stack([SCALES[i] * y + y for i in range(N)]))
+
+
+def test_what_is_no_tensor_is_seen_whole_by_every_agent(strategy: Any) -> None:
+    x = numbers(4, N, 2)
+
+    def function(w: Tensor, mode: str, power: int, x: Tensor, options: Any, nothing: None, *, extra: Any) -> Any:
+        assert mode == "a"
+        assert nothing is None
+        assert options == {"k": [True, 2.5], "none": None}
+        assert extra is Ellipsis
+        return {"y": w * x**power, "tag": mode, "n": power, "none": None, "empty": ()}
+
+    inputs = ("a", 2, x, {"k": [True, 2.5], "none": None}, None)
+    for agent_dim in (-2, (None, None, 1, None, None)):
+        got = call(function, *inputs, kwargs={"extra": ...}, agent_dim=agent_dim, strategy=strategy)
+        close(got.pop("y"), torch.stack([SCALES[i] * x[:, i] ** 2 for i in range(N)], 1))
+        assert got == {"tag": "a", "n": 2, "none": None, "empty": ()}
+
+
+def test_no_inputs_at_all(strategy: Any) -> None:
+    close(call(lambda w: w[None] * 1, out_agent_dim=0, strategy=strategy), SCALES[:, None])
+    close(call(lambda w: w.expand(4).clone(), strategy=strategy), SCALES[:, None].expand(N, 4))  # dim -2
+
+
+# --- outputs -------------------------------------------------------------------------------------------
+
+
+def test_outputs_are_any_tree_and_take_a_prefix(strategy: Any) -> None:
+    x = numbers(4, N, 2)
+    function: Any = lambda w, x: {"pair": (w * x, [w + x]), "o": Observation(x.sum(-1), w * 1)}
+    out = {"pair": (0, -1), "o": Observation(None, 0)}
+    got = call(function, x, out_agent_dim=out, strategy=strategy)
+    each = [function(SCALES[i], x[:, i]) for i in range(N)]
+    close(got["pair"][0], torch.stack([e["pair"][0] for e in each], 0))
+    close(got["pair"][1][0], torch.stack([e["pair"][1][0] for e in each], -1))
+    close(got["o"].pixels, torch.stack([e["o"].pixels for e in each], 1))
+    close(got["o"].features, torch.stack([e["o"].features for e in each], 0))
+    assert type(got["o"]) is Observation
+
+
+def test_outputs_do_not_hold_the_inputs(strategy: Any) -> None:
+    x = numbers(4, N, 2)
+    before = x.clone()
+    for output in (call(lambda w, x: x, x, strategy=strategy), call(lambda w, x: x.T, x, strategy=strategy)):
+        output.zero_()
+    assert torch.equal(x, before)
+
+
+# --- centralized ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(N, 6), (4, N, 6), (N, 4, 6), (4, 2, N, 6), (4, N, 2, 6)])
+def test_centralized_agents_see_all_observations_side_by_side(shape: tuple[int, ...], strategy: Any) -> None:
+    x = numbers(*shape)
+    for dim in [d for d in range(len(shape) - 1) if shape[d] == N]:
+        joint = torch.cat([x.select(dim, j) for j in range(N)], dim)
+        for given in (dim, dim - len(shape)):
+            got = call(lambda w, x: w * x, x, agent_dim=given, centralized=True, strategy=strategy)
+            close(got, torch.stack([SCALES[i] * joint for i in range(N)], dim))
+
+
+def test_centralized_merges_the_first_input_only(strategy: Any) -> None:
+    x, own, whole = {"a": numbers(4, N, 2), "b": numbers(4, N, 5)}, numbers(4, N, 6, seed=1), numbers(4, 6, seed=2)
+    function: Any = lambda w, x, own, whole: w * (x["a"] + x["b"].sum(-1, True)[..., :6]) + own * whole
+    got = call(function, x, own, whole, agent_dim=(1, 1, None), centralized=True, strategy=strategy)
+    a, b = (x[k].reshape(4, -1) for k in "ab")
+    close(got, torch.stack([SCALES[i] * (a + b.sum(-1, True)) + own[:, i] * whole for i in range(N)], 1))
+
+
+def test_a_centralized_shared_network_gives_every_agent_the_same(strategy: Any) -> None:
+    net = fm.network(lambda: nn.Linear(N * 2, 3).double(), N, centralized=True, sharing="shared", strategy=strategy)
+    params, x = fm.init_params(net, 0), numbers(4, N, 2)
+    got = fm.apply(net, params, x)
+    one = x.reshape(4, -1) @ params["weight"][0].T + params["bias"][0]
+    close(got, torch.stack([one] * N, 1))
+
+
+# --- agent ids -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.int64, torch.bool])
+@pytest.mark.parametrize("shape", [(N, 2), (4, N, 2), (N, 4, 2), (4, 0, N, 2), (4, N, 5, 0)])
+def test_agent_ids_are_one_hot_behind_the_features(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    x = numbers(*shape).to(dtype)
+    dim = shape.index(N)
+    got = fm.with_agent_ids(x, dim)
+    assert got.dtype == dtype
+    assert torch.equal(fm.with_agent_ids(x, dim - x.ndim), got)
+    for i in range(N):
+        mine = got.select(dim, i)
+        assert torch.equal(mine[..., : shape[-1]], x.select(dim, i))
+        expected = [float(i == j) for j in range(N)]
+        assert all(row == expected for row in mine[..., shape[-1] :].reshape(-1, N).tolist())
+
+
+@pytest.mark.parametrize("dim", [-1, 2, 3, -4])
+def test_agent_ids_need_features_behind_the_agents(dim: int) -> None:
+    with pytest.raises(fm.StructureError, match=rf"agent axis before the features, got dim {dim} of \[4, 3, 2\]"):
+        fm.with_agent_ids(torch.zeros(4, N, 2), dim)
+
+
+# --- what does not fit ---------------------------------------------------------------------------------
+
+X = torch.zeros(4, N, 2, dtype=torch.float64)
+
+
+@pytest.mark.parametrize(
+    ("settings", "inputs", "kwargs", "message"),
+    [
+        ({}, (X[:, :2],), None, r"inputs\[0\]: expected 3 agents at dim -2, got 2 in shape \[4, 2, 2\]"),
+        ({"agent_dim": 0}, (X,), None, r"inputs\[0\]: expected 3 agents at dim 0, got 4 in shape"),
+        ({}, (X[0, 0],), None, r"inputs\[0\]: expected 3 agents at dim -2, got shape \[2\], which has no such dim"),
+        ({"agent_dim": 3}, (X,), None, r"has no such dim; agent_dim= takes a prefix with None"),
+        ({}, (X, X[:, 0]), None, r"inputs\[1\]: expected 3 agents at dim 1, got 2 in shape \[4, 2\]"),
+        ({}, ({"a": X, "b": [X, X[0]]},), None, r"inputs\[0\]\['b'\]\[1\]: expected 3 agents at dim 1"),
+        ({}, (X,), {"y": X[0, 0]}, r"kwargs\['y'\]: expected 3 agents at dim 1, got shape \[2\]"),
+        ({"agent_dim": (1, None)}, (X,), None, r"agent_dim: expected an int, None or a prefix of the tree"),
+        ({"agent_dim": ({"a": 1},)}, ({"a": X, "b": X},), None, "agent_dim: expected an int, None or a prefix"),
+        ({"agent_dim": (1, {"z": 1})}, (X,), {"y": X}, "agent_dim: expected an int, None or a prefix"),
+        ({"out_agent_dim": 3}, (X,), None, r"an agent's output of shape \[4, 2\] has no place for the agents at dim 3"),
+        ({"out_agent_dim": (0, 1)}, (X,), None, "out_agent_dim: expected an int, None or a prefix of the tree"),
+        (
+            {"centralized": True, "agent_dim": -1},
+            (X.mT,),
+            None,
+            r"an axis after the agents at dim 2 to merge the",
+        ),
+        (
+            {"centralized": True, "agent_dim": (None,)},
+            (X,),
+            None,
+            r"inputs\[0\]: expected a positional input that",
+        ),
+        ({"centralized": True}, (), {"x": X}, r"inputs\[0\]: expected a positional input that carries the agents"),
+    ],
+)
+def test_inputs_that_do_not_fit_are_named(settings: Any, inputs: Any, kwargs: Any, message: str) -> None:
+    with pytest.raises(fm.StructureError, match=message):
+        call(lambda w, *xs, **named: w * X[:, 0], *inputs, kwargs=kwargs, **settings)
+
+
+def test_bad_inputs_are_refused_before_the_module_runs() -> None:
+    ran: list[int] = []
+    with pytest.raises(fm.StructureError, match="expected 3 agents"):
+        call(lambda w, *xs: ran.append(1), X, X[:, 0])
+    assert ran == []
