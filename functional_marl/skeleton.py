@@ -43,6 +43,30 @@ class Skeleton:
         self._places: list[tuple[dict[str, Any], dict[str, Any]]] = [
             (cast(Any, d), dict(d)) for part in parts for d in (part._parameters, part._buffers, part._modules)
         ]
+        self._leaves: list[tuple[str, dict[str, Any], str]] = [
+            (f"{path}.{attribute}".lstrip("."), cast(Any, place), attribute)
+            for path, part in module.named_modules()
+            for place in (part._parameters, part._buffers)
+            for attribute in place
+        ]
+
+    def call(self, tensors: dict[str, Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """``torch.func.functional_call`` with the places found ahead: 3 us in place of 25 for six leaves.
+
+        As there, ``tensors`` gets what the forward leaves in each place, and the places what they held
+        before: a forward may call its own network.
+        """
+        held = [place.get(attribute) for _, place, attribute in self._leaves]
+        for name, place, attribute in self._leaves:
+            if name in tensors:
+                place[attribute] = tensors[name]
+        try:
+            return self.module(*args, **kwargs)
+        finally:
+            for (name, place, attribute), before in zip(self._leaves, held, strict=True):
+                if name in tensors and attribute in place:
+                    tensors[name] = place[attribute]
+                place[attribute] = before
 
     def restore(self) -> None:
         """Undo what a forward has set, on the module or any part of it."""

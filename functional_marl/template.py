@@ -184,14 +184,17 @@ class Template:
         # Dynamo cannot trace a deepcopy and gets a pair of its own (it traces one thread at a time).
         # `torch.compiler.is_compiling` would not do: it is true for all threads while one compiles.
         if torch.compiler.is_dynamo_compiling():
-            return self._call(self._traced[train], params, buffers, args, kwargs)
+            traced = self._traced[train]
+            return self._call(lambda t: functional_call(traced, t, args, kwargs), params, buffers)
         skeleton = self._skeleton(train)
         watched = not (skeleton.tried or torch.compiler.is_compiling())
         if watched:  # the first call gets clones: a write shows in their version and nobody loses a number
             params = {name: param.clone() for name, param in params.items()}
         try:
-            out = self._call(skeleton.module, params, buffers, args, kwargs)
+            out = self._call(lambda t: skeleton.call(t, args, kwargs), params, buffers)
         finally:
+            for part in skeleton.module.modules() if self._recurrent else ():
+                forget_flat_weights(part)
             skeleton.restore()
         if watched:
             changed = [name for name, param in params.items() if written(param) and name not in self._renormed]
@@ -205,23 +208,17 @@ class Template:
 
     def _call(
         self,
-        skeleton: nn.Module,
+        forward: Callable[[dict[str, Tensor]], Any],
         params: Mapping[str, Tensor],
         buffers: dict[str, Tensor],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
     ) -> Any:
         tensors = {**params, **buffers}
         for name in self._renormed:
             tensors[name] = tensors[name].clone()
         for alias, name in (*self.param_aliases.items(), *self.buffer_aliases.items()):
             tensors[alias] = tensors[name]
-        try:
-            with _differentiable_attention() if self._attends else contextlib.nullcontext():
-                out = functional_call(skeleton, tensors, args, kwargs)
-        finally:
-            for part in skeleton.modules() if self._recurrent else ():
-                forget_flat_weights(part)
+        with _differentiable_attention() if self._attends else contextlib.nullcontext():
+            out = forward(tensors)
         for name in buffers:
             buffers[name] = tensors[name]
         return out

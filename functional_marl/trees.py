@@ -33,7 +33,7 @@ class _Layout:
 
     names: tuple[str, ...]
     batch_dims: int
-    ndims: tuple[int, ...] = field(compare=False)
+    ndims: tuple[int | None, ...] = field(compare=False)  # None for what is no tensor
 
 
 def is_tensordict(tree: Tree) -> bool:
@@ -62,9 +62,10 @@ def _register() -> None:
     def unflatten(layout: _Layout, children: Sequence[Any]) -> Any:
         # Batch dims are leading dims in common. An axis that the leaves gained or lost is taken for one of
         # them: too few batch dims are always valid, too many are not.
-        gained = min((child.ndim - ndim for child, ndim in zip(children, layout.ndims, strict=True)), default=0)
+        sized = [(child, n) for child, n in zip(children, layout.ndims, strict=True) if n is not None]
+        gained = min((child.ndim - ndim for child, ndim in sized), default=0)
         alike = itertools.takewhile(
-            lambda sizes: len(set(sizes)) == 1, zip(*(child.shape for child in children), strict=False)
+            lambda sizes: len(set(sizes)) == 1, zip(*(child.shape for child, _ in sized), strict=False)
         )
         batch = [sizes[0] for sizes in alike][: max(0, layout.batch_dims + gained)]
         return td.TensorDict(dict(zip(layout.names, children, strict=True)), batch_size=batch)
@@ -73,7 +74,8 @@ def _register() -> None:
         # Sorted as optree sorts a dict's keys: the order of insertion makes no difference of structure.
         names = tuple(sorted(d.keys()))
         children = [d.get(name) for name in names]
-        return children, _Layout(names, d.batch_dims, tuple(child.ndim for child in children)), names
+        children = [child.data if isinstance(child, td.NonTensorData) else child for child in children]  # text
+        return children, _Layout(names, d.batch_dims, tuple(getattr(child, "ndim", None) for child in children)), names
 
     for kind in (td.TensorDict, td.LazyStackedTensorDict, td.TensorDictParams):
         optree.register_pytree_node(  # pyright: ignore[reportUnknownMemberType]
