@@ -36,7 +36,7 @@ def _draw(
     words = split(key.reshape(-1, 2), count).transpose(0, 1).tolist()
     seeds = [[high << 32 | low for high, low in slots] for slots in words]
     tape = net.template.tape() if len(seeds) * count > _WORTH_A_TAPE else None
-    if tape is not None:
+    if tape is not None and tape.fits():
         out = _play(net, tape, seeds, shapes, dtype, device)
     else:
         for p, slot_seeds in enumerate(seeds):

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import sys
 import types
 from collections.abc import Callable, Generator
@@ -23,6 +24,7 @@ from functional_marl.errors import RandomnessError
 from functional_marl.random import bernoulli
 
 try:  # private; without them the public way serves
+    from torch.utils._python_dispatch import _get_current_dispatch_mode as _top_mode
     from torch.utils._python_dispatch import (
         _pop_mode,  # pyright: ignore[reportPrivateUsage, reportUnknownVariableType]
         _push_mode,  # pyright: ignore[reportPrivateUsage, reportUnknownVariableType]
@@ -30,6 +32,10 @@ try:  # private; without them the public way serves
 except ImportError:  # pragma: no cover
     _push_mode: Any = None
     _pop_mode: Any = None
+
+    def _top_mode() -> Any:
+        return None
+
 
 __all__ = ["Guard", "LocalMode", "drawing_from", "is_random", "run_keyed"]
 
@@ -40,15 +46,23 @@ _SEEDING = ("manual_seed", "seed", "set_state", "set_offset")
 _QUIET = {"dropout_p": 0.0, "dropout": 0.0, "train": False, "training": False}
 
 
+@functools.cache
+def _quiet_arguments(func: Any) -> list[tuple[int, str, Any]] | None:
+    """Where an op has arguments that keep it from drawing, and their defaults; None if it never draws."""
+    if torch.Tag.nondeterministic_seeded not in func.tags:
+        return None
+    arguments = enumerate(func._schema.arguments)
+    return [(place, a.name, a.default_value) for place, a in arguments if a.name in _QUIET]
+
+
 def is_random(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     """Whether this call of an aten op draws: attention is tagged as random also when nothing drops."""
-    if torch.Tag.nondeterministic_seeded not in func.tags:
+    quiet = _quiet_arguments(func)
+    if quiet is None:
         return False
-    for place, argument in enumerate(func._schema.arguments):
-        if argument.name in _QUIET:
-            given = args[place] if place < len(args) else kwargs.get(argument.name, argument.default_value)
-            if given == _QUIET[argument.name]:
-                return False
+    for place, name, default in quiet:
+        if (args[place] if place < len(args) else kwargs.get(name, default)) == _QUIET[name]:
+            return False
     return True
 
 
@@ -127,6 +141,7 @@ class DrawFrom(LocalMode):
         return drawn.to(device)
 
 
+@functools.cache
 def _with_generator(func: Any) -> Any:
     """The overload of an aten op that takes ``generator=`` and is otherwise called alike."""
     names = [a.name for a in func._schema.arguments]
@@ -230,10 +245,12 @@ class Keyed(TorchFunctionMode):
         key: ``[2]``.
         agent: the stream of the key to draw from, an int64 scalar; under vmap the agent's index.
         forbidden: raise at the first draw instead (``randomness="error"``).
+        guard: the mode that watches for other draws, if one does.
     """
 
-    def __init__(self, key: Tensor, agent: int | Tensor, forbidden: bool = False) -> None:
+    def __init__(self, key: Tensor, agent: int | Tensor, forbidden: bool = False, guard: Guard | None = None) -> None:
         super().__init__()
+        self.guard = guard
         self.key = key
         self.agent = agent
         self.forbidden = forbidden
@@ -263,8 +280,16 @@ class Keyed(TorchFunctionMode):
             raise forbidden()
         self.site += 1
         shape = mask_shape(kind, tuple(x.shape))
-        drop = bernoulli(self.key.to(x.device), p, shape, self.site, self.agent)
-        return dropped(x, ~drop, rounded(p), kind.alpha)
+        # The guard need not watch 140 integer operations: it makes each of them a call of Python.
+        watched = self.guard is not None and _top_mode() is self.guard
+        if watched:
+            _pop_mode(None)
+        try:
+            drop = bernoulli(self.key.to(x.device), p, shape, self.site, self.agent)
+            return dropped(x, ~drop, rounded(p), kind.alpha)
+        finally:
+            if watched:
+                _push_mode(self.guard)
 
 
 def _drops_between_layers(args: tuple[Any, ...]) -> bool:
@@ -326,5 +351,5 @@ def run_keyed(run: Callable[[], Any], key: Tensor, agent: int | Tensor, forbidde
     if torch.compiler.is_dynamo_compiling():
         with Keyed(key, agent, forbidden):
             return run()
-    with Guard(_WHY), Keyed(key, agent, forbidden):
+    with Guard(_WHY) as guard, Keyed(key, agent, forbidden, guard):
         return run()

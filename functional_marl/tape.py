@@ -27,6 +27,11 @@ class Tape:
 
     operations: tuple[tuple[Any, str, tuple[Any, ...], dict[str, Any], bool], ...]  # op, leaf, args, kwargs, draws
     constants: dict[str, Tensor]
+    dtype: torch.dtype  # torch's default when it was recorded
+
+    def fits(self) -> bool:
+        """Whether a factory would build on the CPU now and in the dtypes of then."""
+        return self.dtype == torch.get_default_dtype() and torch.get_default_device().type == "cpu"
 
     def play(self, rows: Mapping[str, Tensor], generator: torch.Generator | None) -> None:
         """Fill one slot's leaves; without a generator the draws come from torch's global one.
@@ -49,6 +54,7 @@ class _Recorder(LocalMode):
     def __init__(self) -> None:
         super().__init__()
         self.log: list[tuple[Any, tuple[Any, ...], dict[str, Any], bool]] = []
+        self.reads = False  # whether Python saw a number: what it does may depend on what was drawn
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -58,7 +64,11 @@ class _Recorder(LocalMode):
         draws = is_random(func, args, kwargs)
         if draws or func._schema.is_mutable:
             self.log.append((func, args, kwargs, draws))
+        self.reads = self.reads or func in _READING
         return func(*args, **kwargs)
+
+
+_READING = (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.equal.default)
 
 
 def record(draw: Callable[[int], nn.Module]) -> Tape | None:
@@ -69,7 +79,7 @@ def record(draw: Callable[[int], nn.Module]) -> Tape | None:
     with _Recorder() as recorder:
         module = draw(0)
     leaves = _leaves(module)
-    if any(not _plain(leaf) for leaf in leaves.values()):
+    if recorder.reads or any(not _plain(leaf) for leaf in leaves.values()):
         return None
     at = {leaf.untyped_storage().data_ptr(): name for name, leaf in leaves.items() if leaf.numel()}
     operations: list[tuple[Any, str, tuple[Any, ...], dict[str, Any], bool]] = []
@@ -88,7 +98,8 @@ def record(draw: Callable[[int], nn.Module]) -> Tape | None:
             return None
         operations.append((func, name, args[1:], rest, draws))
     written = {name for _, name, *_ in operations}
-    tape = Tape(tuple(operations), {k: leaf.clone() for k, leaf in leaves.items() if k not in written})
+    constants = {name: leaf.clone() for name, leaf in leaves.items() if name not in written}
+    tape = Tape(tuple(operations), constants, torch.get_default_dtype())
     rows = {name: torch.full_like(leaf, 7) for name, leaf in leaves.items()}
     tape.play(rows, torch.Generator().manual_seed(1))
     other = _leaves(draw(1))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import random as python_random
 from collections.abc import Callable, Generator, Mapping
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -60,6 +62,61 @@ def looped(
     """Each agent alone, as an ordinary module: what ``apply`` of one tensor means."""
     outputs = [fm.agent_module(net, params, i, state)(x.select(dim, i)) for i in range(net.n_agents)]
     return torch.stack(outputs, dim if out_dim is None else out_dim)
+
+
+@dataclass
+class Outcome:
+    """What a call gives: outputs, gradients of a weighted sum of them, and the buffers of every agent."""
+
+    y: Tensor
+    params: Tensors  # [S, *leaf], gradients
+    x: Tensor | None
+    buffers: list[Tensors]
+
+
+def by_agents(net: fm.Network, params: Tensors, x: Tensor, train: bool = False, state: Any = None) -> Outcome:
+    """The oracle: every agent is an ordinary module with its own copies, its input ``x[i]``, its own backward."""
+    grads = {name: torch.zeros_like(leaf) for name, leaf in params.items()}
+    outputs: list[Tensor] = []
+    inputs: list[Tensor] = []
+    buffers: list[Tensors] = []
+    for i in range(net.n_agents):
+        module = fm.agent_module(net, params, i, state).train(train)
+        inputs.append(x[i].detach().clone().requires_grad_(x.is_floating_point()))
+        outputs.append(module(inputs[i] * 1 if x.is_floating_point() else inputs[i]))
+        if outputs[i].requires_grad:
+            (outputs[i] * weights(outputs[i], i)).sum().backward()
+        for name, parameter in module.named_parameters():
+            if parameter.grad is not None:
+                grads[name][net.sharing[name].slots[i]] += parameter.grad
+        buffers.append({name: buffer.detach() for name, buffer in module.named_buffers()})
+    found = [torch.zeros_like(one) if one.grad is None else one.grad for one in inputs] if x.is_floating_point() else []
+    return Outcome(torch.stack(outputs).detach(), grads, torch.stack(found) if found else None, buffers)
+
+
+def by_apply(net: fm.Network, params: Tensors, x: Tensor, train: bool = False, state: Any = None) -> Outcome:
+    """The same from one call of ``apply``; the network carries agents at dim 0, in and out."""
+    leaves = {name: leaf.detach().clone().requires_grad_(leaf.is_floating_point()) for name, leaf in params.items()}
+    x = x.detach().clone().requires_grad_(x.is_floating_point())
+    y, after = fm.apply(net, leaves, x, train=train, state=state, mutable=True)
+    if y.requires_grad:
+        sum((y[i] * weights(y[i], i)).sum() for i in range(net.n_agents)).backward()  # pyright: ignore
+    grads = {name: torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for name, leaf in leaves.items()}
+    found = torch.zeros_like(x) if x.grad is None else x.grad
+    buffers = [{k: b[net.state_sharing[k].slots[i]] for k, b in after.items()} for i in range(net.n_agents)]
+    return Outcome(y.detach(), grads, found if x.is_floating_point() else None, buffers)
+
+
+def weights(y: Tensor, agent: int) -> Tensor:
+    return numbers(*y.shape, seed=100 + agent)
+
+
+def assert_alike(got: Outcome, expected: Outcome, tolerance: float = 1e-11) -> None:
+    close: Any = partial(torch.testing.assert_close, rtol=tolerance, atol=tolerance, equal_nan=True)
+    close(got.y, expected.y)
+    close(got.params, expected.params)
+    close(got.x, expected.x) if expected.x is not None else None
+    close(got.buffers, expected.buffers)
 
 
 def same(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:

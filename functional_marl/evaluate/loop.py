@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 from typing import Any
 
 import torch
@@ -11,9 +12,11 @@ from functional_marl.errors import StructureError
 from functional_marl.evaluate.call import Call, Result
 from functional_marl.modes import Guard, run_keyed
 from functional_marl.skeleton import written
-from functional_marl.trees import Tree, flatten
+from functional_marl.trees import Tree, flatten, leaf_names
 
-__all__ = ["evaluate_loop"]
+__all__ = ["buffers_changed", "evaluate_loop", "plain"]
+
+_PLAIN = (bool, int, float, complex, str, bytes, enum.Enum, torch.dtype, torch.device, torch.Size)
 
 
 def evaluate_loop(call: Call) -> Result:
@@ -70,17 +73,31 @@ def buffers_changed(names: list[str]) -> str:
     )
 
 
+def plain(leaf: Any) -> Any:
+    """A leaf of an output that is no tensor, if it is one that cannot hold a tensor either.
+
+    Raises:
+        StructureError: it may; of a distribution or a dataclass vmap would give what it maps inside.
+    """
+    if not isinstance(leaf, _PLAIN):
+        raise StructureError(
+            f"outputs: expected a tree of tensors and plain values, got a {type(leaf).__name__}; return its tensors "
+            "in a tuple or dict (of a distribution the parameters)"
+        )
+    return leaf
+
+
 def _stack_outputs(outputs: list[Tree]) -> Tree:
     """``n`` trees of leaves ``[...]`` to one of ``[n, ...]``; leaves that are no tensors must agree."""
     leaves, rebuild = zip(*[flatten(output) for output in outputs], strict=True)
+    if not isinstance(outputs[0], Tensor) and any(leaf_names(o) != leaf_names(outputs[0]) for o in outputs[1:]):
+        raise StructureError(f"outputs: agents return different trees: {[leaf_names(o, 'y') for o in outputs]}")
     stacked: list[Any] = []
     for column in zip(*leaves, strict=True):
-        if isinstance(column[0], Tensor):
-            stacked.append(torch.stack(column))
-        elif all(leaf == column[0] for leaf in column):
-            stacked.append(column[0])
-        else:
-            raise StructureError(f"outputs: agents return different values that are no tensors: {list(column)}")
+        shapes = [list(leaf.shape) if isinstance(leaf, Tensor) else plain(leaf) for leaf in column]
+        if any(type(shape) is not type(shapes[0]) or shape != shapes[0] for shape in shapes):
+            raise StructureError(f"outputs: agents return different shapes or values: {shapes}")
+        stacked.append(torch.stack(column) if isinstance(column[0], Tensor) else column[0])
     return rebuild[0](stacked)
 
 

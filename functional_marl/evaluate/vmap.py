@@ -13,7 +13,7 @@ from torch.func import vmap
 
 from functional_marl.errors import StructureError
 from functional_marl.evaluate.call import Call, Result
-from functional_marl.evaluate.loop import buffers_changed
+from functional_marl.evaluate.loop import buffers_changed, plain
 from functional_marl.lowering import gather_slots
 from functional_marl.modes import run_keyed
 from functional_marl.sharing import Sharing
@@ -72,7 +72,7 @@ def evaluate_vmap(call: Call) -> Result:
             changed.extend(n for n, b in before.items() if after[n] is not b or written(b))
         out_leaves, rebuild = flatten(output)
         rebuild_output.append(rebuild)
-        constants.extend(None if isinstance(leaf, Tensor) else leaf for leaf in out_leaves)
+        constants.extend(None if isinstance(leaf, Tensor) else plain(leaf) for leaf in out_leaves)
         mapped = [leaf for leaf in out_leaves if isinstance(leaf, Tensor)]
         return mapped + list(after.values()) if mutable else mapped
 

@@ -82,13 +82,13 @@ def gradient_reaches_own_slot(s: Subject) -> None:
     """
     leaves = {name: leaf.clone().requires_grad_() for name, leaf in s.own.items()}
     for i, output in enumerate(replace(s, params=leaves).outputs()):
-        found = torch.autograd.grad(s.loss(output), list(leaves.values()), retain_graph=True, allow_unused=True)
+        found = torch.autograd.grad(
+            s.loss(output), list(leaves.values()), retain_graph=True, allow_unused=True, materialize_grads=True
+        )
         for name, gradient in zip(leaves, found, strict=True):
-            if gradient is None:
-                continue
             others = [slot for slot in range(s.slots[name].n_slots) if slot != s.slots[name][i]]
             zero({f"{name}[{slot}]": gradient[slot] for slot in others}, f"agent {i}'s loss")
-        if not any(g is not None and bool((g != 0).any()) for g in found):
+        if not any(bool((gradient != 0).any()) for gradient in found):
             broken(f"agent {i}'s loss: expected a nonzero gradient on its own slots, got zero on {list(leaves)}")
 
 

@@ -11,7 +11,7 @@ import torch
 
 from functional_marl.checks import Params
 from functional_marl.errors import SharingError
-from functional_marl.laws.law import agree, broken, law, zero
+from functional_marl.laws.law import Broken, agree, broken, law, zero
 from functional_marl.laws.subject import LIBRARY, Ops, Subject
 from functional_marl.sharing import Sharing
 
@@ -94,8 +94,11 @@ def _finer(s: Subject) -> dict[str, Sharing]:
 
 def _reshared(s: Subject, sharing: Mapping[str, Sharing], merge: str = "error") -> Subject:
     """The subject under another sharing, parameters and state, by ``ops.reshare``."""
-    net, params = s.ops.reshare(s.net, s.own, sharing, merge=merge)
-    state = s.ops.reshare(s.net, s.state, sharing, merge=merge)[1] if s.state else {}
+    try:
+        net, params = s.ops.reshare(s.net, s.own, sharing, merge=merge)
+        state = s.ops.reshare(s.net, s.state, sharing, merge=merge)[1] if s.state else {}
+    except SharingError as error:  # no law asks for what would have to be merged
+        raise Broken(f"reshare from {_short(s)} with merge={merge!r}: {error}") from None
     return replace(s, net=net, params=params, state=state)
 
 
@@ -240,8 +243,6 @@ def unused_slots_are_inert(s: Subject) -> None:
         agree(output, want, f"agent {i}: output with spare slots spoiled", exact=True)
     leaves = {name: leaf.clone().requires_grad_() for name, leaf in s.own.items()}
     loss = s.training_loss(replace(s, params=leaves).outputs())
-    gradients = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
+    gradients = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True, materialize_grads=True)
     for name, gradient in zip(leaves, gradients, strict=True):
-        spare = s.slots[name].unused()
-        if gradient is not None:
-            zero({f"{name}[{slot}]": gradient[slot] for slot in spare}, "the loss of all agents")
+        zero({f"{name}[{slot}]": gradient[slot] for slot in s.slots[name].unused()}, "the loss of all agents")

@@ -147,8 +147,8 @@ def differ(one: Tree, other: Tree, where: str) -> None:
     broken(f"{where}: expected different numbers, got the same")
 
 
-def zero(gradients: Mapping[str, Tensor | None], where: str) -> None:
-    """Raise unless every gradient is zero or None."""
+def zero(gradients: Mapping[str, Tensor], where: str) -> None:
+    """Raise unless every gradient is zero."""
     for name, gradient in gradients.items():
-        if gradient is not None and bool((gradient != 0).any()):
+        if bool((gradient != 0).any()):
             broken(f"{where} on {name}: expected a zero gradient, got {float(gradient.abs().max()):.3g}")

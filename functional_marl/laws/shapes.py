@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from functional_marl.laws.law import agree, broken, law
+from functional_marl.errors import StructureError
+from functional_marl.laws.law import Broken, agree, broken, law
 from functional_marl.laws.subject import Subject
 from functional_marl.trees import Tree, flatten, tree_map
 
@@ -40,8 +41,13 @@ def agent_dim_is_a_place(s: Subject) -> None:
 
     def look(given: Any, dims: tuple[int | None, ...], out: int | None, out_dim: int) -> None:
         net = s.net.replace(agent_dim=given, out_agent_dim=out)
-        for i, output in enumerate(replace(s, net=net, dims=dims, out_dim=out_dim).outputs()):
-            agree(output, wanted[i], f"agent_dim={given}, out_agent_dim={out}, agent {i}: output")
+        where = f"agent_dim={given}, out_agent_dim={out}"
+        try:
+            outputs = replace(s, net=net, dims=dims, out_dim=out_dim).outputs()
+        except StructureError as error:
+            raise Broken(f"{where}: {error}") from None
+        for i, output in enumerate(outputs):
+            agree(output, wanted[i], f"{where}, agent {i}: output")
 
     for p in range(deepest + 1):
         q = deepest - p

@@ -7,7 +7,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from functional_marl.laws.law import agree, broken, law
+from functional_marl.errors import SharingError
+from functional_marl.laws.law import Broken, agree, broken, law
 from functional_marl.laws.randomness import built
 from functional_marl.laws.subject import Subject
 from functional_marl.sharing import Sharing
@@ -32,7 +33,10 @@ def stack_round_trip(s: Subject) -> None:
             agree(tree, s.of_agent(i, leaves), f"unstack_agents, agent {i}: {what}", exact=True)
             agree(s.ops.agent_params(s.net, leaves, i), tree, f"agent_params of agent {i}: {what}", exact=True)
         for merge in ("error", "first"):
-            back = s.ops.stack_agents(trees, sharing=slots, merge=merge)
+            try:
+                back = s.ops.stack_agents(trees, sharing=slots, merge=merge)
+            except SharingError as error:
+                raise Broken(f"stack_agents of agents that agree, merge={merge!r}: {error}") from None
             agree(back, leaves, f"stack_agents of all agents: {what}", exact=True)
     one = s.of_agent(0)
     tiled = s.ops.stack_agents(one, n_agents=s.n)

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,7 +21,19 @@ from functional_marl.dropout import batched_dropout
 from functional_marl.lowering.dense import gather_slots
 from functional_marl.sharing import Sharing
 
-__all__ = ["ELEMENTWISE", "PASSING", "Leaves", "Run", "Step", "Unlowered", "Value", "activation", "lower_layer"]
+__all__ = [
+    "CONVOLUTIONS",
+    "ELEMENTWISE",
+    "PASSING",
+    "Leaves",
+    "Run",
+    "Step",
+    "Unlowered",
+    "Value",
+    "activation",
+    "convolution",
+    "lower_layer",
+]
 
 
 class Unlowered(Exception):
@@ -67,16 +80,16 @@ class Leaves:
 
 # --- activations ---------------------------------------------------------------------------------------
 
-# Written in place behind a linear layer, whose result nobody else holds; autograd allows it for these.
-IN_PLACE: dict[type[nn.Module], Callable[[Tensor], Tensor]] = {
-    nn.Tanh: torch.tanh_,
-    nn.ReLU: torch.relu_,
-    nn.Sigmoid: torch.sigmoid_,
+# Written in place behind a product, whose result nobody else holds; autograd allows it for these.
+IN_PLACE: dict[type[nn.Module], Callable[[Any], Callable[[Tensor], Tensor]]] = {
+    nn.Tanh: lambda module: torch.tanh_,
+    nn.ReLU: lambda module: torch.relu_,
+    nn.Sigmoid: lambda module: torch.sigmoid_,
+    nn.ELU: lambda module: partial(F.elu, alpha=module.alpha, inplace=True),
 }
 ELEMENTWISE: tuple[type[nn.Module], ...] = (
     *IN_PLACE,
     nn.CELU,
-    nn.ELU,
     nn.GELU,
     nn.Hardshrink,
     nn.Hardsigmoid,
@@ -107,7 +120,7 @@ def _pure(module: nn.Module) -> Callable[[Tensor], Tensor]:
 def activation(module: nn.Module, fresh: bool) -> Callable[[Tensor], Tensor]:
     """The function of an elementwise layer; ``fresh``: it may write over its input."""
     kind = type(module)
-    return IN_PLACE[kind] if fresh and kind in IN_PLACE else _pure(module)
+    return IN_PLACE[kind](module) if fresh and kind in IN_PLACE else _pure(module)
 
 
 # --- layers that act on each row, without parameters ---------------------------------------------------
@@ -115,6 +128,8 @@ def activation(module: nn.Module, fresh: bool) -> Callable[[Tensor], Tensor]:
 
 def _rowwise(module: nn.Module, row_ndim: int) -> Step:
     """A layer over rows of ``row_ndim`` axes with at most one batch axis: pooling and the like."""
+    if getattr(module, "return_indices", False):
+        raise Unlowered("return_indices")
     call = _pure(module)
 
     def step(run: Run, h: Tensor, mapped: bool) -> Value:
@@ -147,9 +162,12 @@ def _flatten(module: nn.Flatten) -> Step:
     start, end = module.start_dim, module.end_dim
 
     def step(run: Run, h: Tensor, mapped: bool) -> Value:
-        ndim = h.ndim - mapped
-        first, last = start % ndim if ndim else 0, end % ndim if ndim else 0
-        return h.flatten(first + mapped, last + mapped), mapped
+        ndim = max(h.ndim - mapped, 1)
+        if not (-ndim <= start < ndim and -ndim <= end < ndim):
+            raise Unlowered(f"no dims {start} to {end} in {h.ndim - mapped} axes")
+        if h.ndim == mapped:
+            return h.unsqueeze(-1), mapped
+        return h.flatten(start % ndim + mapped, end % ndim + mapped), mapped
 
     return step
 
@@ -160,6 +178,8 @@ def _unflatten(module: nn.Unflatten) -> Step:
         raise Unlowered("Unflatten of a named axis")
 
     def step(run: Run, h: Tensor, mapped: bool) -> Value:
+        if not mapped - h.ndim <= dim < h.ndim - mapped:
+            raise Unlowered(f"no dim {dim} in {h.ndim - mapped} axes")
         return torch.unflatten(h, dim + mapped if dim >= 0 else dim, tuple(sizes)), mapped  # pyright: ignore
 
     return step
@@ -204,7 +224,7 @@ def _lifted(leaves: Leaves, inner: Inner, row_ndim: Callable[[int], int], batch:
             h, mapped = (h if mapped else h.expand(run.n_agents, *h.shape)), True
             x = h.reshape(run.n_agents, size, *row)
         out = inner(x, lambda attribute: leaves.rows(run, attribute), run)
-        return out.reshape(*((run.n_agents,) if mapped else ()), *lead, *out.shape[2:]), mapped
+        return out.reshape((*((run.n_agents,) if mapped else ()), *lead, *out.shape[2:])), mapped
 
     return step
 
@@ -273,7 +293,7 @@ def _channels_apart(x: Tensor, k: int) -> Tensor:
     return x[None] if k == 1 else x.unflatten(1, (k, -1)).transpose(0, 1)
 
 
-_CONVOLUTIONS: dict[type[nn.Module], Any] = {
+CONVOLUTIONS: dict[type[nn.Module], Any] = {
     nn.Conv1d: F.conv1d,
     nn.Conv2d: F.conv2d,
     nn.Conv3d: F.conv3d,
@@ -281,10 +301,15 @@ _CONVOLUTIONS: dict[type[nn.Module], Any] = {
 }
 
 
-def _conv(module: Any, leaves: Leaves) -> Step:
-    """One grouped convolution, with a group (or as many as the layer has) for each agent."""
+# A grouped convolution of few agents is faster on channels_last input: 8 agents, batch 32, 16x16 images of 16
+# channels, forward 1.8x; of 64 agents it is not.
+CHANNELS_LAST_UP_TO = 16
+
+
+def convolution(module: Any, leaves: Leaves, activations: Sequence[Callable[[Tensor], Tensor]]) -> Step:
+    """One grouped convolution, with a group (or as many as the layer has) for each agent; then activations."""
     dims, groups, channels = len(module.kernel_size), module.groups, module.in_channels
-    convolve = _CONVOLUTIONS[type(module)]
+    convolve = CONVOLUTIONS[type(module)]
     how = {"stride": module.stride, "padding": module.padding, "dilation": module.dilation}
     if type(module) is nn.ConvTranspose2d:
         how["output_padding"] = module.output_padding
@@ -297,7 +322,13 @@ def _conv(module: Any, leaves: Leaves) -> Step:
         k, weight, bias = x.shape[0], rows("weight"), rows("bias")
         assert weight is not None
         flat = None if bias is None else bias.flatten()
-        return _channels_apart(convolve(_channels_together(x), weight.flatten(0, 1), flat, groups=k * groups, **how), k)
+        together = _channels_together(x)
+        if together.ndim == 4 and 1 < k <= CHANNELS_LAST_UP_TO:
+            together = together.contiguous(memory_format=torch.channels_last)
+        out = convolve(together, weight.flatten(0, 1), flat, groups=k * groups, **how)
+        for act in activations:
+            out = act(out)
+        return _channels_apart(out, k)
 
     return _lifted(leaves, inner, lambda ndim: dims + 1, batch=(0, 1))
 
@@ -340,10 +371,6 @@ _WITH_LEAVES: dict[type[nn.Module], Callable[[Any, Leaves], Step]] = {
     nn.BatchNorm1d: _batch_norm,
     nn.BatchNorm2d: _batch_norm,
     nn.BatchNorm3d: _batch_norm,
-    nn.Conv1d: _conv,
-    nn.Conv2d: _conv,
-    nn.Conv3d: _conv,
-    nn.ConvTranspose2d: _conv,
     nn.Embedding: _embedding,
     nn.PReLU: _prelu,
 }

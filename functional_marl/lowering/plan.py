@@ -7,7 +7,7 @@ No module is touched when a plan runs: it is plain torch on the stacked tensors,
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from functional_marl.lowering.cells import Cell, lower_cell
 from functional_marl.lowering.dense import Affine, gather_slots, run_dense, run_dense_whole, run_shared
 from functional_marl.lowering.layers import (
+    CONVOLUTIONS,
     ELEMENTWISE,
     PASSING,
     Leaves,
@@ -24,6 +25,7 @@ from functional_marl.lowering.layers import (
     Unlowered,
     Value,
     activation,
+    convolution,
     lower_layer,
 )
 from functional_marl.nets import ConvNet
@@ -82,7 +84,13 @@ class _Activation:
     module: nn.Module
 
 
-_Layer = _Linear | _Activation | Step
+@dataclass(frozen=True)
+class _Convolution:
+    module: nn.Module
+    leaves: Leaves
+
+
+_Layer = _Linear | _Convolution | _Activation | Step
 
 
 @dataclass(frozen=True)
@@ -103,16 +111,18 @@ class _Lowering:
             module = _REWRITES[kind](module)
             kind = type(module)
         if kind is Images:
-            yield _images(_merged(self.layers(nn.Sequential(*module.children()), name)))
+            yield _images(self.layers(nn.Sequential(*module.children()), name))
         elif kind in _CONTAINERS:
             for key, child in module._modules.items():
                 yield from self.layers(child or nn.Identity(), f"{name}{key}.")
         elif kind is nn.Linear:
             yield self.linear(self.leaves(module, name))
+        elif kind in CONVOLUTIONS:
+            yield _Convolution(module, self.leaves(module, name))
         elif kind in ELEMENTWISE:
             yield _Activation(module)
         elif isinstance(module, ConvNet) and kind is ConvNet:
-            yield _images(_merged(self.layers(module.layers, f"{name}layers.")))
+            yield _images(self.layers(module.layers, f"{name}layers."))
         else:
             try:
                 yield lower_layer(module, self.leaves(module, name), self.train)
@@ -154,43 +164,52 @@ def _has_hooks(module: nn.Module) -> bool:
     )
 
 
-def _affines(layers: Iterable[_Layer]) -> list[Affine]:
-    """Linear layers with the activations behind them."""
-    run: list[Affine] = []
+def _runs(layers: Iterable[_Layer]) -> Iterator[tuple[_Layer, list[Callable[[Tensor], Tensor]]]]:
+    """Each layer with the activations behind it; the first may write over what a product made."""
+    held: _Layer | None = None
+    acts: list[Callable[[Tensor], Tensor]] = []
     for layer in layers:
-        if isinstance(layer, _Linear):
-            run.append(Affine(layer.weight, layer.bias))
-        elif isinstance(layer, _Activation):
-            last = run[-1]
-            act = activation(layer.module, fresh=not last.activations)
-            run[-1] = Affine(last.weight, last.bias, (*last.activations, act))
-    return run
+        if isinstance(layer, _Activation) and isinstance(held, (_Linear, _Convolution)):
+            acts.append(activation(layer.module, fresh=not acts))
+            continue
+        if held is not None:
+            yield held, acts
+        held, acts = layer, []
+    if held is not None:
+        yield held, acts
 
 
-def _merged(layers: Iterable[_Layer]) -> list[Step]:
-    """Linear layers that share alike, with the activations behind them, as one step; the others as they are."""
+def _merged(layers: Iterable[_Layer]) -> tuple[list[Step], tuple[tuple[Affine, ...], Sharing] | None]:
+    """The steps: linear layers that share alike are one. And that one, where it is all there is."""
     steps: list[Step] = []
-    run: list[_Linear | _Activation] = []
+    run: list[Affine] = []
+    sharing: Sharing | None = None
+    others = 0
 
     def close() -> None:
-        if run and isinstance(run[0], _Linear):
-            steps.append(_dense(tuple(_affines(run)), run[0].sharing))
-        run.clear()
+        if run and sharing is not None:
+            steps.append(_dense(tuple(run), sharing))
 
-    for layer in layers:
+    for layer, acts in _runs(layers):
         if isinstance(layer, _Linear):
-            if run and isinstance(run[0], _Linear) and run[0].sharing != layer.sharing:
+            if run and layer.sharing != sharing:
                 close()
-            run.append(layer)
-        elif isinstance(layer, _Activation) and run:
-            run.append(layer)
+                run = []
+                others += 1
+            sharing = layer.sharing
+            run.append(Affine(layer.weight, layer.bias, tuple(acts)))
+            continue
+        close()
+        run = []
+        others += 1
+        if isinstance(layer, _Convolution):
+            steps.append(convolution(layer.module, layer.leaves, acts))
         elif isinstance(layer, _Activation):
             steps.append(_pointwise(activation(layer.module, fresh=False)))
         else:
-            close()
             steps.append(layer)
     close()
-    return steps
+    return steps, (tuple(run), sharing) if sharing is not None and not others else None
 
 
 def _pointwise(function: Callable[[Tensor], Tensor]) -> Step:
@@ -213,8 +232,10 @@ def _dense(layers: tuple[Affine, ...], sharing: Sharing) -> Step:
     return step
 
 
-def _images(steps: Sequence[Step]) -> Step:
+def _images(layers: Iterable[_Layer]) -> Step:
     """``fm.nets.convnet``: any batch axes ahead of ``[C, H, W]``, flat features behind them."""
+
+    steps, _ = _merged(layers)
 
     def step(run: Run, h: Tensor, mapped: bool) -> Value:
         lead = h.shape[mapped:-3]
@@ -240,9 +261,5 @@ def lower(template: Template, slots: Mapping[str, Sharing], n_agents: int, train
         cell = lower_cell(modules[0], lowering.leaves(modules[0], ""))
         if cell is not None:
             return Plan((), cell=cell)
-    layers = list(lowering.layers(modules[0], ""))
-    steps = _merged(layers)
-    first = layers[0]
-    if len(steps) == 1 and isinstance(first, _Linear):
-        return Plan(tuple(steps), (tuple(_affines(layers)), first.sharing))
-    return Plan(tuple(steps))
+    steps, dense = _merged(lowering.layers(modules[0], ""))
+    return Plan(tuple(steps), dense)

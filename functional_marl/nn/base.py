@@ -23,15 +23,22 @@ from functional_marl.nn.registered import HOOKS, Registered
 from functional_marl.nn.storage import Params, is_lazy
 from functional_marl.sharing import SharingSpec
 
-__all__ = ["MultiAgentNetBase", "merges_agents"]
+__all__ = ["MultiAgentNetBase", "merges_agents", "repeatable"]
 
 Check = TypeVar("Check", bound=Callable[..., Tensor])
+Make = TypeVar("Make", bound=Callable[..., nn.Module])
 
 
 def merges_agents(check: Check) -> Check:
     """Mark a ``_pre_forward_check`` that does what the core does: check ``agent_dim``, merge where centralized."""
     check.merges_agents = True  # pyright: ignore
     return check
+
+
+def repeatable(make: Make) -> Make:
+    """Mark a ``_build_single_net`` that may be called more often than there are slots, to see what it draws."""
+    make.repeatable = True  # pyright: ignore
+    return make
 
 
 class MultiAgentNetBase(Registered):
@@ -92,7 +99,9 @@ class MultiAgentNetBase(Registered):
         n_slots = n_agents if self.share_params is False else 1
         if not isinstance(self.share_params, bool):
             n_slots = 0  # known when the leaves are
-        first, layout, slots = drawing.draw(self._build_one, n_slots or 1)
+        first, layout, slots = drawing.draw(
+            self._build_one, n_slots or 1, hasattr(type(self)._build_single_net, "repeatable")
+        )
         self._layout = layout
         self._sharing = self._slot_maps()
         if not n_slots:

@@ -12,11 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from functional_marl.errors import RandomnessError
+from functional_marl.modes import drawing_from
 from functional_marl.nn.storage import Layout, as_registered, is_lazy, put, take
+from functional_marl.tape import Tape, record
 
 __all__ = ["draw", "materialise", "redraw", "reset"]
 
-_WORTH_TRYING = 4  # from so many slots on, resetting one module is tried in place of building many
+_WORTH_A_TAPE = 6  # slots; recording builds three modules more
 
 
 def reset(module: nn.Module) -> None:
@@ -27,60 +30,38 @@ def reset(module: nn.Module) -> None:
             function()
 
 
-def draw(build: Callable[[], nn.Module], n_slots: int) -> tuple[nn.Module, Layout, list[dict[str, Tensor]]]:
+def draw(
+    build: Callable[[], nn.Module], n_slots: int, again: bool
+) -> tuple[nn.Module, Layout, list[dict[str, Tensor]]]:
     """The first slot's module, its layout, and the leaves of every slot, as building each in order gives.
 
-    From the third slot on the module is reset in place of built anew, if the second slot shows that this
-    gives the same numbers and leaves the generator in the same state.
+    ``again`` says that ``build`` may be called more often than there are slots: then what it does to its
+    leaves is recorded, and played for the other slots in place of building them.
     """
     first = build()
     layout = Layout.of(first)
     slots = [take(first, layout)]
-    replay = n_slots >= _WORTH_TRYING and _on_cpu(slots[0])
-    while len(slots) < n_slots:
-        before = torch.get_rng_state() if replay and len(slots) == 1 else None
-        if replay and before is None:
-            slots.append(_by_reset(first, layout, slots[0]))
-            continue
-        slots.append(take(build(), layout))
-        if before is not None:
-            replay = _same_by_reset(first, layout, slots, before)
+    tape = _tape(build) if again and n_slots >= _WORTH_A_TAPE and not any(map(is_lazy, slots[0].values())) else None
+    if tape is None:
+        return first, layout, slots + [take(build(), layout) for _ in range(n_slots - 1)]
+    with torch.no_grad():
+        stacked = {k: leaf.new_empty((n_slots - 1, *leaf.shape)) for k, leaf in slots[0].items()}
+        for slot in range(n_slots - 1):
+            rows = {k: leaf[slot] for k, leaf in stacked.items()}
+            tape.play(rows, None)
+            slots.append(rows)
     return first, layout, slots
 
 
-def _on_cpu(leaves: dict[str, Tensor]) -> bool:
-    return all(not is_lazy(leaf) and leaf.device.type == "cpu" for leaf in leaves.values())
+def _tape(build: Callable[[], nn.Module]) -> Tape | None:
+    def drawn(seed: int) -> nn.Module:
+        with drawing_from(seed):
+            return build()
 
-
-def _by_reset(module: nn.Module, layout: Layout, like: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A slot's leaves from the module's own resets; the module keeps its tensors."""
-    fresh: dict[str, Any] = {k: nn.Parameter(torch.empty_like(like[k]), like[k].requires_grad) for k in layout.params}
-    fresh |= {k: like[k].clone() for k in layout.buffers}
-    put(module, layout, fresh)
     try:
-        reset(module)
-    finally:
-        put(module, layout, like)
-    return fresh
-
-
-def _same_by_reset(module: nn.Module, layout: Layout, slots: list[dict[str, Tensor]], before: Tensor) -> bool:
-    """Whether resets give the second slot again, NaN where nothing is filled; leaves the generator as it was."""
-    after = torch.get_rng_state()
-    torch.set_rng_state(before)
-    try:
-        with torch.no_grad():
-            blank: dict[str, Any] = {k: _blank(slots[0][k]) for k in layout.params}
-        put(module, layout, {**{k: b.clone() for k, b in slots[0].items()}, **blank})
-        reset(module)
-        again = take(module, layout)
-        same = all(torch.equal(again[k], slots[1][k]) for k in again)
-        return same and torch.equal(torch.get_rng_state(), after)
-    except Exception:  # whatever a user's reset raises: then modules are built
-        return False
-    finally:
-        put(module, layout, slots[0])
-        torch.set_rng_state(after)
+        return record(drawn)
+    except RandomnessError:  # it seeds a generator, and may
+        return None
 
 
 def _blank(leaf: Tensor) -> nn.Parameter:

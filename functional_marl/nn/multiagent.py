@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from functional_marl.nn.base import MultiAgentNetBase, merges_agents
+from functional_marl.nn.base import MultiAgentNetBase, merges_agents, repeatable
 from functional_marl.nn.one_agent import MLP, ConvNet
 from functional_marl.sharing import SharingSpec
 
@@ -84,6 +84,7 @@ class MultiAgentMLP(MultiAgentNetBase):
             **kwargs,
         )
 
+    @repeatable
     def _build_single_net(self, *, device: Any, **kwargs: Any) -> nn.Module:
         inputs = self.n_agent_inputs
         return MLP(
@@ -161,6 +162,7 @@ class MultiAgentConvNet(MultiAgentNetBase):
             **kwargs,
         )
 
+    @repeatable
     def _build_single_net(self, *, device: Any, **kwargs: Any) -> nn.Module:
         channels = self.in_features
         return ConvNet(

@@ -165,7 +165,9 @@ class Params(TensorDictParams):
                 missing_keys.append(prefix + name)
             elif is_lazy(value) or is_lazy(leaf):
                 if is_lazy(value) != is_lazy(leaf):
-                    error_msgs.append(f"{prefix}{name}: has no shape yet, here or in the checkpoint; call the module once")
+                    error_msgs.append(
+                        f"{prefix}{name}: has no shape yet, here or in the checkpoint; call the module once"
+                    )
             elif value.shape != leaf.shape:
                 error_msgs.append(
                     f"{prefix}{name}: expected {list(leaf.shape)}, got {list(value.shape)}; "

@@ -1,0 +1,315 @@
+"""``check``: which laws a module from any library keeps, with the smallest case of each that it breaks."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from functional_marl.laws import asking_more as asking_more
+from functional_marl.laws.asking import FOREIGN
+from functional_marl.laws.foreign import REASONS, Foreign
+from functional_marl.laws.host import AUTO, CheckError, Host, seeded
+from functional_marl.laws.infer import inferred
+from functional_marl.laws.law import LAWS, Law, LawViolation
+from functional_marl.laws.report import HOLDS, SKIPPED, VIOLATED, Report, Verdict
+from functional_marl.sharing import Sharing, SharingSpec
+
+__all__ = ["assert_laws", "check", "each_law", "foreign"]
+
+# Laws 28 to 35 are about storage, 48 to 51 about purity: asked with laws="all".
+_SHARING = [*range(1, 28), *range(36, 48)]
+# An exception, a thread or a compiler in a module may leave it broken: where it can be built again, it is.
+_HARMFUL = (45, 48, 50, 51)
+
+
+def foreign(
+    subject: nn.Module | Callable[[], nn.Module],
+    *,
+    n_agents: int,
+    example: Any,
+    pair: tuple[int, int] = (0, 0),
+    rows: int | None = None,
+    seed: int = 0,
+    train: bool = False,
+    **said: Any,
+) -> Foreign:
+    """One case of a module: what a law of :data:`FOREIGN` is called on. Snippets of violations use it.
+
+    Args:
+        subject, n_agents, example, train, said: as in :func:`check`.
+        pair: the two agents that are looked at.
+        rows: the size of each batch axis; None: that of the example.
+        seed: what inputs are drawn from.
+
+    Raises:
+        CheckError: as :func:`check`.
+
+    >>> from functional_marl.laws import FOREIGN
+    >>> case = foreign(nn.Linear(4, 2), n_agents=2, example=torch.zeros(3, 2, 4), sharing="shared", pair=(0, 1))
+    >>> FOREIGN["shared_equivariance"](case)
+    """
+    return Foreign(_host(subject, n_agents, example, said, 0), pair, rows, seed, train)
+
+
+def _host(subject: Any, n_agents: int, example: Any, said: dict[str, Any], seed: int) -> Host:
+    name = said.pop("name", "")
+    module, build = subject, None
+    if not isinstance(subject, nn.Module):
+        if not callable(subject):
+            raise CheckError(f"subject: expected a module or a function that builds one, got {subject!r}")
+        build = subject
+        with seeded(seed):
+            module = build()
+        if not isinstance(module, nn.Module):
+            raise CheckError(f"subject: expected a module, got {type(module).__name__} from the function")
+    shown = {k: v for k, v in said.items() if v is not None}
+    words = ", ".join([f"n_agents={n_agents}", *(f"{k}={_word(v)}" for k, v in shown.items())])
+    words = f"{name or 'module'}, {words}, example={_word(example)}"
+    return Host(module, example, n_agents, build=build, words=words, **said)
+
+
+def _word(value: Any) -> str:
+    """A value as Python, or the name that it has in :func:`check`."""
+    if isinstance(value, Tensor):
+        kind = "" if value.dtype is torch.float32 else f", dtype={value.dtype}"
+        return f"torch.zeros({list(value.shape)}{kind})"
+    if isinstance(value, tuple) and all(isinstance(v, Tensor) for v in value):  # pyright: ignore
+        return f"({', '.join(map(_word, value))},)"  # pyright: ignore
+    if isinstance(value, Mapping) and all(isinstance(v, Tensor) for v in value.values()):
+        return "{" + ", ".join(f"{k!r}: {_word(v)}" for k, v in value.items()) + "}"
+    if isinstance(value, str | int | float | bool | Sharing | list | tuple | dict | None):
+        return repr(value)
+    return "..."
+
+
+# --- which laws, which cases ------------------------------------------------------------------------------
+
+
+def _chosen(laws: str | Sequence[str]) -> list[Law]:
+    """The laws in the order of their numbers: for modules from elsewhere, and of ours those that have no such form."""
+    own = {law.number for law in FOREIGN.values()}
+    rest = [law for law in LAWS.values() if law.number not in own]
+    every = sorted([*FOREIGN.values(), *rest], key=lambda law: (law.number, law.name))
+    if laws == "all":
+        return every
+    if laws == "sharing":
+        return [law for law in every if law.number in _SHARING and law.foreign]
+    names = [name.strip() for name in laws.split(",")] if isinstance(laws, str) else list(laws)
+    picked = [law for law in every if law.name in names or str(law.number) in names]
+    unknown = [name for name in names if not any(name in (law.name, str(law.number)) for law in every)]
+    if unknown:
+        raise CheckError(f"laws: expected 'sharing', 'all', names or numbers, got {unknown}; see functional_marl.laws")
+    return picked
+
+
+def _why_not(law: Law, s: Foreign) -> str:
+    """Why the law says nothing about the subject; empty if it applies."""
+    if law.name not in FOREIGN:
+        return "it needs a functional_marl Network, or groups"
+    for word in law.where:
+        try:
+            if not s.answers(word):
+                return REASONS[word]
+        except CheckError as error:
+            return str(error)
+    return ""
+
+
+def _cases(host: Host, law: Law, examples: int, seed: int, train: bool) -> Iterator[Foreign]:
+    """The smallest first: one row before the example's batch, agents 0 and 1 before others."""
+    pairs = list(itertools.combinations(range(host.n_agents), 2))
+    if "local" in law.where or law.number == 12:  # agents change places: only with those of their group
+        pairs = [(i, j) for i, j in pairs if j in host.group_of(i)]
+    if "a cluster" in law.where:
+        classes = Foreign(host, train=train).classes()
+        pairs = [pair for pair in pairs if any(set(pair) <= set(members) for members in classes)]
+    pairs = pairs[:64] or [(0, 0)]
+    count = max(1, examples // law.cost)
+    if "outputs by agent" in law.where or "parameters by agent" in law.where:
+        count = max(count, 2 * len(pairs)) if law.cost == 1 else max(count, len(pairs))
+    small = count // 2 if host.draw is None else 0
+    for k in range(count):
+        rows = 1 if k < small else None
+        yield Foreign(host, pairs[k % len(pairs)], rows, seed + k, train)
+
+
+def _ask(law: Law, host: Host, examples: int, seed: int, train: bool) -> Verdict:
+    why = _why_not(law, Foreign(host, train=train))
+    if why:
+        return Verdict(law.number, law.name, SKIPPED, why)
+    asked, raised = 0, ""
+    once = law.number in (20, 35)  # says the same for every case
+    for case in itertools.islice(_cases(host, law, examples, seed, train), 1 if once else None):
+        try:
+            law(case)
+        except LawViolation as violation:
+            i, j = case.pair
+            at = {"agents": [i, j], "rows": case.rows or list(host.batch), "seed": case.seed}
+            snippet = f"from functional_marl.laws import FOREIGN, foreign\nFOREIGN[{law.name!r}]({case!r})"
+            return Verdict(law.number, law.name, VIOLATED, str(violation), asked + 1, at, snippet)
+        except CheckError as error:
+            raised = str(error)
+        except Exception as error:
+            if case.rows is None:
+                return Verdict(law.number, law.name, SKIPPED, f"it raised {type(error).__name__}: {error}", asked)
+        else:
+            asked += 1
+    if not asked:
+        return Verdict(law.number, law.name, SKIPPED, raised or "the module takes no batch of one")
+    return Verdict(law.number, law.name, HOLDS, "", asked)
+
+
+def check(
+    subject: nn.Module | Callable[[], nn.Module],
+    *,
+    n_agents: int,
+    example: Any,
+    sharing: SharingSpec | bool | None = None,
+    centralized: bool | None = None,
+    agent_dim: Any = -2,
+    out_agent_dim: Any = AUTO,
+    randomness: str | None = None,
+    kwargs: Mapping[str, Any] | None = None,
+    batch_dims: int | None = None,
+    groups: Mapping[str, int] | None = None,
+    single: Callable[[], nn.Module] | None = None,
+    select: Callable[[Any], Any] | None = None,
+    laws: str | Sequence[str] = "sharing",
+    train: bool = False,
+    examples: int = 20,
+    seed: int = 0,
+    name: str = "",
+    progress: Callable[[Iterable[Law]], Iterable[Law]] = iter,
+) -> Report:
+    """Ask a module from any library whether it shares what it says.
+
+    The module is called as ``module(*example)`` (``module(example)`` if that is no tuple), on inputs drawn
+    in the shape of the example. It is left as it was: parameters, buffers, flags and torch's generators.
+
+    Args:
+        subject: a module, or a function that builds one.
+        n_agents: how many agents.
+        example: inputs ``[*B, n, F]``: a tensor, a tuple of trees, a dict or a TensorDict; or a function of a
+            ``torch.Generator`` that draws them. Integers are picked from those that the example has.
+        sharing: the claim: ``"shared"``, ``"independent"``, ``[0, 0, 1]``, or patterns over parameter names.
+            None: what torchrl's and our classes say of themselves, else what gradients say.
+        centralized: whether each agent sees all inputs; None: what the module says, else False.
+        agent_dim: where inputs have the agents: an int, resolved on the first input, or a tree of positions
+            over the example; None for what all agents see.
+        out_agent_dim: the same for outputs; by default where the first input has them.
+        randomness: the claim about draws in training: ``"error"``, ``"same"``, ``"different"``.
+        kwargs: keyword inputs.
+        batch_dims: how many axes in front are batches, with rows apart; by default one at most. Say 0 where
+            the first axis is time.
+        groups: ``{group: number of agents}`` for dicts ``{group: [*B, n_g, F]}``.
+        single: builds the module of one agent, for laws that compare with it.
+        select: takes of the output what laws look at, say ``lambda out: out[0]``.
+        laws: ``"sharing"``, ``"all"`` (storage, purity and compilation too), or names or numbers.
+        train: ask in training instead of evaluation.
+        examples: how many cases a law, of which half have one row.
+        seed: of the cases, and of the subject where a function builds it.
+        name: what the report calls the subject.
+        progress: wraps the laws, as ``tqdm.tqdm`` does.
+
+    Raises:
+        CheckError: the module does not run on the example, or agents are not where they are said to be.
+
+    >>> report = check(nn.Linear(4, 2), n_agents=2, sharing="independent", example=torch.zeros(3, 2, 4))
+    >>> bool(report), [verdict.law for verdict in report.violated]
+    (False, ['gradient_reaches_own_slot'])
+    >>> print(report["gradient_reaches_own_slot"].why.splitlines()[0])  # doctest: +NORMALIZE_WHITESPACE
+    law 20 (gradient_reaches_own_slot): agents 0 and 1 both train weight[0, 0] (8 of 8 numbers),
+    and the claim [0, 1] keeps them apart
+    """
+    chosen = _chosen(laws)
+    said: dict[str, Any] = {
+        "sharing": sharing,
+        "centralized": centralized,
+        "agent_dim": None if agent_dim == -2 else agent_dim,
+        "out_agent_dim": None if out_agent_dim == AUTO else out_agent_dim,
+        "randomness": randomness,
+        "kwargs": kwargs or None,
+        "batch_dims": batch_dims,
+        "groups": groups,
+        "single": single,
+        "select": select,
+    }
+    host = _host(subject, n_agents, example, {k: v for k, v in said.items() if v is not None} | {"name": name}, seed)
+    if host.fault is not None and (host.single is None or host.centralized):
+        raise CheckError(f"the module raises on the example: {type(host.fault).__name__}: {host.fault}")
+    facts, verdicts = _facts(host, train), list[Verdict]()
+    for law in progress(chosen):
+        verdicts.append(_ask(law, host, examples, seed, train))
+        if host.build is not None and (verdicts[-1].why.startswith("it raised") or law.number in _HARMFUL):
+            host = host.again(seed)
+    return Report(name or type(host.module).__name__, facts, tuple(verdicts))
+
+
+def _facts(host: Host, train: bool) -> dict[str, Any]:
+    facts: dict[str, Any] = {"n_agents": host.n_agents, "sharing": None, "inferred": None}
+    if host.fault is not None:
+        facts["inferred"] = f"nothing: the module raises {type(host.fault).__name__}"
+    elif host.params():
+        found = inferred(host, train)
+        facts["inferred"] = found.sharing or {leaf.name: str(leaf) for leaf in found.leaves}
+    spec = host.sharing
+    facts["sharing"] = (
+        f"{list(spec) if isinstance(spec, Sharing) else spec} (claimed by {host.claimed_by})"
+        if spec is not None
+        else "nothing is claimed: the inferred one is checked"
+    )
+    facts |= {
+        "centralized": host.centralized,
+        "randomness": host.randomness,
+        "mode": "training" if train else "evaluation",
+    }
+    return facts
+
+
+# --- pytest -----------------------------------------------------------------------------------------------
+
+
+def assert_laws(subject: nn.Module | Callable[[], nn.Module], **how: Any) -> Report:
+    """:func:`check` that raises, for a test; takes the same arguments.
+
+    Raises:
+        AssertionError: a law is violated: the message has each law, agents, leaf or input, numbers, snippet.
+        CheckError: as :func:`check`.
+
+    >>> report = assert_laws(nn.Linear(4, 2), n_agents=2, sharing="shared", example=torch.zeros(3, 2, 4))
+    """
+    __tracebackhide__ = True
+    report = check(subject, **how)
+    if not report:
+        raise AssertionError("\n".join(f"{verdict.why}\n{verdict.snippet}" for verdict in report.violated))
+    return report
+
+
+def each_law(subject: Callable[[], nn.Module], *, laws: str | Sequence[str] = "sharing", **how: Any) -> Any:
+    """A pytest mark that makes one item a law; what does not apply is skipped, with the reason.
+
+    The test takes ``law`` and calls it. Arguments are those of :func:`check`.
+
+    >>> @each_law(lambda: nn.Linear(4, 2), n_agents=2, sharing="shared", example=torch.zeros(3, 2, 4))
+    ... def test_sharing(law):
+    ...     law()
+    """
+    import pytest
+
+    def asking(law: Law) -> Callable[[], None]:
+        def ask() -> None:
+            __tracebackhide__ = True
+            report = check(subject, laws=[law.name], **how)
+            verdict = report[law.name]
+            if verdict.verdict == SKIPPED:
+                pytest.skip(verdict.why)
+            if verdict.verdict == VIOLATED:
+                raise AssertionError(f"{verdict.why}\n{verdict.snippet}")
+
+        return ask
+
+    return pytest.mark.parametrize("law", [pytest.param(asking(law), id=law.name) for law in _chosen(laws)])

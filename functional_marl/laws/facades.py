@@ -1,0 +1,63 @@
+"""What torchrl's multi-agent modules, and ours, say of themselves; without importing either."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+__all__ = ["build_of", "said_by", "template_of"]
+
+
+def _is_facade(module: nn.Module) -> bool:
+    return all(hasattr(module, name) for name in ("n_agents", "share_params", "centralized", "agent_dim", "_empty_net"))
+
+
+def said_by(module: Any) -> dict[str, Any]:
+    """The claims in the attributes of a facade; empty for another module."""
+    if not _is_facade(module):
+        return {}
+    return {
+        "n_agents": module.n_agents,
+        "sharing": module.share_params,
+        "centralized": module.centralized,
+        "agent_dim": module.agent_dim,
+        "randomness": getattr(module, "_vmap_randomness", None),
+    }
+
+
+def template_of(module: Any, agent: int) -> Callable[..., Any] | None:
+    """One agent's network of a facade, with that agent's parameters in it, as a function of its input."""
+    if not _is_facade(module):
+        return None
+    if hasattr(module, "functional"):  # ours
+        from functional_marl.parameters import agent_module
+
+        net, params, state = module.functional()
+        return agent_module(net, params, agent, state or None)
+    if not isinstance(module.share_params, bool):
+        return None
+    params = module.params.data if module.share_params else module.params.data[agent]
+    template = copy.deepcopy(module._empty_net).train(module.training)
+
+    def call(x: Any) -> Any:
+        with params.to_module(template, preserve_module_state=False):
+            return template(x)
+
+    return call
+
+
+def build_of(module: Any) -> Callable[[], nn.Module] | None:
+    """The factory of one agent's network of a facade, where what it builds looks as the template does."""
+    if not _is_facade(module) or not hasattr(module, "_build_single_net"):
+        return None
+
+    def build() -> nn.Module:
+        return module._build_single_net(device=None)
+
+    try:
+        return build if str(build()) == str(module._empty_net) else None
+    except Exception:  # arguments that only the constructor knew
+        return None

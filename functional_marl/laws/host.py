@@ -1,0 +1,319 @@
+"""A module from anywhere with what its user says of it: where the agents are, and how it is called."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from functional_marl.errors import SharingError, StructureError
+from functional_marl.laws.facades import build_of, said_by, template_of
+from functional_marl.sharing import Sharing, SharingSpec, resolve
+from functional_marl.trees import Tree, flatten, is_tensordict, leaf_names, prefix_leaves
+
+__all__ = ["AUTO", "CheckError", "Host", "Place", "kept", "seeded"]
+
+AUTO = "auto"
+
+
+class CheckError(ValueError):
+    """The question cannot be asked: the module does not run, or what was said of it does not fit."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """A leaf of the inputs or outputs, and where it carries which agents; ``dim`` None: all see it whole."""
+
+    name: str
+    members: tuple[int, ...]
+    dim: int | None
+
+    def of(self, agent: int, leaf: Tensor) -> Tensor | None:
+        """The part of one agent; None if it has none."""
+        if self.dim is None:
+            return leaf
+        return leaf.select(self.dim, self.members.index(agent)) if agent in self.members else None
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """torch's global generators under a seed; put back afterwards."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        yield
+
+
+@contextmanager
+def kept(module: nn.Module) -> Iterator[None]:
+    """Parameters, buffers and training flags are what they were, afterwards."""
+    flags = {part: part.training for part in module.modules()}
+    tables = [
+        (table, dict(table))
+        for part in module.modules()
+        for table in [part.__dict__.get("_buffers")]
+        if isinstance(table, dict)
+    ]
+    held = [(leaf, leaf.detach().clone()) for leaf in (*module.parameters(), *module.buffers()) if not _lazy(leaf)]
+    try:
+        yield
+    finally:
+        for part, flag in flags.items():
+            part.training = flag
+        for table, was in tables:
+            if table.keys() == was.keys() and not any(_lazy(leaf) for leaf in was.values()):
+                table.update(was)
+        with torch.no_grad():
+            for leaf, was in held:
+                if not leaf.is_meta and leaf.shape == was.shape and not torch.equal(leaf, was):
+                    leaf.copy_(was)
+
+
+@contextmanager
+def _derivable() -> Iterator[None]:
+    """Attention takes the way that has a derivative, also in evaluation."""
+    mha: Any = torch.backends.mha
+    was = mha.get_fastpath_enabled()
+    mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        mha.set_fastpath_enabled(was)
+
+
+def _lazy(leaf: Any) -> bool:
+    return isinstance(leaf, nn.parameter.UninitializedTensorMixin)
+
+
+@dataclass
+class Host:
+    """A module and what is said of it; laws call it through this alone.
+
+    Args:
+        module: the module.
+        example: its inputs: a tuple of positional ones, or one tensor, dict or TensorDict; or a function of
+            a ``torch.Generator`` that draws them.
+        n_agents: how many agents.
+        sharing: what it claims to share; None if nothing.
+        centralized: whether each agent sees all inputs; None: what the module says, else False.
+        agent_dim: where inputs carry the agents: an int, resolved on the first leaf, or a prefix tree.
+        out_agent_dim: the same for outputs; ``"auto"``: where the first input has them.
+        randomness: ``"error"``, ``"same"``, ``"different"``, or None: nothing is claimed.
+        kwargs: keyword inputs.
+        batch_dims: how many axes in front are batches whose rows are apart; by default the first one.
+        groups: ``{group: number of agents}`` for dicts of groups; agents are numbered in this order.
+        single: builds the module of one agent, or None.
+        select: takes of the output what laws look at.
+        words: what the user said, to be repeated in snippets.
+    """
+
+    module: nn.Module
+    example: Any
+    n_agents: int
+    sharing: SharingSpec | bool | None = None
+    centralized: bool | None = None
+    agent_dim: Any = -2
+    out_agent_dim: Any = AUTO
+    randomness: str | None = None
+    kwargs: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    batch_dims: int | None = None
+    groups: Mapping[str, int] | None = None
+    single: Callable[[], nn.Module] | None = None
+    select: Callable[[Any], Any] | None = None
+    build: Callable[[], nn.Module] | None = None
+    words: str = ""
+
+    def __post_init__(self) -> None:
+        if self.n_agents < 1:
+            raise CheckError(f"n_agents: expected 1 or more, got {self.n_agents}")
+        if self.randomness not in (None, "error", "same", "different"):
+            raise CheckError(f"randomness: expected 'error', 'same', 'different' or None, got {self.randomness!r}")
+        self._hear()
+        self.draw: Callable[[torch.Generator], Any] | None = None
+        if callable(self.example) and not isinstance(self.example, Tensor) and not is_tensordict(self.example):
+            self.draw = cast("Callable[[torch.Generator], Any]", self.example)
+            self.example = self.draw(torch.Generator().manual_seed(0))
+        self._place()
+        self.fault: BaseException | None = None
+        self.out_places: tuple[Place, ...] = ()
+        self.facts: dict[Any, Any] = {}  # what was found out about the module, once
+        self._probe()
+        self.claims = self._claims()
+
+    def _hear(self) -> None:
+        """Fill in what the module says of itself where the user says nothing; stop where they disagree."""
+        said = said_by(self.module)
+        if said.get("n_agents", self.n_agents) != self.n_agents:
+            raise CheckError(f"n_agents: the module has {said['n_agents']} agents, and n_agents={self.n_agents}")
+        self.claimed_by = "you" if self.sharing is not None else "the module" if "sharing" in said else "nobody"
+        if self.sharing is None:
+            self.sharing = said.get("sharing")
+        if isinstance(self.sharing, bool):
+            self.sharing = "shared" if self.sharing else "independent"
+        if self.centralized is None:
+            self.centralized = bool(said.get("centralized", False))
+        if self.randomness is None:
+            self.randomness = said.get("randomness")
+        if self.agent_dim == -2:
+            self.agent_dim = said.get("agent_dim", -2)
+        self.facade = bool(said)
+        if self.single is None:
+            self.single = build_of(self.module)
+
+    def again(self, seed: int) -> Host:
+        """The same with a module built anew."""
+        assert self.build is not None
+        with seeded(seed):
+            return replace(self, module=self.build(), example=self.draw or self.example)
+
+    # --- where things are ---------------------------------------------------------------------------------
+
+    def _place(self) -> None:
+        args: tuple[Any, ...] = self.example if type(self.example) is tuple else (self.example,)
+        tree = (args, dict(self.kwargs))
+        leaves, self.rebuild = flatten(tree)
+        names = [*leaf_names(args, "inputs"), *leaf_names(tree[1], "kwargs")]
+        if not leaves or not all(isinstance(leaf, Tensor) for leaf in leaves):
+            raise CheckError(f"example: expected tensors, got {[type(leaf).__name__ for leaf in leaves]}")
+        self.leaves: list[Tensor] = leaves
+        try:
+            dims = self._input_dims(tree)
+        except StructureError as error:
+            raise CheckError(str(error)) from None
+        places: list[Place] = []
+        for name, leaf, dim in zip(names, leaves, dims, strict=True):
+            members = self._members(name)
+            at = None if dim is None or not members else dim % max(leaf.ndim, 1)
+            if at is not None and not (-leaf.ndim <= (dim or 0) < leaf.ndim and leaf.shape[at] == len(members)):
+                raise CheckError(
+                    f"{name}: expected {len(members)} agents at dim {dim}, got shape {list(leaf.shape)}; "
+                    "say where with agent_dim= (a tree of positions, None for what all agents see)"
+                )
+            places.append(Place(name, members, at))
+        self.places = tuple(places)
+        first = next((p.dim for p in places if p.dim is not None), None)
+        if first is None:
+            raise CheckError(f"agent_dim={self.agent_dim}: no input has an axis of agents")
+        self.position = first
+        self.batch_dims = min(first, 1) if self.batch_dims is None else self.batch_dims
+        if not 0 <= self.batch_dims <= first:
+            raise CheckError(
+                f"batch_dims: expected at most the {first} axes ahead of the agents, got {self.batch_dims}"
+            )
+        of_agents = [leaf for leaf, place in zip(leaves, places, strict=True) if place.dim is not None]
+        self.batch = tuple(of_agents[0].shape[: self.batch_dims])
+        for name, leaf in zip(names, leaves, strict=True):
+            if tuple(leaf.shape[: self.batch_dims]) != self.batch:
+                raise CheckError(f"{name}: expected the batch axes {list(self.batch)} in front, got {list(leaf.shape)}")
+
+    def _input_dims(self, tree: Tree) -> list[int | None]:
+        dims = (
+            prefix_leaves(self.agent_dim if isinstance(self.agent_dim, int) else ((self.agent_dim), {}), tree, "")
+            if False
+            else None
+        )
+        if isinstance(self.agent_dim, int):
+            first = self.leaves[0].ndim
+            if not -first <= self.agent_dim < first:
+                raise CheckError(f"agent_dim={self.agent_dim}: the first input has shape {list(self.leaves[0].shape)}")
+            return [self.agent_dim % first] * len(self.leaves)
+        given = self.agent_dim if type(self.example) is tuple else (self.agent_dim,)
+        dims = prefix_leaves(given, tree[0], "agent_dim")
+        return [*dims, *[self.position_of(dims)] * (len(self.leaves) - len(dims))]
+
+    def position_of(self, dims: Sequence[int | None]) -> int | None:
+        """The first position given: keyword inputs have the agents there, too."""
+        return next((dim for dim in dims if dim is not None), None)
+
+    def _members(self, name: str) -> tuple[int, ...]:
+        if self.groups is None:
+            return tuple(range(self.n_agents))
+        if sum(self.groups.values()) != self.n_agents:
+            raise CheckError(f"groups: expected {self.n_agents} agents, got {dict(self.groups)}")
+        start = 0
+        for group, size in self.groups.items():
+            if f"[{group!r}]" in name:
+                return tuple(range(start, start + size))
+            start += size
+        return ()
+
+    def group_of(self, agent: int) -> tuple[int, ...]:
+        """The agents whose inputs look as this one's: in the same group."""
+        start = 0
+        for size in (self.groups or {"": self.n_agents}).values():
+            if agent < start + size:
+                return tuple(range(start, start + size))
+            start += size
+        raise CheckError(f"agent {agent}: expected one of {self.n_agents}")
+
+    # --- calls --------------------------------------------------------------------------------------------
+
+    def run(self, leaves: Sequence[Tensor], *, train: bool, seed: int) -> Tree:
+        """One call; parameters, buffers and generators are as before, afterwards."""
+        args, kwargs = self.rebuild(leaves)
+        with kept(self.module), seeded(seed), _derivable():
+            self.module.train(train)
+            output = self.module(*args, **kwargs)
+            if self.select is not None:
+                output = self.select(output)
+            elif is_tensordict(output):
+                output = self._written(output, leaves)
+        return output
+
+    def _written(self, output: Any, given: Sequence[Tensor]) -> dict[str, Any]:
+        """What a module has put into a TensorDict: its ``out_keys``, or all that is new."""
+        keys = getattr(self.module, "out_keys", None)
+        if keys:
+            return {str(key): output.get(key) for key in keys if output.get(key, None) is not None}
+        old = {id(leaf) for leaf in given}
+        return {str(k): v for k, v in output.items(True, True) if isinstance(v, Tensor) and id(v) not in old}
+
+    def _probe(self) -> None:
+        """The first call: lazy leaves get their shapes, and outputs say where they have the agents."""
+        try:
+            output = self.run(self.leaves, train=False, seed=0)
+        except Exception as error:
+            self.fault = error
+            return
+        leaves = flatten(output)[0]
+        try:
+            dims = prefix_leaves(self.position if self.out_agent_dim == AUTO else self.out_agent_dim, output, "out")
+        except StructureError as error:
+            raise CheckError(str(error)) from None
+        places: list[Place] = []
+        for name, leaf, dim in zip(leaf_names(output, "outputs"), leaves, dims, strict=True):
+            if not isinstance(leaf, Tensor):
+                raise CheckError(f"{name}: expected a tensor, got {type(leaf).__name__}; choose with select=")
+            members = self._members(name)
+            at = None if dim is None else dim % max(leaf.ndim, 1)
+            if at is not None and not (-leaf.ndim <= dim < leaf.ndim and leaf.shape[at] == len(members)):
+                raise CheckError(
+                    f"{name}: expected {len(members)} agents at dim {dim}, got shape {list(leaf.shape)}; "
+                    "say where with out_agent_dim= (None for what belongs to all), or choose with select="
+                )
+            places.append(Place(name, members, at))
+        if not places:
+            raise CheckError("outputs: expected tensors, got none; choose with select=")
+        self.out_places = tuple(places)
+
+    # --- parameters ---------------------------------------------------------------------------------------
+
+    def params(self) -> dict[str, Tensor]:
+        """The float parameters by name."""
+        found = {name: leaf for name, leaf in self.module.named_parameters() if not _lazy(leaf)}
+        return {name: leaf for name, leaf in found.items() if leaf.is_floating_point()}
+
+    def _claims(self) -> dict[str, Sharing] | None:
+        if self.sharing is None:
+            return None
+        try:
+            return resolve(cast("SharingSpec", self.sharing), self.n_agents, list(self.params()) or ["module"])
+        except SharingError as error:
+            raise CheckError(str(error)) from None
+
+    def one_agent(self, agent: int) -> Callable[..., Any] | None:
+        """A function of one agent's inputs that computes with its parameters, for modules that hold a template."""
+        return template_of(self.module, agent)
