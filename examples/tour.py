@@ -1,6 +1,6 @@
 """Every public function once, in an order that teaches. Run it, read it, change it.
 
-    python examples/tour.py
+python examples/tour.py
 """
 
 from __future__ import annotations

@@ -81,7 +81,54 @@ DRAWS: dict[str, Callable[[], Tensor]] = {
     "Multinomial": lambda: D.Multinomial(4, HALF).sample(),
     "MultivariateNormal": lambda: D.MultivariateNormal(torch.zeros(3), torch.eye(3)).sample(),
 } | {name: lambda name=name: _initialised(name) for name in INITIALISERS}
+
+
+def _of_one_sign() -> nn.Module:
+    module = nn.Linear(4, 1)
+    with torch.no_grad():
+        if float(module.weight.detach().sum()) < 0:
+            module.weight.neg_()
+    return module
+
+
+def _small() -> nn.Module:
+    """Draws until all is small."""
+    module = nn.Linear(4, 1)
+    with torch.no_grad():
+        while bool((module.weight.abs() > 0.3).any()):
+            module.weight.uniform_(-0.5, 0.5)
+    return module
+
+
+def _normalised() -> nn.Module:
+    module = nn.Linear(4, 3)
+    with torch.no_grad():
+        module.weight /= module.weight.norm(dim=1, keepdim=True)
+        module.bias.zero_()[1] = 2.0
+    return module
+
+
+def _copied() -> nn.Module:
+    """An actor and its target."""
+    module = nn.ModuleList([nn.Linear(4, 3), nn.Linear(4, 3)])
+    module[1].load_state_dict(module[0].state_dict())
+    return module
+
+
+def _seldom_else() -> nn.Module:
+    """Most seeds go one way."""
+    module = nn.Linear(4, 1)
+    if bool(module.weight.detach().max() > 0.4):
+        nn.init.zeros_(module.weight)
+    return module
+
+
 MODULES: dict[str, Build] = {
+    "of one sign": _of_one_sign,
+    "small": _small,
+    "normalised": _normalised,
+    "copied": _copied,
+    "seldom else": _seldom_else,
     "Linear": lambda: nn.Linear(4, 3),
     "Conv1d": lambda: nn.Conv1d(2, 3, 3),
     "ConvTranspose2d": lambda: nn.ConvTranspose2d(2, 3, 3),
@@ -108,6 +155,8 @@ MODULES: dict[str, Build] = {
     "convnet": fm.nets.convnet([3, 4]),
     "gru": fm.nets.gru(3, 4),
 }
+
+
 FACTORIES = {**{n: lambda d=d: Holds(d) for n, d in DRAWS.items()}, **MODULES}
 
 
@@ -119,16 +168,17 @@ def by_torch(build: Build, seed: int) -> Tensors:
     return {**dict(module.named_parameters()), **dict(module.named_buffers())}
 
 
+@pytest.mark.parametrize("agents", [1, 6])  # one module is built, several may be drawn in a faster way
 @pytest.mark.parametrize("name", FACTORIES)
-def test_a_slot_is_what_the_factory_builds_under_the_seed_of_its_key(name: str) -> None:
+def test_a_slot_is_what_the_factory_builds_under_the_seed_of_its_key(name: str, agents: int) -> None:
     build: Build = FACTORIES[name]
     with generators_untouched():
-        net = fm.network(build, 2)
+        net = fm.network(build, agents)
         key = fm.key(11)
         drawn = {**fm.init_params(net, key), **fm.init_state(net, key)}
         again = {**fm.init_params(net, key), **fm.init_state(net, key)}
     assert same(drawn, again)
-    for slot, (high, low) in enumerate(fm.split(key, 2).tolist()):
+    for slot, (high, low) in enumerate(fm.split(key, agents).tolist()):
         expected = by_torch(build, high * 2**32 + low)
         assert drawn.keys() == expected.keys()
         for leaf in drawn:
@@ -145,6 +195,21 @@ def test_modules_with_resets_are_redrawn_as_their_class_draws_them() -> None:
         build = MODULES[name]
         given, built = (fm.init_params(fm.network(b, 2), 3) for b in (build(), build))
         assert same(given, built), name
+
+
+def test_defaults_are_those_of_the_moment() -> None:
+    net = fm.network(fm.nets.mlp(4, 8, 2), 6)
+    key = fm.key(0)
+    plain = fm.init_params(net, key)
+    assert {leaf.dtype for leaf in plain.values()} == {torch.float32}
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert {leaf.dtype for leaf in fm.init_params(net, 0).values()} == {torch.float64}
+    finally:
+        torch.set_default_dtype(torch.float32)
+    with torch.device("meta"):
+        assert {leaf.device.type for leaf in fm.init_params(net, key).values()} == {"meta"}
+    assert same(fm.init_params(net, 0), plain)
 
 
 # --- factories that seed -------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 import functional_marl as fm
-from functional_marl.lowering import Plan, dense, direct
+from functional_marl.lowering import Plan, dense
 
 N = 3
 SHARINGS: dict[str, Any] = {
@@ -224,8 +224,6 @@ def test_a_state_that_would_broadcast_is_left_to_the_module() -> None:
 def test_size_rules_change_no_number(sharing: Any, rules: dict[str, int], monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in rules.items():
         monkeypatch.setattr(dense, name, value)
-        if hasattr(direct, name):
-            monkeypatch.setattr(direct, name, value)
     net = fm.network(fm.nets.mlp(6, 8, 3), 6, sharing=sharing)
     assert_plan_is_loop(net, (draw(9, 6, 6),))
 

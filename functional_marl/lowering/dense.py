@@ -16,7 +16,16 @@ from torch import Tensor
 
 from functional_marl.sharing import Sharing
 
-__all__ = ["Affine", "gather_slots", "index_tensor", "run_dense", "run_dense_whole", "run_shared"]
+__all__ = [
+    "Affine",
+    "gather_slots",
+    "index_tensor",
+    "product",
+    "run_dense",
+    "run_dense_whole",
+    "run_shared",
+    "traced",
+]
 
 # --- size rules ----------------------------------------------------------------------------------------
 # Measured against torchrl's MultiAgentMLP on one thread, 16 -> H -> H -> 4, as (agents, H, batch);
@@ -115,7 +124,7 @@ def run_dense(layers: Sequence[Affine], params: Mapping[str, Tensor], h: Tensor,
         # unbind, for indexing a weight once a slot makes backward add full-size zeros once a slot
         rows = [(w.unbind(0), [None] * w.shape[0] if b is None else b.unbind(0), acts) for w, b, acts in weights]
         pieces = h.split(list(groups.sizes))
-        h = torch.cat([_one([(w[s], b[s], acts) for w, b, acts in rows], piece) for s, piece in enumerate(pieces)])
+        h = torch.cat([_rows([(w[s], b[s], acts) for w, b, acts in rows], piece) for s, piece in enumerate(pieces)])
     return h if in_order else h.index_select(0, index_tensor(groups.back, h.device))
 
 
@@ -155,14 +164,8 @@ def _one(weights: _Weights, h: Tensor) -> Tensor:
 def _stacked(weights: _Weights, h: Tensor) -> Tensor:
     """``[A, B, F] -> [A, B, F_out]`` with weights ``[A, out, in]``, by the size rules."""
     agents, batch = h.shape[:2]
-    if torch.compiler.is_dynamo_compiling() or isinstance(batch, torch.SymInt):  # in a trace: no rule of sizes
-        # baddbmm keeps inductor from fusing bias and activation
-        h = h.mT
-        for weight, bias, activations in weights:
-            h = torch.bmm(weight, h) if bias is None else torch.bmm(weight, h) + bias.unsqueeze(2)
-            for act in activations:
-                h = act(h)
-        return h.mT
+    if torch.compiler.is_dynamo_compiling() or isinstance(batch, torch.SymInt):
+        return traced(weights, h)
     width = max(weight.shape[1] for weight, _, _ in weights)
     size = batch * width * h.element_size()
     if agents * size > CHUNK_ABOVE and agents > 1:
@@ -170,11 +173,12 @@ def _stacked(weights: _Weights, h: Tensor) -> Tensor:
         # split, for its backward writes each gradient once
         rows = [(w.split(chunk), [None] * agents if b is None else b.split(chunk), acts) for w, b, acts in weights]
         pieces = h.split(chunk)
-        return torch.cat([_product([(w[c], b[c], acts) for w, b, acts in rows], x) for c, x in enumerate(pieces)])
-    return _product(weights, h)
+        return torch.cat([product([(w[c], b[c], acts) for w, b, acts in rows], x) for c, x in enumerate(pieces)])
+    return product(weights, h)
 
 
-def _product(weights: _Weights, h: Tensor) -> Tensor:
+def product(weights: _Weights, h: Tensor) -> Tensor:
+    """``[A, B, F] -> [A, B, F_out]`` in one piece."""
     if h.shape[1] >= FEATURE_MAJOR_FROM:
         h = h.mT  # [A, F, B]
         for weight, bias, activations in weights:
@@ -183,7 +187,33 @@ def _product(weights: _Weights, h: Tensor) -> Tensor:
                 h = act(h)
         return h.mT
     for weight, bias, activations in weights:
-        h = torch.bmm(h, weight.mT) if bias is None else torch.baddbmm(bias.unsqueeze(1), h, weight.mT)
+        if bias is None:
+            h = torch.bmm(h, weight.mT)
+        else:  # [1, out] broadcasts as it is, and a view costs 1 us
+            h = torch.baddbmm(bias if bias.shape[0] == 1 else bias.unsqueeze(1), h, weight.mT)
         for act in activations:
             h = act(h)
     return h
+
+
+def traced(weights: _Weights, h: Tensor) -> Tensor:
+    """As :func:`product`, in a trace: no rule of sizes, and no baddbmm, which keeps inductor from fusing."""
+    h = h.mT
+    for weight, bias, activations in weights:
+        h = torch.bmm(weight, h) if bias is None else torch.bmm(weight, h) + bias.unsqueeze(2)
+        for act in activations:
+            h = act(h)
+    return h.mT
+
+
+def _rows(weights: _Weights, h: Tensor) -> Tensor:
+    """``[m, B, F] -> [m, B, F_out]`` with one network's weights, feature-major where that is faster."""
+    m, batch, features = h.shape
+    if m * batch < FEATURE_MAJOR_FROM or torch.compiler.is_dynamo_compiling():
+        return _one(weights, h)
+    h = h.reshape(m * batch, features).t()  # [F, m * B]
+    for weight, bias, activations in weights:
+        h = torch.mm(weight, h) if bias is None else torch.addmm(bias.unsqueeze(1), weight, h)
+        for act in activations:
+            h = act(h)
+    return h.t().reshape(m, batch, -1)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from functional_marl.lowering.dense import CHUNK_ABOVE, FEATURE_MAJOR_FROM, Affine
+from functional_marl.lowering.dense import CHUNK_ABOVE, Affine, product, traced
 from functional_marl.sharing import Sharing
 
 __all__ = ["Direct"]
@@ -37,33 +37,24 @@ class Direct:
 
     def __call__(self, params: Mapping[str, Any], x: Tensor) -> Tensor | None:
         """The output, or None where the call is not of this kind or does not fit."""
-        if len(params) != self.count or x.dim() != 3 or torch.compiler.is_dynamo_compiling():
+        if len(params) != self.count or x.dim() != 3:
             return None
         batch, n, features = x.shape
-        if n != self.n_agents or features != self.features or isinstance(batch, torch.SymInt) or batch * n > self.most:
+        tracing = torch.compiler.is_dynamo_compiling()
+        if n != self.n_agents or features != self.features:
             return None
-        # [B, n, F] -> [n, B, F], or [1, B * n, F] where agents are rows like others
-        shared = self.shared
-        h = x.reshape(1, batch * n, features) if shared else x.transpose(0, 1)
-        feature_major = h.shape[1] >= FEATURE_MAJOR_FROM
-        if feature_major:
-            h = h.mT
+        if not tracing and (isinstance(batch, torch.SymInt) or batch * n > self.most):
+            return None
+        weights: list[tuple[Tensor, Tensor | None, tuple[Callable[[Tensor], Tensor], ...]]] = []
         for name, shape, bias_name, bias_shape, activations in self.layers:
             weight: Any = params.get(name)
+            bias: Any = None if bias_name is None else params.get(bias_name)
             if not isinstance(weight, Tensor) or weight.shape != shape:
                 return None
-            if bias_name is None:
-                h = torch.bmm(weight, h) if feature_major else torch.bmm(h, weight.mT)
-            else:
-                bias: Any = params.get(bias_name)
-                if not isinstance(bias, Tensor) or bias.shape != bias_shape:
-                    return None
-                if feature_major:
-                    h = torch.baddbmm(bias.unsqueeze(2), weight, h)
-                else:
-                    h = torch.baddbmm(bias if shared else bias.unsqueeze(1), h, weight.mT)
-            for activation in activations:
-                h = activation(h)
-        if feature_major:
-            h = h.mT
-        return h.reshape(batch, n, -1) if shared else h.transpose(0, 1)
+            if bias_name is not None and (not isinstance(bias, Tensor) or bias.shape != bias_shape):
+                return None
+            weights.append((weight, bias, activations))
+        run = traced if tracing else product
+        if self.shared:  # agents are rows like others
+            return run(weights, x.reshape(1, batch * n, features)).reshape(batch, n, -1)
+        return run(weights, x.transpose(0, 1)).transpose(0, 1)
