@@ -6,13 +6,14 @@ INSTALLED := $(VENV)/.installed
 # One thread: the networks are small, and two threads on two busy cores only wait for each other.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test lint check format clean help
+.PHONY: demo test lint check bench bench-jax format clean help
 
 help:
 	@echo "make demo    train on VMAS navigation under three sharings; results in runs/navigation"
 	@echo "make test    tests and properties"
 	@echo "make lint    ruff and pyright"
 	@echo "make check   what CI runs: lint and test"
+	@echo "make bench   the table of benchmarks, with JAX if make bench-jax has installed it; ARGS=--quick: 2 minutes"
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'Python 3.11 or newer is needed')"
@@ -33,9 +34,19 @@ lint: $(INSTALLED)
 
 check: lint test
 
+bench: $(INSTALLED)
+	$(BIN)/python -m benchmarks.run $(ARGS)
+	$(BIN)/python -m benchmarks.growth $(ARGS)
+
+# JAX in an environment of its own, and the rows against it.
+bench-jax: $(INSTALLED)
+	test -d .venv-jax || $(PYTHON) -m venv .venv-jax
+	.venv-jax/bin/python -m pip install --quiet --disable-pip-version-check jax
+	$(BIN)/python -m benchmarks.run --only jax $(ARGS)
+
 format: $(INSTALLED)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf $(VENV) runs dist .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-jax runs dist .pytest_cache .ruff_cache .hypothesis

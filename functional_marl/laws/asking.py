@@ -15,12 +15,12 @@ from torch import Tensor
 from torch.func import functional_call
 
 from functional_marl.laws import equivariance
-from functional_marl.laws.foreign import Foreign
+from functional_marl.laws.foreign_subject import Foreign
 from functional_marl.laws.host import CheckError, kept, seeded
 from functional_marl.laws.infer import Reached, inferred, pairs_of_parts, part
 from functional_marl.laws.law import Law, agree, broken, differ
 
-__all__ = ["FOREIGN", "asked"]
+__all__ = ["FOREIGN", "alone", "asked"]
 
 FOREIGN: dict[str, Law] = {}
 
@@ -60,18 +60,18 @@ def agents_are_networks(s: Foreign) -> None:
     if fault is None:
         outputs = s.outputs()
     for i in range(s.n) if fault is None else s.pair:
-        alone = _alone(s, i)
+        one = alone(s, i)
         if fault is not None:
-            shapes = [list(leaf.shape) for leaf in alone]
+            shapes = [list(leaf.shape) for leaf in one]
             broken(f"agent {i}: expected outputs of shape {shapes}, got {type(fault).__name__}: {_short(fault)}")
-        agree(outputs[i], alone, f"agent {i}, against the network of one agent: output")
+        agree(outputs[i], one, f"agent {i}, against the network of one agent: output")
 
 
 def _short(error: BaseException) -> str:
     return " ".join(str(error).split())[:160]
 
 
-def _alone(s: Foreign, agent: int) -> list[Tensor]:
+def alone(s: Foreign, agent: int) -> list[Tensor]:
     """One agent's output of the network of one agent."""
     from functional_marl.trees import flatten
 

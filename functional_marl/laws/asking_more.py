@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from functional_marl.laws.asking import asked
-from functional_marl.laws.foreign import Foreign
+from functional_marl.laws.asking import alone, asked
+from functional_marl.laws.foreign_subject import Foreign
 from functional_marl.laws.host import CheckError, Host, kept, seeded
 from functional_marl.laws.law import Broken, agree, broken
 from functional_marl.trees import flatten
@@ -41,7 +41,23 @@ def batch_is_a_loop(s: Foreign) -> None:
                 raise CheckError(f"the module takes no batch of one: {type(error).__name__}: {error}") from None
             for i in range(s.n):
                 want = [leaf[index] for leaf in outputs[i]]
-                agree(row[i], want, f"row {b} of batch axis {axis}, agent {i}: output")
+                try:
+                    agree(row[i], want, f"row {b} of batch axis {axis}, agent {i}: output")
+                except Broken:
+                    if _mixes_rows(whole, index):
+                        raise CheckError("one agent's network itself mixes the rows of a batch") from None
+                    raise
+
+
+def _mixes_rows(s: Foreign, index: tuple[slice, ...]) -> bool:
+    """Whether the network of one agent, where it is known, already mixes rows."""
+    if not s.answers("local") or not s.answers("one agent's network"):
+        return False
+    try:
+        agree(alone(s.at(*index), 0), [leaf[index] for leaf in alone(s, 0)], "")
+    except (Broken, CheckError):
+        return True
+    return False
 
 
 @asked(37, "runs", "any batch axes", "evaluation", "nothing random")

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from functional_marl.laws import asking_more as asking_more
 from functional_marl.laws.asking import FOREIGN
-from functional_marl.laws.foreign import REASONS, Foreign
+from functional_marl.laws.foreign_subject import REASONS, Foreign
 from functional_marl.laws.host import AUTO, CheckError, Host, seeded
 from functional_marl.laws.infer import inferred
 from functional_marl.laws.law import LAWS, Law, LawViolation

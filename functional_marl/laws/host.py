@@ -220,8 +220,10 @@ class Host:
             if not -first <= self.agent_dim < first:
                 raise CheckError(f"agent_dim={self.agent_dim}: the first input has shape {list(self.leaves[0].shape)}")
             return [self.agent_dim % first] * len(self.leaves)
-        given = self.agent_dim if type(self.example) is tuple else (self.agent_dim,)
-        dims = prefix_leaves(given, tree[0], "agent_dim")
+        given, args = self.agent_dim if type(self.example) is tuple else (self.agent_dim,), tree[0]
+        if is_tensordict(self.example):  # positions of its entries come in a plain dict
+            args = (self.example.to_dict(),)
+        dims = prefix_leaves(given, args, "agent_dim")
         return [*dims, *[self.position_of(dims)] * (len(self.leaves) - len(dims))]
 
     def position_of(self, dims: Sequence[int | None]) -> int | None:

@@ -74,42 +74,40 @@ def sharings(draw: st.DrawFn, n_agents: int, *, where: Sequence[str] = (), spare
     ``where`` narrows it by the words "shared", "independent" and "a cluster"; ``spare`` says whether there
     are unused slots.
     """
-    most = n_agents + 1 if spare is None else n_agents
     if "shared" in where:
         slots = [0] * n_agents
     elif "independent" in where:
         slots = draw(st.permutations(range(n_agents)))
     else:
-        slots = draw(st.lists(st.integers(0, most - 1), min_size=n_agents, max_size=n_agents))
+        slots = draw(st.lists(st.integers(0, n_agents - 1), min_size=n_agents, max_size=n_agents))
         if "a cluster" in where and len(set(slots)) == n_agents:
             slots[-1] = slots[0]
-    if spare is False:
-        used = sorted(set(slots))
-        return Sharing([used.index(slot) for slot in slots])
-    if spare:  # a slot put in somewhere that nobody is in
-        free = draw(st.integers(0, max(slots) + 1))
-        slots = [slot + (slot >= free) for slot in slots]
-    return Sharing(slots, max(slots) + 1 + (draw(st.integers(0, 1)) if spare is None else int(bool(spare))))
+    used = sorted(set(slots))
+    slots = [used.index(slot) for slot in slots]
+    if spare is None:
+        spare = draw(st.integers(0, 3)) == 3
+    if not spare:
+        return Sharing(slots)
+    free = draw(st.integers(0, len(used)))  # a slot that nobody is in, between the others
+    return Sharing([slot + (slot >= free) for slot in slots], len(used) + 1)
 
 
 @st.composite
 def sharing_specs(
     draw: st.DrawFn, n_agents: int, names: Sequence[str], *, where: Sequence[str] = (), spare: bool | None = None
 ) -> Any:
-    """What ``sharing=`` takes: presets, lists of slots, slot maps, and a pattern for some leaf and one for the rest."""
+    """What ``sharing=`` takes: presets, slot maps, and a pattern for one leaf with another for the rest."""
     one = sharings(n_agents, where=where, spare=spare)
-    kinds = ["preset", "map", "patterns"]
-    if "shared" in where or "independent" in where:
-        kinds = ["preset", "map", "patterns"] if spare is not True else ["map"]
-    elif "a cluster" in where or spare:
-        kinds = ["map"]
+    kinds = ["map", "patterns"] if "a cluster" in where or spare else ["preset", "map", "patterns"]
     kind = draw(st.sampled_from(kinds))
     if kind == "preset":
         allowed = [word for word in ("shared", "independent") if word in where] or ["shared", "independent"]
         return draw(st.sampled_from(allowed))
     if kind == "map" or len(names) < 2:
         return draw(one)
-    return {draw(st.sampled_from(list(names))): draw(one), "*": draw(one)}
+    # who shares one leaf shares all the rest where a cluster is asked for
+    rest = st.just("shared") if "a cluster" in where else one
+    return {draw(st.sampled_from(list(names))): draw(one), "*": draw(rest)}
 
 
 # --- networks and inputs ----------------------------------------------------------------------------------
