@@ -267,6 +267,14 @@ def test_what_has_no_batching_rule_is_looped_from_the_start(kind: Any) -> None:
         fm.apply(net.replace(strategy="vmap"), fm.init_params(net, 0), torch.zeros(N, 2, 4))
 
 
+def test_what_vmap_would_train_wrongly_is_looped_too() -> None:
+    builds = (lambda: nn.Embedding(4, 3, padding_idx=0), lambda: nn.Embedding(4, 3, scale_grad_by_freq=True))
+    for build in builds:
+        net = fm.network(build, N, strategy="vmap")
+        with pytest.raises(fm.StructureError, match=r"torch.func.vmap trains Embedding \(''\) wrongly"):
+            fm.apply(net, fm.init_params(net, 0), torch.zeros(N, 2, dtype=torch.int64))
+
+
 def test_a_plan_that_cannot_be_is_refused_and_says_why() -> None:
     net = does(_branches, strategy="plan")
     with pytest.raises(fm.StructureError, match=r'strategy="plan": .*Does.*; use "auto"'):

@@ -177,10 +177,11 @@ def test_a_layer_in_training_leaves_the_buffers_that_every_agent_alone_leaves(na
 def test_a_layer_sees_an_input_that_all_agents_share(name: str, sharing: str) -> None:
     build, shapes = CASES[name]
     net = fm.network(double(build), N, sharing=FLAT_SHARINGS[sharing], agent_dim=0)
-    params, x = fm.init_params(net, 0), numbers(*shapes[-1])
-    expected = by_agents(net, params, torch.stack([x] * N))
-    whole = net.replace(agent_dim=None, out_agent_dim=0)
-    torch.testing.assert_close(fm.apply(whole, params, x), expected.y, rtol=1e-11, atol=1e-11)
+    params, whole = fm.init_params(net, 0), net.replace(agent_dim=None, out_agent_dim=0)
+    for shape in shapes:
+        x = numbers(*shape)
+        expected = by_agents(net, params, torch.stack([x] * N))
+        torch.testing.assert_close(fm.apply(whole, params, x), expected.y, rtol=1e-11, atol=1e-11)
 
 
 @pytest.mark.parametrize(

@@ -141,6 +141,12 @@ def test_bernoulli_takes_two_draws_of_16_bits_from_each_word(n: int, site: int, 
         assert fr.bernoulli(key_of(key), p, (n,), site, torch.tensor(agent)).tolist() == expected
 
 
+def test_the_probability_is_rounded_to_the_nearest_that_16_bits_can_say() -> None:
+    half = words_of((1, 2), 1, 0, 0)[0] % 2**16
+    for p, drawn in ((half + 0.4) / 65536, False), ((half + 0.6) / 65536, True):
+        assert fr.bernoulli(key_of((1, 2)), p, (1,)).tolist() == [drawn]
+
+
 def test_uniform_and_normal_follow_their_formulas() -> None:
     key = (5, 6)
     w = words_of(key, 12, 0, 0)

@@ -67,12 +67,13 @@ def test_a_tensordict_module_computes_for_every_agent(strategy: Any) -> None:
     net = fm.network(build, N, strategy=strategy)
     params = fm.init_params(net, 0)
     assert list(params) == ["module.weight", "module.bias"]
-    td = TensorDict({"obs": numbers(B, N, 2)}, [B, N])
+    td = TensorDict({"obs": numbers(B, N, 2), "text": "as it is"}, [B, N])
     got = fm.apply(net, params, td)
     assert type(got) is TensorDict
     assert got.batch_size == (B, N)
-    assert sorted(got.keys()) == ["action", "obs"]
-    assert list(td.keys()) == ["obs"]
+    assert sorted(got.keys()) == ["action", "obs", "text"]
+    assert got["text"] == "as it is"
+    assert sorted(td.keys()) == ["obs", "text"]
     plain = fm.network(linear, N)
     weights = {name.removeprefix("module."): leaf for name, leaf in params.items()}
     close(got["action"], looped(plain, weights, td["obs"]))

@@ -9,8 +9,10 @@ import argparse
 import importlib
 import inspect
 import json
+import shlex
 import sys
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any, NoReturn, cast
 
 import torch
@@ -42,15 +44,20 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("subject", help="package.module:Class, or a function that builds a module")
     add("--args", default="[]", help="positional arguments of the constructor, as a JSON list")
-    add("--kwargs", default="{}", help="keyword arguments, as a JSON object; \"@torch.nn:ReLU\" is that object")
+    add("--kwargs", default="{}", help='keyword arguments, as a JSON object; "@torch.nn:ReLU" is that object')
     add("--n-agents", type=int, help="how many agents")
     add("--sharing", help="shared, independent, slots as 0,0,1, or JSON: the claim; by default what the module says")
     add("--centralized", action="store_true", default=None, help="each agent sees all inputs")
     add("--agent-dim", default="-2", help="where inputs have the agents: an int, or JSON; default -2")
     add("--out-agent-dim", help="where outputs have them; by default where the first input does; null: nowhere")
     add("--randomness", choices=["error", "same", "different"], help="what agents draw in training")
-    add("--input", action="append", default=[], metavar="[NAME=]4,3,6[:KIND]",
-        help="the shape of an input; repeat for several; NAME= for a dict; KIND float, double, bool, int or int7 (below 7)")
+    add(
+        "--input",
+        action="append",
+        default=[],
+        metavar="[NAME=]4,3,6[:KIND]",
+        help="the shape of an input; repeat for several; NAME= for a dict; KIND: float, double, bool, int7 (below 7)",
+    )
     add("--tensordict", action="store_true", help="named inputs go in as a TensorDict; dots nest")
     add("--groups", type=_groups, help="sizes of groups, as walker=2,runner=1, for dicts of groups")
     add("--batch-dims", type=int, help="how many axes in front are batches; 0 where the first is time")
@@ -191,7 +198,8 @@ def _bar(quiet: bool) -> Any:
     return wrap
 
 
-def _run(options: argparse.Namespace) -> int:
+def _run(argv: Sequence[str]) -> int:
+    options = _parser().parse_args(argv)
     if options.names:
         report = check_grouping(_found(options.subject), options.names.split(","), name=options.subject)
     else:
@@ -220,6 +228,9 @@ def _run(options: argparse.Namespace) -> int:
             progress=_bar(options.quiet),
             **where,
         )
+        again = shlex.join(["python", "-m", "functional_marl.laws", *argv])
+        commands = [replace(v, snippet=f"{again} --laws {v.law}" if v.snippet else "") for v in report]
+        report = replace(report, verdicts=tuple(commands))
     print(report.to_json() if options.json else report)
     return 0 if report else 1
 
@@ -231,7 +242,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     2
     """
     try:
-        return _run(_parser().parse_args(argv))
+        return _run(sys.argv[1:] if argv is None else argv)
     except Exception as error:
         text = str(error) if isinstance(error, CheckError) else f"{type(error).__name__}: {error}"
         print(f"functional_marl.laws: could not run: {' '.join(text.split())}", file=sys.stderr)

@@ -56,7 +56,7 @@ class Case:
             drawn = [_like(leaf, generator) for leaf in host.leaves]
         if self.rows is None:
             return drawn
-        index = (slice(self.rows),) * host.batch_dims
+        index = (slice(self.rows),) * host.rows
         return [leaf[index].contiguous() for leaf in drawn]
 
     def redrawn(self, seed: int) -> Self:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -61,13 +61,12 @@ def _host(subject: Any, n_agents: int, example: Any, said: dict[str, Any], seed:
     if not isinstance(subject, nn.Module):
         if not callable(subject):
             raise CheckError(f"subject: expected a module or a function that builds one, got {subject!r}")
-        build = subject
+        build = cast("Callable[[], nn.Module]", subject)
         with seeded(seed):
-            module = build()
+            module: Any = build()
         if not isinstance(module, nn.Module):
             raise CheckError(f"subject: expected a module, got {type(module).__name__} from the function")
-    shown = {k: v for k, v in said.items() if v is not None}
-    words = ", ".join([f"n_agents={n_agents}", *(f"{k}={_word(v)}" for k, v in shown.items())])
+    words = ", ".join([f"n_agents={n_agents}", *(f"{k}={_word(v)}" for k, v in said.items())])
     words = f"{name or 'module'}, {words}, example={_word(example)}"
     return Host(module, example, n_agents, build=build, words=words, **said)
 
@@ -100,7 +99,8 @@ def _chosen(laws: str | Sequence[str]) -> list[Law]:
         return [law for law in every if law.number in _SHARING and law.foreign]
     names = [name.strip() for name in laws.split(",")] if isinstance(laws, str) else list(laws)
     picked = [law for law in every if law.name in names or str(law.number) in names]
-    unknown = [name for name in names if not any(name in (law.name, str(law.number)) for law in every)]
+    known = {word for law in (*every, *LAWS.values()) for word in (law.name, str(law.number))}
+    unknown = [name for name in names if name not in known]
     if unknown:
         raise CheckError(f"laws: expected 'sharing', 'all', names or numbers, got {unknown}; see functional_marl.laws")
     return picked
@@ -227,18 +227,19 @@ def check(
     """
     chosen = _chosen(laws)
     said: dict[str, Any] = {
-        "sharing": sharing,
-        "centralized": centralized,
-        "agent_dim": None if agent_dim == -2 else agent_dim,
-        "out_agent_dim": None if out_agent_dim == AUTO else out_agent_dim,
-        "randomness": randomness,
-        "kwargs": kwargs or None,
-        "batch_dims": batch_dims,
-        "groups": groups,
-        "single": single,
-        "select": select,
+        "sharing": (sharing, None),
+        "centralized": (centralized, None),
+        "agent_dim": (agent_dim, -2),
+        "out_agent_dim": (out_agent_dim, AUTO),
+        "randomness": (randomness, None),
+        "kwargs": (kwargs or None, None),
+        "batch_dims": (batch_dims, None),
+        "groups": (groups, None),
+        "single": (single, None),
+        "select": (select, None),
     }
-    host = _host(subject, n_agents, example, {k: v for k, v in said.items() if v is not None} | {"name": name}, seed)
+    given = {word: value for word, (value, usual) in said.items() if value is not usual and value != usual}
+    host = _host(subject, n_agents, example, given | {"name": name}, seed)
     if host.fault is not None and (host.single is None or host.centralized):
         raise CheckError(f"the module raises on the example: {type(host.fault).__name__}: {host.fault}")
     facts, verdicts = _facts(host, train), list[Verdict]()

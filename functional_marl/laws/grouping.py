@@ -38,7 +38,9 @@ def check_grouping(
             try:
                 law(case)
             except LawViolation as violation:
-                snippet = f"from functional_marl.laws import check_grouping\ncheck_grouping({name or '...'}, {case.names})"
+                snippet = (
+                    f"from functional_marl.laws import check_grouping\ncheck_grouping({name or '...'}, {case.names})"
+                )
                 at = {"names": case.names}
                 verdict = Verdict(law.number, law.name, VIOLATED, str(violation), count, at, snippet)
                 break

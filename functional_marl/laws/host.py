@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
@@ -40,7 +40,7 @@ class Place:
 
 
 @contextmanager
-def seeded(seed: int) -> Iterator[None]:
+def seeded(seed: int) -> Generator[None]:
     """torch's global generators under a seed; put back afterwards."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -48,7 +48,7 @@ def seeded(seed: int) -> Iterator[None]:
 
 
 @contextmanager
-def kept(module: nn.Module) -> Iterator[None]:
+def kept(module: nn.Module) -> Generator[None]:
     """Parameters, buffers and training flags are what they were, afterwards."""
     flags = {part: part.training for part in module.modules()}
     tables = [
@@ -73,7 +73,7 @@ def kept(module: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _derivable() -> Iterator[None]:
+def _derivable() -> Generator[None]:
     """Attention takes the way that has a derivative, also in evaluation."""
     mha: Any = torch.backends.mha
     was = mha.get_fastpath_enabled()
@@ -85,7 +85,7 @@ def _derivable() -> Iterator[None]:
 
 
 def _lazy(leaf: Any) -> bool:
-    return isinstance(leaf, nn.parameter.UninitializedTensorMixin)
+    return leaf is not None and nn.parameter.is_lazy(leaf)
 
 
 @dataclass
@@ -183,38 +183,25 @@ class Host:
             dims = self._input_dims(tree)
         except StructureError as error:
             raise CheckError(str(error)) from None
-        places: list[Place] = []
-        for name, leaf, dim in zip(names, leaves, dims, strict=True):
-            members = self._members(name)
-            at = None if dim is None or not members else dim % max(leaf.ndim, 1)
-            if at is not None and not (-leaf.ndim <= (dim or 0) < leaf.ndim and leaf.shape[at] == len(members)):
-                raise CheckError(
-                    f"{name}: expected {len(members)} agents at dim {dim}, got shape {list(leaf.shape)}; "
-                    "say where with agent_dim= (a tree of positions, None for what all agents see)"
-                )
-            places.append(Place(name, members, at))
-        self.places = tuple(places)
-        first = next((p.dim for p in places if p.dim is not None), None)
-        if first is None:
-            raise CheckError(f"agent_dim={self.agent_dim}: no input has an axis of agents")
+        hint = "say where with agent_dim= (a tree of positions, None for what all agents see)"
+        self.places = tuple(
+            self._at(name, leaf, dim, hint) for name, leaf, dim in zip(names, leaves, dims, strict=True)
+        )
+        first = next((place.dim for place in self.places if place.dim is not None), None)
+        if first is None and self.out_agent_dim == AUTO:
+            raise CheckError(f"agent_dim={self.agent_dim}: no input has an axis of agents: say out_agent_dim=")
         self.position = first
-        self.batch_dims = min(first, 1) if self.batch_dims is None else self.batch_dims
-        if not 0 <= self.batch_dims <= first:
-            raise CheckError(
-                f"batch_dims: expected at most the {first} axes ahead of the agents, got {self.batch_dims}"
-            )
-        of_agents = [leaf for leaf, place in zip(leaves, places, strict=True) if place.dim is not None]
-        self.batch = tuple(of_agents[0].shape[: self.batch_dims])
+        most = leaves[0].ndim - 1 if first is None else first
+        self.rows = min(most, 1) if self.batch_dims is None else self.batch_dims  # how many axes are batches
+        if not 0 <= self.rows <= most:
+            raise CheckError(f"batch_dims: expected at most the {most} axes ahead of the agents, got {self.rows}")
+        of_agents = [leaf for leaf, place in zip(leaves, self.places, strict=True) if place.dim is not None]
+        self.batch = tuple((of_agents or leaves)[0].shape[: self.rows])
         for name, leaf in zip(names, leaves, strict=True):
-            if tuple(leaf.shape[: self.batch_dims]) != self.batch:
+            if tuple(leaf.shape[: self.rows]) != self.batch:
                 raise CheckError(f"{name}: expected the batch axes {list(self.batch)} in front, got {list(leaf.shape)}")
 
     def _input_dims(self, tree: Tree) -> list[int | None]:
-        dims = (
-            prefix_leaves(self.agent_dim if isinstance(self.agent_dim, int) else ((self.agent_dim), {}), tree, "")
-            if False
-            else None
-        )
         if isinstance(self.agent_dim, int):
             first = self.leaves[0].ndim
             if not -first <= self.agent_dim < first:
@@ -222,13 +209,23 @@ class Host:
             return [self.agent_dim % first] * len(self.leaves)
         given, args = self.agent_dim if type(self.example) is tuple else (self.agent_dim,), tree[0]
         if is_tensordict(self.example):  # positions of its entries come in a plain dict
-            args = (self.example.to_dict(),)
+            args = (cast(Any, self.example).to_dict(),)
         dims = prefix_leaves(given, args, "agent_dim")
-        return [*dims, *[self.position_of(dims)] * (len(self.leaves) - len(dims))]
+        first = next((dim for dim in dims if dim is not None), None)  # keyword inputs have the agents there, too
+        return [*dims, *[first] * (len(self.leaves) - len(dims))]
 
-    def position_of(self, dims: Sequence[int | None]) -> int | None:
-        """The first position given: keyword inputs have the agents there, too."""
-        return next((dim for dim in dims if dim is not None), None)
+    def _at(self, name: str, leaf: Any, dim: int | None, hint: str) -> Place:
+        """The place of a leaf; raises where the agents are not there."""
+        if not isinstance(leaf, Tensor):
+            raise CheckError(f"{name}: expected a tensor, got {type(leaf).__name__}; {hint}")
+        members = self._members(name)
+        if dim is None or not members:
+            return Place(name, members, None)
+        if not (-leaf.ndim <= dim < leaf.ndim and leaf.shape[dim] == len(members)):
+            raise CheckError(
+                f"{name}: expected {len(members)} agents at dim {dim}, got shape {list(leaf.shape)}; {hint}"
+            )
+        return Place(name, members, dim % leaf.ndim)
 
     def _members(self, name: str) -> tuple[int, ...]:
         if self.groups is None:
@@ -285,21 +282,13 @@ class Host:
             dims = prefix_leaves(self.position if self.out_agent_dim == AUTO else self.out_agent_dim, output, "out")
         except StructureError as error:
             raise CheckError(str(error)) from None
-        places: list[Place] = []
-        for name, leaf, dim in zip(leaf_names(output, "outputs"), leaves, dims, strict=True):
-            if not isinstance(leaf, Tensor):
-                raise CheckError(f"{name}: expected a tensor, got {type(leaf).__name__}; choose with select=")
-            members = self._members(name)
-            at = None if dim is None else dim % max(leaf.ndim, 1)
-            if at is not None and not (-leaf.ndim <= dim < leaf.ndim and leaf.shape[at] == len(members)):
-                raise CheckError(
-                    f"{name}: expected {len(members)} agents at dim {dim}, got shape {list(leaf.shape)}; "
-                    "say where with out_agent_dim= (None for what belongs to all), or choose with select="
-                )
-            places.append(Place(name, members, at))
-        if not places:
+        hint = "say where with out_agent_dim= (None for what belongs to all), or choose with select="
+        self.out_places = tuple(
+            self._at(name, leaf, dim, hint)
+            for name, leaf, dim in zip(leaf_names(output, "outputs"), leaves, dims, strict=True)
+        )
+        if not self.out_places:
             raise CheckError("outputs: expected tensors, got none; choose with select=")
-        self.out_places = tuple(places)
 
     # --- parameters ---------------------------------------------------------------------------------------
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -150,7 +150,7 @@ class Inferred:
 
 
 @contextmanager
-def _trainable(module: nn.Module) -> Iterator[None]:
+def _trainable(module: nn.Module) -> Generator[None]:
     """Frozen parameters get gradients for a while."""
     frozen = [leaf for leaf in module.parameters() if not leaf.requires_grad and leaf.is_floating_point()]
     for leaf in frozen:

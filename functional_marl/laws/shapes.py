@@ -133,14 +133,17 @@ def empty_batches(s: Subject) -> None:
             agree(output, wanted[i], f"batch {list(empty.batch)}, agent {i}: output")
 
 
-@law(40, "parameters", "settings")
+@law(40, "parameters", "settings", cost=2)
 def kinds_are_kept(s: Subject) -> None:
     """dtype(y) = dtype(f(θ_i, x_i)) and device(y) = device(x).
 
     Nothing is cast and nothing moves, from parameters to outputs.
     """
-    devices = [torch.device("cpu"), *([torch.device("cuda")] if torch.cuda.is_available() else [])]
-    for device, dtype in itertools.product(devices, (torch.float32, torch.float64, torch.bfloat16)):
+    kinds = [("cpu", torch.float32), ("cpu", torch.float64), ("cpu", torch.bfloat16)]
+    # The meta device stands for a second one: what meets a tensor of the CPU there fails, as on a GPU.
+    kinds += [("meta", torch.float32), *([("cuda", torch.float32)] if torch.cuda.is_available() else [])]
+    for place, dtype in kinds:
+        device = torch.device(place)
 
         def one(leaf: Tensor, device: torch.device = device, dtype: torch.dtype = dtype) -> Tensor:
             return leaf.to(device, dtype if leaf.is_floating_point() else None)
@@ -155,15 +158,19 @@ def kinds_are_kept(s: Subject) -> None:
             ):
                 for name, leaf in made.items():
                     _kind(leaf, wanted[name], f"{where}: fresh {name}")
-        for name, leaf in s.ops.reshare(t.net, t.own, "independent")[1].items():
+        for name, leaf in s.ops.reshare(t.net, t.own, "independent", merge="first")[1].items():
             _kind(leaf, t.own[name], f"{where}: reshare: {name}")
         try:
             wanted = [t.alone(i) for i in range(t.n)]
         except RuntimeError:
             continue  # the module itself does not take this dtype
-        for i, output in enumerate(t.outputs()):
-            for leaf, want in zip(flatten(output)[0], flatten(wanted[i])[0], strict=True):
-                _kind(leaf, want, f"{where}, agent {i}: output")
+        outputs, state = t.trained(key=t.key())
+        for name, leaf in state.items():
+            _kind(leaf, t.state[name], f"{where}: {name} after training")
+        for what, found in (("output", t.outputs()), ("output of training", outputs)):
+            for i, output in enumerate(found):
+                for leaf, want in zip(flatten(output)[0], flatten(wanted[i])[0], strict=True):
+                    _kind(leaf, want, f"{where}, agent {i}: {what}")
 
 
 def _kind(leaf: Tensor, want: Tensor, where: str) -> None:

@@ -157,7 +157,7 @@ def _batchnorm(k: int) -> nn.Module:
 
 
 def _dropout(k: int) -> nn.Module:
-    return nn.Sequential(nn.Linear(4 * k, 24), nn.Tanh(), nn.Dropout(0.5), nn.Linear(24, 2))
+    return nn.Sequential(nn.Linear(4 * k, 48), nn.Tanh(), nn.Dropout(0.5), nn.Linear(48, 2))
 
 
 def _weight_norm(k: int) -> nn.Module:

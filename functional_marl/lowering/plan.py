@@ -256,6 +256,8 @@ def lower(template: Template, slots: Mapping[str, Sharing], n_agents: int, train
     modules = [module for _, module in template.modules()]
     if all(type(module) in (*PASSING, *_CONTAINERS) for module in modules):
         raise Unlowered("nothing is computed")  # the output would be a view of the input
+    if any("train" in module.__dict__ for module in modules):
+        raise Unlowered("a part has a mode of its own")
     lowering = _Lowering(template, slots, n_agents, train)
     if not _has_hooks(modules[0]) and "forward" not in modules[0].__dict__:
         cell = lower_cell(modules[0], lowering.leaves(modules[0], ""))

@@ -21,9 +21,12 @@ from functional_marl.network import Network, Randomness, network_of
 from functional_marl.nn import drawing, storage
 from functional_marl.nn.registered import HOOKS, Registered
 from functional_marl.nn.storage import Params, is_lazy
+from functional_marl.nn.watch import Watch, stay
 from functional_marl.sharing import SharingSpec
 
 __all__ = ["MultiAgentNetBase", "merges_agents", "repeatable"]
+
+_REMADE = ("_net", "_nets", "_known", "_handles", "_hooked", "_watch")  # after a copy or unpickling
 
 Check = TypeVar("Check", bound=Callable[..., Tensor])
 Make = TypeVar("Make", bound=Callable[..., nn.Module])
@@ -135,6 +138,7 @@ class MultiAgentNetBase(Registered):
         self._nets: dict[int, Network] = {}
         self._check_is_own = hasattr(type(self)._pre_forward_check, "merges_agents")
         self._hooked = self._has_hooks()
+        self._watch = Watch(self._empty_net, self._layout.names)
         if "params" in self._modules:
             td = cast(Params, self._modules["params"])
             self._known: list[Any] = [td.__dict__["_param_td"], {**td._parameters, **td._buffers}]
@@ -151,8 +155,12 @@ class MultiAgentNetBase(Registered):
         return self._network_of({k: leaf.to("meta") for k, leaf in self._leaves().items()})
 
     def _network_of(self, leaves: dict[str, Tensor]) -> Network:
+        one = self._one_agent(leaves)
+        if any(part.training is not one.training for part in one.modules()):
+            for child in one.children():  # the whole is told its mode; these keep theirs
+                child.__dict__["train"] = stay
         return network_of(
-            self._one_agent(leaves),
+            one,
             n_agents=self.n_agents,
             sharing=self._sharing,
             centralized=self.centralized,
@@ -161,11 +169,14 @@ class MultiAgentNetBase(Registered):
         )
 
     def _current(self) -> Network:
-        """The network; made anew when somebody has put hooks on the template, or taken them off."""
-        if RemovableHandle.next_id != self._handles and not torch.compiler.is_compiling():
-            hooked = self._has_hooks()
-            if hooked != self._hooked:
-                self._prepare()
+        """The network; made anew when somebody has edited the template, or put hooks on it or taken them off."""
+        if torch.compiler.is_compiling():
+            return self._net
+        if not self._watch.unchanged():
+            self._watch.check_parts()
+            self._prepare()
+        elif RemovableHandle.next_id != self._handles and self._has_hooks() != self._hooked:
+            self._prepare()
         return self._net
 
     def _placed(self, ndim: int, seen_whole: bool) -> Network:
@@ -259,7 +270,7 @@ class MultiAgentNetBase(Registered):
         return f"{type(self).__name__}(\n{indent(body, '    ')})"
 
     def __getstate__(self) -> dict[str, Any]:
-        return {k: v for k, v in self.__dict__.items() if k not in ("_net", "_nets", "_known", "_handles", "_hooked")}
+        return {k: v for k, v in self.__dict__.items() if k not in _REMADE}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)

@@ -1,0 +1,143 @@
+"""The models of BenchMARL, built by their own configurations: each with the claims that it makes itself."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from benchmarl.models import CnnConfig, DeepsetsConfig, GruConfig, LstmConfig, MlpConfig
+from tensordict import TensorDict
+from torch import Tensor, nn
+from torchrl.data import Composite, Unbounded
+
+from functional_marl.laws import Report, check
+
+LIBRARY = "benchmarl"
+LAWS: Any = "all"
+N, B, T = 3, 2, 2
+Case = tuple[str, str, Callable[[], Report]]
+
+MLP = {"mlp_num_cells": [8], "mlp_layer_class": nn.Linear, "mlp_activation_class": nn.Tanh}
+RNN = {"hidden_size": 5, "bias": True, "compile": False, **MLP}
+CONV = {
+    "cnn_num_cells": [4],
+    "cnn_kernel_sizes": 3,
+    "cnn_strides": 1,
+    "cnn_paddings": 0,
+    "cnn_activation_class": nn.Tanh,
+}
+DEEP = {
+    "aggr": "sum",
+    "local_nn_num_cells": [8],
+    "local_nn_activation_class": nn.Tanh,
+    "out_features_local_nn": 6,
+    "global_nn_num_cells": [8],
+    "global_nn_activation_class": nn.Tanh,
+}
+
+
+def _model(config: Any, shape: tuple[int, ...], share: bool, joint: bool) -> nn.Module:
+    """A model for observations of this shape for one agent."""
+    whole = joint and share
+    return config.get_model(
+        input_spec=Composite(agents=Composite(observation=Unbounded(shape=(N, *shape)), shape=(N,))),
+        output_spec=Composite(value=Unbounded(shape=(2,)))
+        if whole
+        else Composite(agents=Composite(action=Unbounded(shape=(N, 2)), shape=(N,))),
+        agent_group="agents",
+        input_has_agent_dim=True,
+        n_agents=N,
+        centralised=joint,
+        share_params=share,
+        device="cpu",
+        action_spec=Composite(),
+    )
+
+
+def _example(lead: tuple[int, ...], shape: tuple[int, ...], more: dict[Any, Tensor]) -> TensorDict:
+    given = {("agents", "observation"): torch.zeros(*lead, N, *shape), **more}
+    return TensorDict(given, batch_size=lead[:1])  # pyright: ignore
+
+
+class Pair(nn.Module):
+    """Two models of which the first shares its parameters with the second, as the method says: two agents."""
+
+    def __init__(self, share: bool) -> None:
+        super().__init__()
+        self.models = nn.ModuleList(_model(_configs()["Mlp"][0], (6,), share, False) for _ in range(2))
+        first: Any = self.models[0]
+        first.share_params_with(self.models[1])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[B, 2, n, F]``: one model each."""
+        rows = [
+            model(_example((len(x),), (6,), {}).set(("agents", "observation"), x[:, k]))["agents", "action"]
+            for k, model in enumerate(self.models)
+        ]
+        return torch.stack(rows, 1)
+
+
+def _configs() -> dict[str, tuple[Any, tuple[int, ...]]]:
+    mlp = MlpConfig(num_cells=[8], layer_class=nn.Linear, activation_class=nn.Tanh)
+    return {
+        "Mlp": (mlp, (6,)),
+        "Cnn": (CnnConfig(**CONV, **MLP), (5, 5, 2)),
+        "Deepsets": (DeepsetsConfig(**DEEP), (4, 3)),
+        "Deepsets, without sets": (DeepsetsConfig(**DEEP), (6,)),
+        "Gru": (GruConfig(n_layers=1, dropout=0.0, **RNN), (6,)),
+        "Gru, two layers, dropout": (GruConfig(n_layers=2, dropout=0.5, **RNN), (6,)),
+        "Lstm": (LstmConfig(n_layers=1, dropout=0.0, **RNN), (6,)),
+        "Lstm, two layers, dropout": (LstmConfig(n_layers=2, dropout=0.5, **RNN), (6,)),
+    }
+
+
+def cases() -> Iterator[Case]:
+    """Every case: class, what is special about it, and the check."""
+    for (name, (config, shape)), share, joint in itertools.product(_configs().items(), (True, False), (False, True)):
+        if name.startswith("Deepsets,") and not joint:
+            continue  # local deep sets need sets
+        recurrent = config.is_rnn
+        example = _example((B, T), shape, {"is_init": torch.zeros(B, T, 1, dtype=torch.bool)}) if recurrent else None
+        dims: Any = {"agents": {"observation": -1 - len(shape)}} | ({"is_init": None} if recurrent else {})
+        how: dict[str, Any] = {
+            "n_agents": N,
+            "sharing": "shared" if share else "independent",
+            "centralized": joint,
+            "agent_dim": dims,
+            "out_agent_dim": None if share and joint else -2,
+            "example": _example((B,), shape, {}) if example is None else example,
+            "randomness": "different" if "dropout" in name else None,
+            "laws": LAWS,
+            "examples": 4,
+        }
+        words = f"share_params={share}{', centralised' if joint else ''}{', with dropout' if 'dropout' in name else ''}"
+        build = lambda config=config, shape=shape, share=share, joint=joint: _model(config, shape, share, joint)  # noqa: E731
+        yield (
+            name.split(",")[0],
+            words + (", without sets" if "without" in name else ""),
+            lambda build=build, how=how: check(build, **how),
+        )
+        if recurrent and not (share and joint) and "dropout" not in name:
+            layers = config.n_layers
+            names = ["_hidden_gru_0"] if name.startswith("Gru") else ["_hidden_lstm_c_0", "_hidden_lstm_h_0"]
+            hidden = {("agents", key): torch.zeros(B, N, layers, 5) for key in names}
+            step = _example((B,), shape, {"is_init": torch.zeros(B, 1, dtype=torch.bool), **hidden})
+            at = {"agents": {"observation": 1, **dict.fromkeys(names, 1)}, "is_init": None}
+            one = {**how, "example": step, "agent_dim": at}
+            yield name.split(",")[0], f"{words}, one step", lambda build=build, one=one: check(build, **one)
+    for share in (True, False):
+        yield (
+            "Model",
+            f"share_params_with, share_params={share}",
+            lambda share=share: check(
+                lambda: Pair(share),
+                n_agents=2,
+                sharing="shared",
+                agent_dim=1,
+                example=torch.zeros(B, 2, N, 6),
+                laws=LAWS,
+                examples=4,
+            ),
+        )

@@ -1,0 +1,131 @@
+"""The multi-agent networks of torchrl, as its users make them: each with the claims that it makes itself."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchrl.envs.utils import MarlGroupMapType
+from torchrl.modules import MultiAgentConvNet, MultiAgentMLP
+from torchrl.modules.models.multiagent import MultiAgentNetBase
+
+from functional_marl.laws import Report, check, check_grouping
+
+LIBRARY = "torchrl"
+LAWS: Any = "all"
+Case = tuple[str, str, Callable[[], Report]]
+
+
+class Attention(nn.Module):
+    """Self-attention over tokens: ``[*B, T, 8] -> [*B, T, 8]``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Tokens see each other, and nobody else."""
+        return x + self.attention(x, x, x, need_weights=False)[0]
+
+
+class Tied(nn.Module):
+    """Two layers with one weight: ``[*B, 6] -> [*B, 6]``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(6, 6), nn.Linear(6, 6)
+        self.second.weight = self.first.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The weight is used twice."""
+        return self.second(torch.tanh(self.first(x)))
+
+
+class Bare(nn.Module):
+    """A parameter made in ``__init__``, as for a log-deviation: ``[*B, 6] -> [*B, 4]``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.bare = nn.Linear(6, 4), nn.Parameter(torch.randn(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """No reset knows the parameter."""
+        return self.layer(x) + self.bare
+
+
+def _normed() -> nn.Module:
+    return nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Linear(8, 2))
+
+
+def _subclass(build: Callable[[], nn.Module], agent_dim: int) -> Callable[..., nn.Module]:
+    """A subclass of torchrl's base whose agents have this network."""
+
+    class Net(MultiAgentNetBase):
+        def __init__(self, **how: Any) -> None:
+            super().__init__(n_agents=3, centralized=False, agent_dim=agent_dim, device=None, **how)
+
+        def _build_single_net(self, *, device: Any, **kwargs: Any) -> nn.Module:
+            return build()
+
+        def _pre_forward_check(self, inputs: Tensor) -> Tensor:
+            return inputs
+
+    return Net
+
+
+def _asked(build: Callable[[], nn.Module], *shape: int, **how: Any) -> Callable[[], Report]:
+    return lambda: check(build, n_agents=3, example=torch.zeros(shape), laws=LAWS, examples=8, **how)
+
+
+def _sharings() -> Iterator[tuple[str, dict[str, Any]]]:
+    for share, td in itertools.product((True, False), (True, False)):
+        yield (
+            f"share_params={share}{'' if td else ', use_td_params=False'}",
+            {"share_params": share, "use_td_params": td},
+        )
+
+
+def _mlp(how: dict[str, Any], inputs: int | None, **more: Any) -> Callable[[], nn.Module]:
+    return lambda: MultiAgentMLP(inputs, 2, 3, depth=1, num_cells=16, **how, **more)
+
+
+def _cnn(how: dict[str, Any], inputs: int | None) -> Callable[[], nn.Module]:
+    return lambda: MultiAgentConvNet(3, in_features=inputs, num_cells=[4, 3], kernel_sizes=3, **how)
+
+
+def cases() -> Iterator[Case]:
+    """Every case: class, what is special about it, and the check."""
+    for (shown, how), joint in itertools.product(_sharings(), (False, True)):
+        words = f"{shown}{', centralized' if joint else ''}"
+        how = {**how, "centralized": joint}
+        mlp, cnn = partial(_mlp, how), partial(_cnn, how)
+        yield "MultiAgentMLP", words, _asked(mlp(6), 4, 3, 6)
+        yield "MultiAgentMLP", f"{words}, lazy", _asked(mlp(None), 4, 3, 6)
+        for mode in ("different", "same", "error"):
+            said = f"{words}, dropout, vmap_randomness={mode!r}"
+            yield "MultiAgentMLP", said, _asked(mlp(6, dropout=0.5, vmap_randomness=mode), 4, 3, 6)
+        yield "MultiAgentMLP", f"{words}, dropout, lazy", _asked(mlp(None, dropout=0.5), 4, 3, 6)
+        yield "MultiAgentMLP", f"{words}, dropout, training", _asked(mlp(6, dropout=0.5), 4, 3, 6, train=True)
+        yield "MultiAgentConvNet", words, _asked(cnn(2), 4, 3, 2, 9, 9)
+        yield "MultiAgentConvNet", f"{words}, lazy", _asked(cnn(None), 4, 3, 2, 9, 9)
+    for shown, how in _sharings():
+        for name, build, agent_dim, shape in (
+            ("subclass with BatchNorm1d", _normed, -2, (4, 3, 6)),
+            ("subclass with attention", Attention, -3, (4, 3, 5, 8)),
+            ("subclass with a tied weight", Tied, -2, (4, 3, 6)),
+            ("subclass with a bare parameter", Bare, -2, (4, 3, 6)),
+        ):
+            net = _subclass(build, agent_dim)
+            yield "MultiAgentNetBase", f"{name}, {shown}", _asked(lambda net=net, how=how: net(**how), *shape)
+    for kind in MarlGroupMapType:
+        yield (
+            "MarlGroupMapType",
+            kind.name,
+            lambda kind=kind: check_grouping(
+                kind.get_group_map, ["a", "b", "c"], name=f"MarlGroupMapType.{kind.name}.get_group_map"
+            ),
+        )

@@ -1,0 +1,47 @@
+"""Every law, over everything that its strategies draw. ``-k local_jacobian`` picks one.
+
+A failure prints the call that makes its subject again, ready to paste:
+``functional_marl.laws.laws.local_jacobian(subject('mlp', n_agents=2, ...))``.
+"""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import Phase, given, settings
+
+from functional_marl.laws import LAWS, Law, laws
+from functional_marl.laws.strategies import cases
+
+# torch's own: an op without a batching rule under a vmap that is not ours but the law's; and while it traces,
+# tensors put into a skeleton and taken out again, and what inductor imports.
+_SLOW = "ignore:There is a performance drop:UserWarning"
+_TRACING = [
+    _SLOW,
+    "ignore:While compiling, we found certain side effects:UserWarning",
+    "ignore:`torch.jit.script_method` is deprecated:DeprecationWarning",
+]
+_FILTERS = {
+    laws.populations_are_loops: [_SLOW],
+    laws.compile_is_eager: _TRACING,
+    laws.export_is_eager: _TRACING,
+    laws.inductor_is_eager: _TRACING,
+}
+
+
+def _marked(law: Law) -> object:
+    return pytest.param(law, id=law.name, marks=[pytest.mark.filterwarnings(text) for text in _FILTERS.get(law, [])])
+
+
+@pytest.mark.parametrize("law", [_marked(law) for law in LAWS.values()])
+def test_law(law: Law) -> None:
+    examples = max(1, settings().max_examples // law.cost)
+
+    # Where one case takes seconds, a failure is shown as it was found.
+    phases = [phase for phase in Phase if law.cost < 20 or phase is not Phase.shrink]
+
+    @settings(max_examples=examples, phases=phases)
+    @given(cases(law))
+    def holds(case: object) -> None:
+        law(case)
+
+    holds()

@@ -1,0 +1,49 @@
+"""Each law rejects its mutants, from the cases that its own strategies draw, and says that it was this law."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+
+from functional_marl.laws import LAWS, LawViolation
+from functional_marl.laws.strategies import cases
+from properties import mutants_calls as mutants_calls
+from properties import mutants_trees as mutants_trees
+from properties.mutants import MUTANTS, Mutant
+
+HUNT = settings(
+    max_examples=300,
+    database=None,
+    deadline=None,
+    derandomize=True,
+    phases=[Phase.generate],
+    report_multiple_bugs=False,
+    suppress_health_check=list[Any](HealthCheck),
+)
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")
+@pytest.mark.filterwarnings("ignore:While compiling, we found certain side effects:UserWarning")
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
+@pytest.mark.parametrize("mutant", MUTANTS, ids=[f"{m.law.name}: {m.name}" for m in MUTANTS])
+def test_rejected(mutant: Mutant) -> None:
+    @HUNT
+    @given(cases(mutant.law))
+    def search(case: object) -> None:
+        mutant.law(mutant.of(case))
+
+    with pytest.raises(LawViolation, match=rf"law {mutant.law.number} \({mutant.law.name}\): ") as found:
+        search()
+    assert found.value.law is mutant.law
+
+
+def test_every_law_has_a_mutant() -> None:
+    without = set(LAWS) - {mutant.law.name for mutant in MUTANTS}
+    assert not without
+
+
+def test_no_law_of_the_core_is_forgotten() -> None:
+    of_later_rooms = {10, 16, 21, 22, 33, 34, 47}
+    assert {law.number for law in LAWS.values()} == set(range(1, 52)) - of_later_rooms
