@@ -142,7 +142,8 @@ _FAILURES = (RuntimeError, ValueError, NotImplementedError, IndexError)
 
 def _give_up(error: Exception, before: Tensor | None) -> None:
     """Raise what is an answer and not a failure of this way; else put the generator back."""
-    if isinstance(error, (StructureError, RandomnessError)) or torch.compiler.is_dynamo_compiling():
+    answers = (StructureError, RandomnessError, torch.OutOfMemoryError)
+    if isinstance(error, answers) or torch.compiler.is_dynamo_compiling():
         raise error
     if before is not None:
         torch.set_rng_state(before)

@@ -138,4 +138,4 @@ def test_a_checkpoint_with_buffers_is_all_numbers(td: bool) -> None:
     assert all(torch.equal(t, own[k]) for k, t in loaded.items())
     if td:
         with pytest.raises((NotImplementedError, RuntimeError), match="meta"):
-            {k: t.cpu() for k, t in other.items()}  # noqa: B018
+            {k: t.cpu() for k, t in other.items()}

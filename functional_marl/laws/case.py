@@ -57,7 +57,7 @@ class Case:
         if self.rows is None:
             return drawn
         index = (slice(self.rows),) * host.rows
-        return [leaf[index].contiguous() for leaf in drawn]
+        return [leaf[index].contiguous() if has else leaf for leaf, has in zip(drawn, host.batched, strict=True)]
 
     def redrawn(self, seed: int) -> Self:
         """The same case with other inputs."""
@@ -65,7 +65,8 @@ class Case:
 
     def at(self, *index: Any) -> Self:
         """The same case with these rows of the batch axes."""
-        return replace(self, leaves=tuple(leaf[index] for leaf in self.leaves))
+        having = zip(self.leaves, self.host.batched, strict=True)
+        return replace(self, leaves=tuple(leaf[index] if has else leaf for leaf, has in having))
 
     def taking(self, agents: Sequence[int]) -> Self:
         """Agent ``i`` gets what agent ``agents[i]`` got; both have inputs of one form."""

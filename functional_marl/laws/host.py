@@ -197,8 +197,9 @@ class Host:
             raise CheckError(f"batch_dims: expected at most the {most} axes ahead of the agents, got {self.rows}")
         of_agents = [leaf for leaf, place in zip(leaves, self.places, strict=True) if place.dim is not None]
         self.batch = tuple((of_agents or leaves)[0].shape[: self.rows])
-        for name, leaf in zip(names, leaves, strict=True):
-            if tuple(leaf.shape[: self.rows]) != self.batch:
+        self.batched = [tuple(leaf.shape[: self.rows]) == self.batch for leaf in leaves]
+        for name, leaf, place, has in zip(names, leaves, self.places, self.batched, strict=True):
+            if place.dim is not None and not has:
                 raise CheckError(f"{name}: expected the batch axes {list(self.batch)} in front, got {list(leaf.shape)}")
 
     def _input_dims(self, tree: Tree) -> list[int | None]:

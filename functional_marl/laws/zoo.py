@@ -165,7 +165,8 @@ def _weight_norm(k: int) -> nn.Module:
 
 
 def _spectral_norm(k: int) -> nn.Module:
-    return nn.Sequential(spectral_norm(nn.Linear(4 * k, 5)), nn.Tanh(), nn.Linear(5, 2))
+    # its norm is an estimate, which moved buffers may bring close to zero: nothing here may saturate
+    return nn.Sequential(spectral_norm(nn.Linear(4 * k, 5)), nn.LeakyReLU(), nn.Linear(5, 2))
 
 
 def _orthogonal() -> nn.Module:
