@@ -10,7 +10,6 @@ import copy
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -18,19 +17,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from functional_marl.dropout import batched_dropout
+from functional_marl.lowering.activations import pure
 from functional_marl.lowering.dense import gather_slots
 from functional_marl.sharing import Sharing
 
 __all__ = [
     "CONVOLUTIONS",
-    "ELEMENTWISE",
     "PASSING",
     "Leaves",
     "Run",
     "Step",
     "Unlowered",
     "Value",
-    "activation",
     "convolution",
     "lower_layer",
 ]
@@ -78,51 +76,6 @@ class Leaves:
         return leaf if self.shared else gather_slots(leaf, self.slots[attribute])
 
 
-# --- activations ---------------------------------------------------------------------------------------
-
-# Written in place behind a product, whose result nobody else holds; autograd allows it for these.
-IN_PLACE: dict[type[nn.Module], Callable[[Any], Callable[[Tensor], Tensor]]] = {
-    nn.Tanh: lambda module: torch.tanh_,
-    nn.ReLU: lambda module: torch.relu_,
-    nn.Sigmoid: lambda module: torch.sigmoid_,
-    nn.ELU: lambda module: partial(F.elu, alpha=module.alpha, inplace=True),
-}
-ELEMENTWISE: tuple[type[nn.Module], ...] = (
-    *IN_PLACE,
-    nn.CELU,
-    nn.GELU,
-    nn.Hardshrink,
-    nn.Hardsigmoid,
-    nn.Hardswish,
-    nn.Hardtanh,
-    nn.LeakyReLU,
-    nn.LogSigmoid,
-    nn.Mish,
-    nn.ReLU6,
-    nn.SELU,
-    nn.SiLU,
-    nn.Softplus,
-    nn.Softshrink,
-    nn.Softsign,
-    nn.Tanhshrink,
-    nn.Threshold,
-)
-
-
-def _pure(module: nn.Module) -> Callable[[Tensor], Tensor]:
-    """An own copy of a layer without parameters; it must not write into what it is given."""
-    own: Any = copy.deepcopy(module)
-    if getattr(own, "inplace", False):
-        own.inplace = False
-    return own.forward
-
-
-def activation(module: nn.Module, fresh: bool) -> Callable[[Tensor], Tensor]:
-    """The function of an elementwise layer; ``fresh``: it may write over its input."""
-    kind = type(module)
-    return IN_PLACE[kind](module) if fresh and kind in IN_PLACE else _pure(module)
-
-
 # --- layers that act on each row, without parameters ---------------------------------------------------
 
 
@@ -130,7 +83,7 @@ def _rowwise(module: nn.Module, row_ndim: int) -> Step:
     """A layer over rows of ``row_ndim`` axes with at most one batch axis: pooling and the like."""
     if getattr(module, "return_indices", False):
         raise Unlowered("return_indices")
-    call = _pure(module)
+    call = pure(module)
 
     def step(run: Run, h: Tensor, mapped: bool) -> Value:
         if not mapped or h.ndim == row_ndim + 1:  # [n, *row]: the agents are the batch
@@ -148,7 +101,7 @@ def _along(module: nn.Module, dim: int | None) -> Step:
         raise Unlowered(f"{type(module).__name__} without dim")
     shifted: Any = copy.deepcopy(module)
     shifted.dim = dim + 1 if dim >= 0 else dim
-    plain = _pure(module)
+    plain = pure(module)
 
     def step(run: Run, h: Tensor, mapped: bool) -> Value:
         if mapped and not -h.ndim < dim < h.ndim - 1:

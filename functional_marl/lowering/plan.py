@@ -13,18 +13,17 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from functional_marl.lowering.activations import ELEMENTWISE, activation
 from functional_marl.lowering.cells import Cell, lower_cell
 from functional_marl.lowering.dense import Affine, gather_slots, run_dense, run_dense_whole, run_shared
 from functional_marl.lowering.layers import (
     CONVOLUTIONS,
-    ELEMENTWISE,
     PASSING,
     Leaves,
     Run,
     Step,
     Unlowered,
     Value,
-    activation,
     convolution,
     lower_layer,
 )
