@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/.installed
 # One thread: the networks are small, and two threads on two busy cores only wait for each other.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test lint check bench bench-jax format clean help
+.PHONY: demo test lint check bench bench-jax benchmarl format clean help
 
 help:
 	@echo "make demo    train on VMAS navigation under three sharings; results in runs/navigation"
@@ -14,6 +14,7 @@ help:
 	@echo "make lint    ruff and pyright"
 	@echo "make check   what CI runs: lint and test"
 	@echo "make bench   the table of benchmarks, with JAX if make bench-jax has installed it; ARGS=--quick: 2 minutes"
+	@echo "make benchmarl   BenchMARL's models on our classes, in an environment of its own"
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'Python 3.11 or newer is needed')"
@@ -44,9 +45,26 @@ bench-jax: $(INSTALLED)
 	.venv-jax/bin/python -m pip install --quiet --disable-pip-version-check jax
 	$(BIN)/python -m benchmarks.run --only jax $(ARGS)
 
+# BenchMARL 1.5.2 wants torchrl 0.11; its tests come with its source distribution, torch_geometric is for them.
+BENCHMARL := .venv-benchmarl
+BENCHMARL_PIP := $(BENCHMARL)/bin/python -m pip --quiet --disable-pip-version-check
+
+benchmarl: $(BENCHMARL)/.installed
+	$(BENCHMARL)/bin/python tools/benchmarl_check.py $(BENCHMARL)/benchmarl-1.5.2/test
+
+$(BENCHMARL)/.installed: pyproject.toml
+	test -d $(BENCHMARL) || $(PYTHON) -m venv $(BENCHMARL)
+	$(BENCHMARL_PIP) install torch==2.13.0 torchrl==0.11.1 tensordict==0.11.0 torchvision==0.28.0 \
+		vmas==1.5.2 hydra-core==1.3.8 torch_geometric optree pytest setuptools
+	$(BENCHMARL_PIP) install --no-deps benchmarl==1.5.2
+	$(BENCHMARL_PIP) install --no-deps -e .
+	$(BENCHMARL_PIP) download --no-deps --no-binary benchmarl --no-build-isolation -d $(BENCHMARL) benchmarl==1.5.2
+	tar xzf $(BENCHMARL)/benchmarl-1.5.2.tar.gz -C $(BENCHMARL)
+	@touch $@
+
 format: $(INSTALLED)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf $(VENV) .venv-jax runs dist .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-jax $(BENCHMARL) runs dist .pytest_cache .ruff_cache .hypothesis

@@ -202,6 +202,15 @@ def stateful(net: fm.Network, params: Params, *args: Tree, **how: Any) -> Any:
     return result
 
 
+def redrawing(build: Any, n_agents: int, **how: Any) -> fm.Network:
+    """A module that is given is taken and redrawn, not copied."""
+    if isinstance(build, torch.nn.Module):
+        for parameter in build.parameters():
+            torch.nn.init.zeros_(parameter)
+    return fm.network(build, n_agents, **how)
+
+
+mutant(laws.nothing_is_changed, "the given module is redrawn", network=redrawing)
 mutant(laws.nothing_is_changed, "inputs are written in place", apply=writing_inputs)
 mutant(laws.nothing_is_changed, "the state is written in place", apply=writing_state)
 mutant(laws.nothing_is_changed, "a failed call leaks into the next", apply=remembering)

@@ -193,6 +193,7 @@ def nothing_is_changed(s: Foreign) -> None:
     Calls write into nothing that was given, and break nothing.
     """
     module, wanted = s.host.module, s.outputs(train=False)
+    names = [name for name, _ in module.named_parameters()]
     for train in (False, True):
         with kept(module), seeded(s.seed):
             module.train(train)
@@ -211,6 +212,9 @@ def nothing_is_changed(s: Foreign) -> None:
         broken(f"evaluation after an exception in training: {type(error).__name__}: {error}")
     else:
         agree(after, wanted, "evaluation after training: outputs")
+    lost = sorted(set(names) - {name for name, _ in module.named_parameters()})
+    if lost:
+        broken(f"after an exception in training: the parameters {lost} are gone from the module")
 
 
 @asked(50, "runs", "evaluation", "nothing random", default=False, cost=4)

@@ -69,7 +69,7 @@ def kept(module: nn.Module) -> Generator[None]:
         with torch.no_grad():
             for leaf, was in held:
                 if not leaf.is_meta and leaf.shape == was.shape and not torch.equal(leaf, was):
-                    leaf.copy_(was)
+                    leaf.data.copy_(was)  # autograd counts no version: a graph may hold the leaf
 
 
 @contextmanager

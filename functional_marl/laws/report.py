@@ -6,7 +6,7 @@ import json
 import textwrap
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, cast
 
 __all__ = ["Report", "Verdict"]
 
@@ -97,4 +97,7 @@ class Report:
 
 
 def _shown(case: dict[str, Any] | None) -> str:
-    return ", ".join(f"{name} {value}" for name, value in (case or {}).items())
+    def plain(value: Any) -> str:
+        return ", ".join(map(str, cast("list[Any]", value))) if isinstance(value, list) else str(value)
+
+    return "; ".join(f"{name} {plain(value)}" for name, value in (case or {}).items())

@@ -64,6 +64,12 @@ class MultiAgentNetBase(Registered):
             ``params.0.weight``. False: ``_empty_net`` holds them, with keys ``_empty_net.0.weight``.
         **kwargs: for ``_build_single_net``.
 
+    Edits of the one-agent module are seen by the next eager call: ``dropout.p = 0.2``, an activation replaced,
+    ``eval()`` of one layer. A new layer with parameters or buffers is refused; a compiled call sees no edits.
+
+    With buffers and ``use_td_params=True`` torchrl's checkpoints hold the buffers of its template too, as meta
+    tensors. Ours do not; torchrl's load here, and ours load there with ``strict=False``, all numbers in place.
+
     Raises:
         TypeError: ``centralized``, ``share_params`` or ``agent_dim`` is missing. SharingError (a ValueError):
             a sharing that does not fit.

@@ -141,7 +141,8 @@ class Params(TensorDictParams):
         """The leaves by dotted names; those without a shape yet as they are, as torch's lazy modules do."""
         leaves: dict[str, Any] = {**self._parameters, **self._buffers}
         if not any(map(is_lazy, leaves.values())):
-            return super().state_dict(destination, prefix, keep_vars, flatten)
+            # by name: tensordict 0.11 drops a destination given by position
+            return super().state_dict(destination=destination, prefix=prefix, keep_vars=keep_vars, flatten=flatten)
         destination = {} if destination is None else destination
         for name, leaf in leaves.items():
             destination[prefix + name] = leaf if keep_vars or is_lazy(leaf) else leaf.detach()

@@ -1,0 +1,180 @@
+"""Modules from anywhere under the laws: sound ones pass them all, each wrong one breaks the right law."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from functional_marl.laws import CheckError, LawViolation, assert_laws, check, each_law, foreign
+from functional_marl.laws.asking import FOREIGN
+from tests.check_cases import SOUND, WRONG, Around, Listed, X, claim, one, ours
+
+QUICK: dict[str, Any] = {"examples": 4}
+
+
+def built(build: Callable[[], nn.Module]) -> nn.Module:
+    torch.manual_seed(0)
+    return build()
+
+
+@pytest.mark.parametrize("name", SOUND)
+def test_sound_modules_pass(name: str) -> None:
+    build, said = SOUND[name]
+    report = check(built(build), **said, **QUICK)
+    assert report, report
+    assert sum(verdict.verdict == "holds" for verdict in report) >= 5
+    assert not any(verdict.why.startswith("it raised") for verdict in report), report
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_wrong_modules_break_the_law(name: str) -> None:
+    build, said, law = WRONG[name]
+    report = check(built(build), **said, **QUICK)
+    verdict = report[law]
+    assert verdict.verdict == "violated", report
+    assert len(verdict.case["agents"] if verdict.case else []) == 2
+    assert f"law {FOREIGN[law].number} ({law})" in verdict.why
+
+
+@pytest.mark.parametrize("name", ["shared relu", "a list", "torchrl", "ours", "trunk and heads"])
+def test_sound_modules_pass_in_training(name: str) -> None:
+    build, said = SOUND[name]
+    assert_laws(built(build), **said, train=True, examples=4)
+
+
+def test_batch_norm_over_agents_leaks_in_training() -> None:
+    net = Around(nn.BatchNorm1d(6), lambda norm, x: norm(x.flatten(0, 1)).unflatten(0, x.shape[:2]))
+    assert check(net, **claim("shared"), **QUICK)
+    report = check(net, **claim("shared"), **QUICK, train=True)
+    assert report["local_jacobian"].verdict == "violated"
+
+
+def test_everything_of_ours_holds() -> None:
+    from functional_marl.laws.checking import _chosen
+
+    names = [law.name for law in _chosen("all") if law.number != 51]
+    for share in (True, False):
+        report = assert_laws(lambda share=share: ours(share_params=share), **claim(), laws=names, examples=2)
+        assert {"copies_are_whole", "number_of_parameters", "threads_agree"} <= {v.law for v in report if v.cases}
+
+
+def test_the_smallest_case_comes_first() -> None:
+    def last_two(net: nn.Module, x: Tensor) -> Tensor:
+        return net(x)[..., [0, 2, 1], :]
+
+    report = check(Around(one(), last_two), **claim("shared"))
+    case = report["local_jacobian"].case
+    assert case is not None
+    assert case["agents"] == [1, 2]
+    assert case["rows"] == 1
+
+
+def test_the_snippet_breaks_the_law_again() -> None:
+    module = built(one)
+    report = check(module, **claim("independent"), **QUICK)
+    names: dict[str, Any] = {"module": module, "torch": torch}
+    with pytest.raises(LawViolation, match="agents 0 and 1 both train"):
+        exec(report.violated[0].snippet, names)
+
+
+def test_the_module_is_left_as_it_was() -> None:
+    module = built(lambda: nn.Sequential(nn.Linear(6, 4), nn.Dropout(0.5), nn.Linear(4, 2)))
+    module.get_submodule("1").eval()
+    before = {name: leaf.clone() for name, leaf in module.state_dict().items()}
+    flags = [part.training for part in module.modules()]
+    state = torch.get_rng_state()
+    check(module, **claim("shared", randomness="different"), examples=2, train=True)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert flags == [part.training for part in module.modules()]
+    assert all(torch.equal(leaf, before[name]) for name, leaf in module.state_dict().items())
+    assert all(leaf.grad is None for leaf in module.parameters())
+
+
+def test_reports_print_and_serialise() -> None:
+    report = check(built(one), **claim("independent"), **QUICK, name="mine")
+    text = str(report)
+    assert re.search(r"20 +gradient_reaches_own_slot +violated +agents 0, 1", text)
+    assert "not applicable, the module is local: 19 centralized_sees_all" in " ".join(text.split())
+    found = json.loads(report.to_json())
+    assert found["subject"] == "mine"
+    assert found["ok"] is False
+    assert found["inferred"] == "shared"
+    assert {row["verdict"] for row in found["laws"]} == {"holds", "violated", "not applicable"}
+    with pytest.raises(
+        AssertionError, match=r"law 20 .*both train 0.weight(.|\n)*FOREIGN\['gradient_reaches_own_slot'\]"
+    ):
+        assert_laws(built(one), **claim("independent"), **QUICK)
+
+
+def test_nothing_claimed_is_inferred() -> None:
+    report = check(built(Listed), **claim(), **QUICK)
+    assert report
+    assert report.facts["inferred"] == "independent"
+    assert "nothing is claimed" in report.facts["sharing"]
+
+
+def test_functions_draw_inputs() -> None:
+    def draw(generator: torch.Generator) -> Tensor:
+        return torch.rand(2, 3, 6, generator=generator)
+
+    assert check(built(one), n_agents=3, sharing="shared", example=draw, examples=3)
+
+
+@each_law(Listed, **claim("independent"), examples=3)
+def test_one_item_a_law(law: Callable[[], None]) -> None:
+    law()
+
+
+def test_one_item_a_law_fails_alone() -> None:
+    mark = each_law(one, **claim("independent"), examples=2)
+    failed: list[str] = []
+    for item in mark.args[1]:
+        try:
+            item.values[0]()
+        except AssertionError:
+            failed.append(item.id)
+        except pytest.skip.Exception:
+            continue
+    assert failed == ["gradient_reaches_own_slot"]
+
+
+@pytest.mark.parametrize(
+    ("how", "match"),
+    [
+        ({"n_agents": 4}, r"inputs\[0\]: expected 4 agents at dim 1, got shape \[4, 3, 6\]"),
+        ({"n_agents": 0}, "n_agents: expected 1 or more"),
+        ({"agent_dim": 5}, "agent_dim=5: the first input has shape"),
+        ({"sharing": "sharde"}, "expected 'shared' or 'independent'"),
+        ({"sharing": [0, 1]}, "expected one slot for each of 3 agents"),
+        ({"sharing": {"nothing*": "shared"}}, "no pattern"),
+        ({"randomness": "some"}, "randomness: expected"),
+        ({"example": torch.zeros(4, 3, 5)}, "raises on the example: RuntimeError"),
+        ({"example": [1, 2]}, "example: expected tensors, got"),
+        ({"laws": "no_such_law"}, r"laws: expected .*got \['no_such_law'\]"),
+        ({"batch_dims": 2}, "batch_dims: expected at most the 1 axes"),
+        ({"groups": {"a": 1}}, "groups: expected 3 agents"),
+        ({"out_agent_dim": 0}, r"outputs.*: expected 3 agents at dim 0, got shape \[4, 3, 2\]"),
+    ],
+)
+def test_what_cannot_be_asked(how: dict[str, Any], match: str) -> None:
+    with pytest.raises(CheckError, match=match):
+        check(built(one), **{**claim("shared"), **how})
+
+
+def test_a_facade_is_believed_unless_it_is_contradicted() -> None:
+    with pytest.raises(CheckError, match="the module has 3 agents"):
+        check(ours(), n_agents=2, example=X[:, :2])
+    assert check(ours(share_params=True), **claim(), examples=2).facts["sharing"] == "shared (claimed by the module)"
+
+
+def test_subjects_that_are_no_modules() -> None:
+    with pytest.raises(CheckError, match="expected a module"):
+        foreign(lambda: 3, **claim())  # pyright: ignore
+    with pytest.raises(CheckError, match="a function that builds one"):
+        foreign(3, **claim())  # pyright: ignore
