@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/.installed
 # One thread: the networks are small, and two threads on two busy cores only wait for each other.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test lint check bench bench-jax benchmarl format clean help
+.PHONY: demo test lint check bench bench-jax benchmarl findings format clean help
 
 help:
 	@echo "make demo    train on VMAS navigation under three sharings; results in runs/navigation"
@@ -14,6 +14,7 @@ help:
 	@echo "make lint    ruff and pyright"
 	@echo "make check   what CI runs: lint and test"
 	@echo "make bench   the table of benchmarks, with JAX if make bench-jax has installed it; ARGS=--quick: 2 minutes"
+	@echo "make findings   what the laws find in released libraries"
 	@echo "make benchmarl   BenchMARL's models on our classes, in an environment of its own"
 
 $(INSTALLED): pyproject.toml constraints.txt
@@ -61,6 +62,10 @@ $(BENCHMARL)/.installed: pyproject.toml
 	$(BENCHMARL_PIP) download --no-deps --no-binary benchmarl --no-build-isolation -d $(BENCHMARL) benchmarl==1.5.2
 	tar xzf $(BENCHMARL)/benchmarl-1.5.2.tar.gz -C $(BENCHMARL)
 	@touch $@
+
+# What the laws find in released libraries; in BenchMARL too where make benchmarl has made its environment.
+findings: $(INSTALLED)
+	$(BIN)/python findings/run.py $(ARGS)
 
 format: $(INSTALLED)
 	$(BIN)/ruff format .
