@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
@@ -24,6 +25,8 @@ __all__ = ["assert_laws", "check", "each_law", "foreign"]
 _SHARING = [*range(1, 28), *range(36, 48)]
 # An exception, a thread or a compiler in a module may leave it broken: where it can be built again, it is.
 _HARMFUL = (45, 48, 50, 51)
+# These look at the whole batch in every case.
+_WHOLE = ("gradient_reaches_own_slot", "centralized_sees_all", "batch_is_a_loop", "randomness_has_one_meaning")
 
 
 def foreign(
@@ -131,10 +134,13 @@ def _cases(host: Host, law: Law, examples: int, seed: int, train: bool) -> Itera
     count = max(1, examples // law.cost)
     if "outputs by agent" in law.where or "parameters by agent" in law.where:
         count = max(count, 2 * len(pairs)) if law.cost == 1 else max(count, len(pairs))
-    small = count // 2 if host.draw is None else 0
+    small = 0 if host.draw is not None or law.name in _WHOLE else count // 2
     for k in range(count):
         rows = 1 if k < small else None
         yield Foreign(host, pairs[k % len(pairs)], rows, seed + k, train)
+
+
+_AGENTS = re.compile(r"agents? (\d+)(?: and (\d+))?")
 
 
 def _ask(law: Law, host: Host, examples: int, seed: int, train: bool) -> Verdict:
@@ -147,8 +153,10 @@ def _ask(law: Law, host: Host, examples: int, seed: int, train: bool) -> Verdict
         try:
             law(case)
         except LawViolation as violation:
-            i, j = case.pair
-            at = {"agents": [i, j], "rows": case.rows or list(host.batch), "seed": case.seed}
+            at: dict[str, Any] = {"rows": case.rows or list(host.batch), "seed": case.seed}
+            found = _AGENTS.findall(str(violation).splitlines()[0])
+            named = sorted({int(agent) for pair in found for agent in pair if agent})
+            at = {"agents": named, **at} if named else at
             snippet = f"from functional_marl.laws import FOREIGN, foreign\nFOREIGN[{law.name!r}]({case!r})"
             return Verdict(law.number, law.name, VIOLATED, str(violation), asked + 1, at, snippet)
         except CheckError as error:

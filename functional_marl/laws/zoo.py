@@ -320,7 +320,15 @@ register("attention", None, Floats(5, 4), joint=_attention, batch_dims=(0, 1), r
 register("recurrent", gru(3, 4), Floats(2, 3), Floats(4), kwargs={"reset": Bools(2)})
 register("gru cell", None, Floats(3), Floats(4), joint=_gru_cell, batch_dims=(0, 1))
 register("torch gru", TorchGRU, Floats(2, 3), batch_dims=(0, 1), vmap=False, compiles=False, exports=False)
-register("trees", None, {"obs": Floats(4)}, (Floats(3), Floats(3)), joint=Trees, kwargs={"gain": Floats()})
+register(
+    "trees",
+    None,
+    {"obs": Floats(4)},
+    (Floats(3), Floats(3)),
+    joint=Trees,
+    kwargs={"gain": Floats()},
+    exports=False,  # torch 2.13: an input that vmap takes at another axis than 0 and hands through
+)
 register("embedding", _embedding, Ints(2, high=7))
 register("lazy", None, Floats(4), joint=_lazy)
 register("orthogonal", _orthogonal, Floats(4))
