@@ -80,7 +80,7 @@ def elsewhere(part: str, words: str, where: Path) -> Iterator[dict[str, Any]]:
 def symptom(finding: dict[str, Any]) -> tuple[str, ...]:
     """What makes two findings one: numbers, and where parameters are stored, make no difference."""
     # Copies and threads go wrong whatever the network of one agent is.
-    own = finding["about"].startswith("subclass") and finding["number"] not in (33, 50) or finding["number"] == 45
+    own = (finding["about"].startswith("subclass") and finding["number"] not in (33, 50)) or finding["number"] == 45
     kind = finding["about"].split(",")[0] if own else ""
     why = re.sub(r"(params|_empty_net)\.|'[^']*\.[^']*'|[-+]?[0-9][0-9.e+-]*", "", finding["why"])
     # Threads meet anywhere: which exception it is says nothing.
