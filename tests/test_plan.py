@@ -65,6 +65,8 @@ def network(build: Callable[[], nn.Module], sharing: Any, **settings: Any) -> fm
     try:
         return fm.network(build, N, sharing=sharing, **settings)
     except fm.SharingError:
+        if not isinstance(sharing, dict):
+            raise
         pytest.skip("the network has no leaf for one of the patterns")
 
 
