@@ -166,7 +166,7 @@ def drawing_from(seed: int) -> Generator[None]:
     Seeding any generator raises before it happens: a factory that calls ``torch.manual_seed`` would
     change the caller's random numbers and make all agents equal. It is seen by a profile function, which
     is local to the thread (a running profiler or debugger is left alone, and then this goes unseen). It
-    takes a third of the time of a build; a factory with a tape is not built.
+    takes a third of the time of a build; a factory with a tape is not built again.
     """
     generator = torch.Generator().manual_seed(seed)
 

@@ -1,0 +1,141 @@
+"""A factory played from its tape against the factory built again under the same seed, by plain torch."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from functional_marl.modes import drawing_from
+from functional_marl.skeleton import named_tensors
+from functional_marl.tape import Tape, record
+
+Build = Callable[[], nn.Module]
+
+
+class Made(nn.Module):
+    """A module whose leaves are what a function returns."""
+
+    def __init__(self, leaves: Callable[[], dict[str, Tensor]]) -> None:
+        super().__init__()
+        for name, leaf in leaves().items():
+            self.register_parameter(name, nn.Parameter(leaf, requires_grad=leaf.is_floating_point()))
+
+
+def _several() -> dict[str, Tensor]:
+    rows = [torch.randn(3), 2 * torch.ones(3), torch.rand(()) * torch.ones(3)]
+    return {"stacked": torch.stack(rows), "again": torch.cat([rows[0], rows[2]]).view(2, 3).t().contiguous()}
+
+
+def _written_constant() -> dict[str, Tensor]:
+    scale = torch.tensor([1.0, 2.0]).mul_(3)  # twice played it must not be 9 times
+    return {"scale": scale, "drawn": (torch.tensor([1.0, 2.0]).mul_(3) + torch.rand(2)).mul_(2)}
+
+
+def _discarded() -> dict[str, Tensor]:
+    torch.rand(5)  # moves the stream on
+    return {"kept": torch.rand(2)}
+
+
+def _orthogonal() -> nn.Module:
+    layer = nn.Linear(5, 3)
+    nn.init.orthogonal_(layer.weight, 2.0)
+    nn.init.constant_(layer.bias, 0.5)
+    return layer
+
+
+def _sparse() -> nn.Module:
+    layer = nn.Linear(6, 4)
+    nn.init.sparse_(layer.weight, 0.5)
+    return layer
+
+
+def _in_parts() -> nn.Module:
+    layer = nn.Linear(4, 6)
+    for part in layer.weight.chunk(3):
+        nn.init.xavier_uniform_(part)
+    return layer
+
+
+PLAYED: dict[str, Build] = {
+    "linear": lambda: nn.Linear(3, 2),
+    "no bias": lambda: nn.Linear(3, 2, bias=False),
+    "embedding with padding": lambda: nn.Embedding(5, 3, padding_idx=1),
+    "norms draw nothing": lambda: nn.BatchNorm1d(3),
+    "attention": lambda: nn.MultiheadAttention(8, 2),
+    "gru": lambda: nn.GRU(3, 4, num_layers=2),
+    "weight norm": lambda: nn.utils.parametrizations.weight_norm(nn.Linear(3, 2)),
+    "orthogonal": _orthogonal,
+    "sparse": _sparse,
+    "in parts": _in_parts,
+    "computed from a draw": lambda: Made(lambda: {"log_std": 0.1 * torch.randn(4)}),
+    "computed from several": lambda: Made(_several),
+    "a constant written": lambda: Made(_written_constant),
+    "a draw thrown away": lambda: Made(_discarded),
+    "an order": lambda: Made(lambda: {"order": torch.randperm(6), "normal": torch.normal(torch.zeros(6), 2.0)}),
+}
+
+
+def _branching() -> dict[str, Tensor]:
+    leaf = torch.rand(3)
+    return {"leaf": leaf if leaf[0] < 0.5 else -leaf}
+
+
+REFUSED: dict[str, Build] = {
+    "a branch on a number": lambda: Made(_branching),
+    "a number of Python's own": lambda: Made(lambda: {"leaf": torch.full((3,), random.random())}),
+    "a view": lambda: Made(lambda: {"leaf": torch.rand(6)[::2]}),
+    "two leaves in one storage": lambda: Made(lambda: dict(zip("ab", torch.rand(2, 3), strict=True))),
+    "resized": lambda: Made(lambda: {"leaf": torch.empty(2).resize_(4).uniform_()}),
+}
+
+
+def _built(build: Build) -> dict[str, Tensor]:
+    """The leaves as drawn from torch's own global generator."""
+    module = build()
+    return {k: t.detach() for kind in ("_parameters", "_buffers") for k, t in named_tensors(module, kind)[0].items()}
+
+
+def _tape(build: Build) -> Tape | None:
+    def draw(seed: int) -> nn.Module:
+        with drawing_from(seed):
+            return build()
+
+    return record(draw)
+
+
+@pytest.mark.parametrize("build", PLAYED.values(), ids=PLAYED)
+def test_what_is_played_is_what_is_built(build: Build) -> None:
+    tape = _tape(build)
+    assert tape is not None
+    for seed in (5, 6, 5):
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            expected = _built(build)
+        rows = {name: torch.full_like(leaf, 3) for name, leaf in expected.items()}
+        tape.play(rows, torch.Generator().manual_seed(seed))
+        assert all(torch.equal(rows[name], leaf) for name, leaf in expected.items())
+
+
+@pytest.mark.parametrize("build", PLAYED.values(), ids=PLAYED)
+def test_without_a_generator_the_global_one_is_drawn_from_and_left_as_by_building(build: Build) -> None:
+    tape = _tape(build)
+    assert tape is not None
+    with torch.random.fork_rng():
+        torch.manual_seed(7)
+        expected = [_built(build) for _ in range(2)]
+        after = torch.rand(3)
+        torch.manual_seed(7)
+        for leaves in expected:
+            rows = {name: torch.full_like(leaf, 3) for name, leaf in leaves.items()}
+            tape.play(rows, None)
+            assert all(torch.equal(rows[name], leaf) for name, leaf in leaves.items())
+        assert torch.equal(torch.rand(3), after)
+
+
+@pytest.mark.parametrize("build", REFUSED.values(), ids=REFUSED)
+def test_what_operations_alone_do_not_determine_has_no_tape(build: Build) -> None:
+    assert _tape(build) is None
