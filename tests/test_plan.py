@@ -230,6 +230,15 @@ def test_size_rules_change_no_number(sharing: Any, rules: dict[str, int], monkey
     assert_plan_is_loop(net, (draw(9, 6, 6),))
 
 
+@pytest.mark.parametrize("agents", [2, 20])
+@pytest.mark.parametrize("batch", [0, 1, 2, 20])
+@pytest.mark.parametrize("sharing", ["shared", "independent"])
+def test_direct_is_the_loop_at_the_edges_of_its_rules(sharing: str, batch: int, agents: int) -> None:
+    net = fm.network(fm.nets.mlp(4, 8, 2), agents, sharing=sharing)
+    assert net.direct is not None
+    assert_plan_is_loop(net, (draw(batch, agents, 4),))
+
+
 def test_direct_answers_only_what_it_was_made_for() -> None:
     net = fm.network(fm.nets.mlp(4, 8, 2), N)
     params = fm.init_params(net, 0)
