@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
@@ -53,6 +54,16 @@ LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], Any]] = {
     "conv2d": (lambda: seq(nn.Conv2d(2, 4, 3, stride=2), nn.BatchNorm2d(4), nn.AvgPool2d(2)), (2, 7, 7), ONE),
     "conv2d of a lone image": (lambda: seq(nn.Conv2d(2, 4, 3), nn.AdaptiveAvgPool2d(1)), (2, 7, 7), ([],)),
     "conv3d": (lambda: seq(nn.Conv3d(2, 4, 2), nn.BatchNorm3d(4), nn.AdaptiveAvgPool3d(1)), (2, 3, 3, 3), ONE),
+    "transformer": (
+        lambda: nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 6, 0.2, batch_first=True), 2, nn.LayerNorm(8)),
+        (5, 8),
+        ([], [4]),
+    ),
+    "transformer layer": (
+        lambda: nn.TransformerEncoderLayer(8, 4, 6, 0.2, F.gelu, norm_first=True, bias=False),
+        (5, 8),
+        ([], [4]),
+    ),
     "transposed": (lambda: seq(nn.ConvTranspose2d(2, 4, 3, stride=2, output_padding=1), nn.Tanh()), (2, 3, 3), ONE),
 }
 ACTIVATIONS: tuple[type[nn.Module], ...] = (
@@ -134,6 +145,7 @@ def test_centralized(layer: str, sharing: str) -> None:
 
 DROPOUTS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "dropout": (lambda: seq(nn.Linear(6, 4), nn.Dropout(0.3), nn.AlphaDropout(0.2), nn.Linear(4, 2)), (6,)),
+    "transformer": (lambda: nn.TransformerEncoderLayer(6, 3, 5, 0.3, nn.GELU(), batch_first=True), (4, 6)),
     "channels": (lambda: seq(nn.Conv2d(2, 4, 3), nn.Dropout2d(0.5), nn.FeatureAlphaDropout(0.3)), (2, 4, 4)),
     "one dimension": (lambda: seq(nn.Conv1d(2, 4, 3), nn.Dropout1d(0.5)), (2, 4)),
     "three dimensions": (lambda: seq(nn.Conv3d(2, 4, 2), nn.Dropout3d(0.5)), (2, 3, 3, 3)),
@@ -195,6 +207,17 @@ CELLS: dict[str, tuple[Callable[[], nn.Module], list[Callable[[list[int]], tuple
         lambda: nn.LSTMCell(4, 5, bias=False),
         [lambda b: (draw(*b, N, 4),), lambda b: (draw(*b, N, 4), (draw(*b, N, 5), draw(*b, N, 5)))],
     ),
+    "attention": (
+        lambda: nn.MultiheadAttention(8, 2, batch_first=True),
+        [
+            lambda b: (draw(*b[:1], N, 5, 8), draw(*b[:1], N, 3, 8), draw(*b[:1], N, 3, 8) + 1),
+            lambda b: (draw(*b[:1], N, 5, 8), *[draw(*b[:1], N, 3, 8)] * 2, draw(*b[:1], N, 3) > 1),
+        ],
+    ),
+    "attention along axis 0": (
+        lambda: nn.MultiheadAttention(8, 4, bias=False),
+        [lambda b: tuple(draw(t, N, *b, 8) if b else draw(N, t, 8) for t in (5, 3, 3))],
+    ),
     "bilinear": (lambda: nn.Bilinear(4, 3, 5), [lambda b: (draw(*b, N, 4), draw(*b, N, 3))]),
 }
 
@@ -207,6 +230,30 @@ def test_cell(cell: str, sharing: str) -> None:
         net = network(build, SHARINGS[sharing], agent_dim=len(batch))
         for inputs in kinds:
             assert_plan_is_loop(net, inputs(batch))
+
+
+@pytest.mark.parametrize("mask", [draw(N, 5, 4), draw(N, 5, 4) > 1, draw(N, 10, 5, 4)[:, :2] > 1])
+def test_masks_of_attention(mask: Tensor) -> None:
+    lone = mask.ndim == 3
+    net = fm.network(lambda: nn.MultiheadAttention(8, 2, batch_first=True), N, agent_dim=0)
+    inputs = [draw(N, *([] if lone else [1]), steps, 8) for steps in (5, 4, 4)]
+    assert_plan_is_loop(net, tuple(inputs), kwargs={"attn_mask": mask})
+
+
+def test_what_attention_has_no_rule_for_is_left_to_the_module() -> None:
+    x = draw(N, 5, 8)
+    for build, y, kwargs in (
+        (lambda: nn.MultiheadAttention(8, 2), x, {"need_weights": False}),
+        (lambda: nn.MultiheadAttention(8, 2, add_bias_kv=True), x, {}),
+        (lambda: nn.MultiheadAttention(8, 2, add_zero_attn=True), x, {}),
+        (lambda: nn.MultiheadAttention(8, 2, kdim=6, vdim=6), x[..., :6], {}),
+    ):
+        net = fm.network(build, N, agent_dim=0)
+        params = fm.init_params(net, 0, dtype=torch.float64)
+        outs = [fm.apply(net.replace(strategy=s), params, x, y, y, kwargs=kwargs)[0] for s in ("auto", "loop")]
+        torch.testing.assert_close(*outs, rtol=1e-10, atol=1e-10)
+        with pytest.raises(fm.StructureError, match='strategy="plan"'):
+            fm.apply(net.replace(strategy="plan"), params, x, y, y, kwargs=kwargs)
 
 
 def test_a_state_that_would_broadcast_is_left_to_the_module() -> None:

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from functional_marl.lowering.layers import Leaves, Run, Unlowered
+from functional_marl.lowering.attention import multihead
+from functional_marl.lowering.layers import Leaves, Run, Unlowered, linear_of
 from functional_marl.nets import GRU, LSTM, gru_scan, gru_step, lstm_scan, lstm_step, starts
 
 __all__ = ["Cell", "lower_cell"]
@@ -26,41 +27,26 @@ def _expect(tensor: Tensor, *shape: int) -> None:
         raise Unlowered(f"an input {list(tensor.shape[1:])} beside others that ask for {list(shape[1:])}")
 
 
-def _affine(run: Run, leaves: Leaves, weight: str, bias: str) -> Callable[[Tensor], Tensor]:
-    """``[n, B, F] -> [n, B, F_out]`` with every agent's weight; rows of one product where all share."""
-    w, b = leaves.rows(run, weight), leaves.rows(run, bias)
-    assert w is not None
-    w = w.mT
-    b = None if b is None else b.unsqueeze(1)
-
-    def product(h: Tensor) -> Tensor:
-        x = h.reshape(w.shape[0], -1, h.shape[-1]) if h.numel() else h.reshape(w.shape[0], 0, h.shape[-1])
-        out = torch.bmm(x, w) if b is None else torch.baddbmm(b, x, w)
-        return out.reshape(*h.shape[:-1], out.shape[-1])
-
-    return product
-
-
 def _gru(module: GRU, leaves: Leaves) -> Cell:
     def cell(run: Run, x: Tensor, h: Tensor | None = None, reset: Tensor | None = None) -> Any:
-        from_x = _affine(run, leaves, "weight_ih", "bias_ih")(x)
+        from_x = linear_of(run, leaves, "weight_ih", "bias_ih")(x)
         h = x.new_zeros(*x.shape[:-2], module.hidden) if h is None else h
         _expect(h, *x.shape[:-2], module.hidden)
         _expect(x[..., 0] if reset is None else reset, *x.shape[:-1])
-        return gru_scan(from_x, h, starts(x, reset), _affine(run, leaves, "weight_hh", "bias_hh"))
+        return gru_scan(from_x, h, starts(x, reset), linear_of(run, leaves, "weight_hh", "bias_hh"))
 
     return cell
 
 
 def _lstm(module: LSTM, leaves: Leaves) -> Cell:
     def cell(run: Run, x: Tensor, state: Any = None, reset: Tensor | None = None) -> Any:
-        from_x = _affine(run, leaves, "weight_ih", "bias_ih")(x)
+        from_x = linear_of(run, leaves, "weight_ih", "bias_ih")(x)
         zeros = x.new_zeros(*x.shape[:-2], module.hidden)
         h, c = (zeros, zeros) if state is None else state
         for tensor in (h, c):
             _expect(tensor, *zeros.shape)
         _expect(x[..., 0] if reset is None else reset, *x.shape[:-1])
-        return lstm_scan(from_x, h, c, starts(x, reset), _affine(run, leaves, "weight_hh", "bias_hh"))
+        return lstm_scan(from_x, h, c, starts(x, reset), linear_of(run, leaves, "weight_hh", "bias_hh"))
 
     return cell
 
@@ -70,8 +56,8 @@ def _gru_cell(module: nn.GRUCell, leaves: Leaves) -> Cell:
         h = x.new_zeros(*x.shape[:-1], module.hidden_size) if h is None else h
         _expect(x, *x.shape[:-1][:2], module.input_size)  # [n, F] or [n, B, F], as the module takes
         _expect(h, *x.shape[:-1], module.hidden_size)
-        from_x = _affine(run, leaves, "weight_ih", "bias_ih")(x)
-        return gru_step(from_x, _affine(run, leaves, "weight_hh", "bias_hh")(h), h)
+        from_x = linear_of(run, leaves, "weight_ih", "bias_ih")(x)
+        return gru_step(from_x, linear_of(run, leaves, "weight_hh", "bias_hh")(h), h)
 
     return cell
 
@@ -83,7 +69,7 @@ def _lstm_cell(module: nn.LSTMCell, leaves: Leaves) -> Cell:
         _expect(x, *x.shape[:-1][:2], module.input_size)
         for tensor in (h, c):
             _expect(tensor, *zeros.shape)
-        gates = _affine(run, leaves, "weight_ih", "bias_ih")(x) + _affine(run, leaves, "weight_hh", "bias_hh")(h)
+        gates = linear_of(run, leaves, "weight_ih", "bias_ih")(x) + linear_of(run, leaves, "weight_hh", "bias_hh")(h)
         return lstm_step(gates, c)
 
     return cell
@@ -110,6 +96,7 @@ _CELLS: dict[type[nn.Module], Callable[[Any, Leaves], Cell]] = {
     nn.GRUCell: _gru_cell,
     nn.LSTMCell: _lstm_cell,
     nn.Bilinear: _bilinear,
+    nn.MultiheadAttention: multihead,
 }
 
 

@@ -30,6 +30,8 @@ __all__ = [
     "Unlowered",
     "Value",
     "convolution",
+    "linear_of",
+    "linear_rows",
     "lower_layer",
 ]
 
@@ -74,6 +76,25 @@ class Leaves:
             return None
         leaf = run.params[name] if name in run.params else run.state[name]
         return leaf if self.shared else gather_slots(leaf, self.slots[attribute])
+
+
+def linear_of(run: Run, leaves: Leaves, weight: str, bias: str) -> Callable[[Tensor], Tensor]:
+    """``[n, B, F] -> [n, B, F_out]`` with every agent's weight; rows of one product where all share."""
+    w = leaves.rows(run, weight)
+    assert w is not None
+    return linear_rows(w, leaves.rows(run, bias))
+
+
+def linear_rows(weight: Tensor, bias: Tensor | None) -> Callable[[Tensor], Tensor]:
+    """``[n, ..., F] -> [n, ..., F_out]`` with weights ``[k, out, in]``, where ``k`` is ``n`` or 1."""
+    w, b = weight.mT, None if bias is None else bias.unsqueeze(1)
+
+    def product(h: Tensor) -> Tensor:
+        x = h.reshape(w.shape[0], -1, h.shape[-1]) if h.numel() else h.reshape(w.shape[0], 0, h.shape[-1])
+        out = torch.bmm(x, w) if b is None else torch.baddbmm(b, x, w)
+        return out.reshape(*h.shape[:-1], out.shape[-1])
+
+    return product
 
 
 # --- layers that act on each row, without parameters ---------------------------------------------------

@@ -7,13 +7,15 @@ No module is touched when a plan runs: it is plain torch on the stacked tensors,
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from functional_marl.lowering.activations import ELEMENTWISE, activation
+from functional_marl.lowering.attention import encoder_layer
 from functional_marl.lowering.cells import Cell, lower_cell
 from functional_marl.lowering.dense import Affine, gather_slots, run_dense, run_dense_whole, run_shared
 from functional_marl.lowering.layers import (
@@ -120,6 +122,12 @@ class _Lowering:
             yield _Convolution(module, self.leaves(module, name))
         elif kind in ELEMENTWISE:
             yield _Activation(module)
+        elif isinstance(module, nn.TransformerEncoder) and kind is nn.TransformerEncoder:
+            for key, child in module.layers._modules.items():
+                yield from self.layers(child or nn.Identity(), f"{name}layers.{key}.")
+            yield from self.layers(module.norm or nn.Identity(), f"{name}norm.")
+        elif isinstance(module, nn.TransformerEncoderLayer) and kind is nn.TransformerEncoderLayer:
+            yield self.transformer_layer(module, name)
         elif isinstance(module, ConvNet) and kind is ConvNet:
             yield _images(self.layers(module.layers, f"{name}layers."))
         else:
@@ -131,12 +139,38 @@ class _Lowering:
     def leaves(self, module: nn.Module, name: str) -> Leaves:
         """The leaves of a layer; a tied one goes by its first name."""
         template, names = self.template, dict[str, str]()
-        for attribute in (*module._parameters, *module._buffers):
+        parts = [("", module)]
+        if isinstance(module, nn.MultiheadAttention):  # it uses the leaves of this layer, and not the layer
+            parts.append(("out_proj.", module.out_proj))
+        for attribute in [prefix + k for prefix, part in parts for k in (*part._parameters, *part._buffers)]:
             full = name + attribute
             full = template.param_aliases.get(full, template.buffer_aliases.get(full, full))
             if full in template.params or full in template.buffers:
                 names[attribute] = full
         return Leaves(names, {attribute: self.slots[full] for attribute, full in names.items()})
+
+    def transformer_layer(self, module: nn.TransformerEncoderLayer, name: str) -> Step:
+        """One layer of a transformer: attention, and its other parts as steps of their own."""
+        if type(module.self_attn) is not nn.MultiheadAttention or _has_hooks(module.self_attn):
+            raise Unlowered(f"{_named(name, type(module))}: an attention of its own")
+
+        def chain(*parts: str) -> Step:
+            layers = [layer for part in parts for layer in self.part(module, name, part)]
+            steps, _ = _merged(layers)
+            return _in_order(steps)
+
+        return encoder_layer(
+            module,
+            self.leaves(module.self_attn, f"{name}self_attn."),
+            (chain("norm1"), chain("norm2")),
+            chain("dropout1"),
+            chain("linear1", "activation", "dropout", "linear2", "dropout2"),
+        )
+
+    def part(self, module: nn.Module, name: str, part: str) -> Iterator[_Layer]:
+        """The layers of one part of a module; of an activation that is a function, the module of it."""
+        child = getattr(module, part)
+        return self.layers(_FUNCTIONS[child]() if child in _FUNCTIONS else child, f"{name}{part}.")
 
     def linear(self, leaves: Leaves) -> _Layer:
         """A linear layer; where weight and bias are shared apart, one on every agent's copy of both."""
@@ -151,6 +185,18 @@ class _Lowering:
             return inner(replace(run, params=own), h, mapped)
 
         return step
+
+
+_FUNCTIONS: dict[Any, type[nn.Module]] = {F.relu: nn.ReLU, F.gelu: nn.GELU}
+
+
+def _in_order(steps: Sequence[Step]) -> Step:
+    def step(run: Run, h: Tensor, mapped: bool) -> Value:
+        for inner in steps:
+            h, mapped = inner(run, h, mapped)
+        return h, mapped
+
+    return step
 
 
 def _named(name: str, kind: type[nn.Module]) -> str:
