@@ -9,8 +9,12 @@ import torch
 from torch import Tensor
 
 from functional_marl.checks import check_params, check_state
-from functional_marl.errors import RandomnessError, StructureError
-from functional_marl.evaluate import Call, Result, evaluate_loop, evaluate_plan, evaluate_vmap
+from functional_marl.errors import StructureError
+from functional_marl.evaluate import Call, Result, apply_directly, evaluate_loop, evaluate_plan, evaluate_vmap
+from functional_marl.evaluate.direct import is_compiled
+from functional_marl.evaluate.draws import RngStates, rng_states, set_rng_states
+from functional_marl.evaluate.loop import buffers_changed
+from functional_marl.evaluate.vmap import ANSWERS, FAILURES
 from functional_marl.fresh import default_state
 from functional_marl.interop import as_flat_dict
 from functional_marl.lowering import Plan, Unlowered
@@ -44,7 +48,9 @@ def apply(
     called from many threads, and goes through ``torch.func`` transforms, ``torch.compile(fullgraph=True)``
     and ``torch.export``. Outputs are new tensors, with two exceptions: a centralized network with shared
     parameters is evaluated once and its output is an expanded view over the agents; a module that returns
-    one of its parameters gives a view of it.
+    one of its parameters gives a view of it. ``torch.utils.checkpoint`` goes around the whole call, with
+    ``use_reentrant=False``; inside a forward it fails in backward, when the module's parameters are gone
+    (as with ``torch.func.functional_call``).
 
     Args:
         net: a network of ``n`` agents.
@@ -74,15 +80,21 @@ def apply(
     >>> apply(net, init_params(net, 0), torch.zeros(5, 3, 4)).shape
     torch.Size([5, 3, 2])
     """
-    if net.direct is not None and len(inputs) == 1 and kwargs is None and state is None and not mutable and key is None:
+    if len(inputs) == 1 and kwargs is None and state is None and not mutable and key is None and type(params) is dict:
         x = inputs[0]
-        if isinstance(x, Tensor) and type(params) is dict and (y := net.direct(params, x)) is not None:
-            return y
+        if isinstance(x, Tensor):
+            y = apply_directly(net, params, x, bool(train)) if net.direct is None else net.direct(params, x)
+            if y is not None:
+                return y
     params = as_flat_dict(params)
     check_params(net, params)
     buffers = default_state(net, params) if state is None else as_flat_dict(state)
     if state is not None:
         check_state(net, buffers)
+    if train and buffers and not mutable and is_compiled():
+        tracked = net.template.tracked()
+        if tracked:  # in a trace no write is seen
+            raise StructureError(buffers_changed(tracked))
     call = Call(
         net=net,
         params=params,
@@ -118,35 +130,59 @@ def _evaluate(call: Call) -> Result:
         return evaluate_vmap(call)
     # What a way consumed before it failed is given back, so that a seed means the same at every call.
     draws = call.key is None and (train or not isinstance(plan, Plan))  # a module may draw in evaluation too
-    before = torch.get_rng_state() if draws and not torch.compiler.is_dynamo_compiling() else None
+    before: RngStates | None = None
+    if draws and not torch.compiler.is_dynamo_compiling():
+        before = rng_states((*call.params.values(), *call.state.values(), *call.inputs.leaves), needed=False)
     if isinstance(plan, Plan):
         try:
             return evaluate_plan(call, plan)
-        except (Unlowered, *_FAILURES) as error:
+        except (Unlowered, *FAILURES) as error:
             _give_up(error, before)
-    if not net.template.no_vmap[train]:
+    if not _unmapped(call):
         try:
             return evaluate_vmap(call)
-        except _FAILURES as error:
+        except FAILURES as error:
             _give_up(error, before)
             # The loop's own error, should it fail too, is the plainer one: nothing in it is about vmap.
             result = evaluate_loop(call)
             net.template.no_vmap[train] = f"vmap raised {type(error).__name__}: {str(error).splitlines()[0]}"
+            net.template.unmapped.add(_kind(call))
             return result
     return evaluate_loop(call)
 
 
-# What torch raises where it has no batching rule, or where a module does not get what it needs.
-_FAILURES = (RuntimeError, ValueError, NotImplementedError, IndexError)
+def _unmapped(call: Call) -> bool:
+    """Whether vmap is known to fail on calls of this kind.
+
+    Another kind may do: a branch on a flag, a sharing under which a weight is not mapped. A graph is traced once and
+    has no way back, so there what failed at all is not tried.
+    """
+    template = call.net.template
+    if template.never_vmap:
+        return True
+    if not template.no_vmap[call.train]:
+        return False
+    return torch.compiler.is_dynamo_compiling() or _kind(call) in template.unmapped
 
 
-def _give_up(error: Exception, before: Tensor | None) -> None:
-    """Raise what is an answer and not a failure of this way; else put the generator back."""
-    answers = (StructureError, RandomnessError, torch.OutOfMemoryError)
-    if isinstance(error, answers) or torch.compiler.is_dynamo_compiling():
+def _kind(call: Call) -> tuple[Any, ...]:
+    """What a module can see of a call but the numbers in its tensors: what it takes to fail again."""
+    leaves = [(leaf.ndim, leaf.dtype) if isinstance(leaf, Tensor) else _constant(leaf) for leaf in call.inputs.leaves]
+    slots = tuple(sharing.is_shared for sharing in call.net.sharing.values())
+    return (call.train, call.mutable, call.key is None, call.net.randomness, tuple(call.inputs.dims), slots, *leaves)
+
+
+def _constant(leaf: Any) -> Any:
+    # of numbers and strings there may be another at every call
+    return leaf if leaf is None or isinstance(leaf, bool) else type(leaf)
+
+
+def _give_up(error: Exception, before: RngStates | None) -> None:
+    """Raise what is an answer and not a failure of this way; else put the generators back."""
+    if isinstance(error, ANSWERS) or torch.compiler.is_dynamo_compiling():
         raise error
     if before is not None:
-        torch.set_rng_state(before)
+        set_rng_states(before)
 
 
 def _reduce(after: Tensor, before: Tensor, sharing: Sharing) -> Tensor:

@@ -7,21 +7,24 @@ module while it runs: each thread has its own.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from functional_marl.errors import StructureError
 
 __all__ = [
+    "Place",
     "Skeleton",
     "copied",
     "emptied",
     "fill",
     "forget_flat_weights",
     "is_float",
+    "materialise",
     "named_tensors",
     "parameter",
     "plain_tensors",
@@ -30,6 +33,8 @@ __all__ = [
 ]
 
 _functorch: Any = torch._C._functorch  # pyright: ignore[reportAttributeAccessIssue]
+
+Place = tuple[dict[str, Any], str]  # where a module keeps a tensor, and under which name
 
 
 class Skeleton:
@@ -49,6 +54,8 @@ class Skeleton:
             for place in (part._parameters, part._buffers)
             for attribute in place
         ]
+        self.names = [name for name, _, _ in self._leaves]
+        self._held: list[Place] | None = None
 
     def call(self, tensors: dict[str, Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """``torch.func.functional_call`` with the places found ahead: 3 us in place of 25 for six leaves.
@@ -67,6 +74,12 @@ class Skeleton:
                 if name in tensors and attribute in place:
                     tensors[name] = place[attribute]
                 place[attribute] = before
+
+    def places(self, names: Container[str]) -> list[Place]:
+        """The places of those leaves, each under all its names; the same names at every call."""
+        if self._held is None:
+            self._held = [(place, attribute) for name, place, attribute in self._leaves if name in names]
+        return self._held
 
     def restore(self) -> None:
         """Undo what a forward has set, on the module or any part of it."""
@@ -180,3 +193,24 @@ def is_float(tensor: Tensor) -> bool:
 def parameter(tensor: Tensor) -> nn.Parameter:
     """A parameter that requires grad if it can."""
     return nn.Parameter(tensor, requires_grad=is_float(tensor))
+
+
+def materialise(module: nn.Module, example: tuple[Any, ...] | None) -> None:
+    """Give a lazy module its shapes by one call in evaluation mode."""
+    lazy = _lazy_leaves(module)
+    if not lazy:
+        return
+    if example is None:
+        raise StructureError(f"build: the lazy leaves {lazy} have no shapes yet; give example= one agent's input")
+    training = module.training
+    with torch.no_grad():
+        module.eval()(*example)
+    module.train(training)
+    lazy = _lazy_leaves(module)
+    if lazy:
+        raise StructureError(f"build: the lazy leaves {lazy} got no shapes from example=: the forward leaves them out")
+
+
+def _lazy_leaves(module: nn.Module) -> list[str]:
+    kinds = (UninitializedParameter, UninitializedBuffer)
+    return [k for k, t in (*module.named_parameters(), *module.named_buffers()) if isinstance(t, kinds)]

@@ -14,8 +14,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch.func import functional_call
-from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
+from torch.nn.modules.batchnorm import _NormBase  # pyright: ignore[reportPrivateUsage]
+from torch.nn.utils.parametrizations import _WeightNorm  # pyright: ignore[reportPrivateUsage]
+from torch.nn.utils.weight_norm import WeightNorm
 from torch.overrides import BaseTorchFunctionMode
 
 from functional_marl.errors import StructureError
@@ -27,6 +30,7 @@ from functional_marl.skeleton import (
     fill,
     forget_flat_weights,
     is_float,
+    materialise,
     named_tensors,
     parameter,
     plain_tensors,
@@ -42,7 +46,7 @@ Build = Callable[[], nn.Module]
 
 _LOOPED = (nn.RNNBase, nn.LSTMCell)
 _ATTENDING = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerEncoder)
-_NOT_PICKLED = ("_attends", "_tape", "_last", "_local", "_recurrent", "_renormed", "_traced")
+_NOT_PICKLED = ("_attends", "_tape", "_last", "_local", "_recurrent", "_renormed", "_traced", "_tracked", "_unruled")
 _functorch: Any = torch._C._functorch  # pyright: ignore[reportAttributeAccessIssue]
 
 
@@ -69,8 +73,8 @@ class Template:
         self.example = example
         if isinstance(build, nn.Module):
             pattern = copied(build)
-            _materialise(pattern, example)
-            self.build: Build | None = _Redraw(pattern)
+            materialise(pattern, example)
+            self.build: Build | None = _Redraw(pattern, emptied(pattern))
         elif callable(build):
             self.build = build
         else:
@@ -91,18 +95,29 @@ class Template:
                 "forward"
             )
         self._describe(module)
+        self._empty = emptied(module)
+        self._prepare()
         # A buffer that two draws give differently is random: its initial value needs a key.
         again = named_tensors(other, "_buffers")[0]
         self.random_buffers = tuple(k for k, b in self.buffers.items() if not _same(b, again.get(k)))
 
     @classmethod
     def of(cls, module: nn.Module) -> Template:
-        """The template of a module as it is: nothing is drawn now, and its resets need not fill every leaf."""
+        """The template of a module as it is: nothing is drawn now, and its resets need not fill every leaf.
+
+        The module is taken over, and loses its tensors: it becomes the skeleton.
+        """
         template = cls.__new__(cls)
         template.example = None
-        template.build = _Redraw(module)
         template.random_buffers = ()
         template._describe(module)
+        template._empty = module
+        template.build = _Redraw(module, module)
+        for part in module.modules():
+            for place in (part._parameters, part._buffers):
+                place.update(dict.fromkeys(place))
+            forget_flat_weights(part)
+        template._prepare()
         return template
 
     def _describe(self, module: nn.Module) -> None:
@@ -112,21 +127,59 @@ class Template:
         self.never_vmap = next((why for why in itertools.starmap(_why_not_vmap, module.named_modules()) if why), "")
         # train -> why "auto" does not map this module, or ""
         self.no_vmap = {False: self.never_vmap, True: self.never_vmap}
-        self._skeletons = skeleton_pair(module)
-        self._prepare()
+        self.unmapped: set[tuple[Any, ...]] = set()  # the kinds of calls that vmap failed on
 
     def _prepare(self) -> None:
-        """What is not pickled: the skeletons in use, one pair a thread and one pair for dynamo."""
+        """What is not pickled: the skeletons in use, one pair a thread and one pair for dynamo, made when needed."""
         self._tape: tuple[Tape | None] | None = None  # recorded at the first init_params
         self._local = threading.local()
-        self._recurrent = any(isinstance(part, nn.RNNBase) for part in self._skeletons[0].modules())
-        self._attends = any(isinstance(part, _ATTENDING) for part in self._skeletons[0].modules())
+        self._recurrent = any(isinstance(part, nn.RNNBase) for _, part in self.modules())
+        self._attends = any(isinstance(part, _ATTENDING) for _, part in self.modules())
         # torch scales these weights in place in the forward
         self._renormed = [
             self.param_aliases.get(name, name)
             for name in (f"{path}.weight".lstrip(".") for path, part in self.modules() if _renorms(part))
         ]
-        self._traced = skeleton_pair(self._skeletons[True])
+        self._tracked: list[str] = []
+        self._unruled: bool | None = None
+        self._traced: tuple[nn.Module, nn.Module] | None = None
+
+    def _pair(self) -> tuple[nn.Module, nn.Module]:
+        # In a transform of torch.func the copies of plain tensors would belong to that transform.
+        with temporarily_clear_interpreter_stack():
+            return skeleton_pair(self._empty)
+
+    def _have_traced(self) -> None:
+        """Make the pair for dynamo, which runs this while it traces: see below."""
+        if self._traced is None:
+            self._traced = self._pair()
+            self._tracked = [
+                name
+                for path, part in self._traced[True].named_modules()
+                if isinstance(part, _NormBase) and part.training and part.track_running_stats
+                for name in (f"{path}.{buffer}".lstrip(".") for buffer in part._buffers)
+                if name in self.buffers
+            ]
+
+    # What torch.compiler.assume_constant_result sets; calling that would import dynamo, 1.4 s.
+    _have_traced._dynamo_marked_constant = True  # pyright: ignore
+
+    def tracked(self) -> list[str]:
+        """The buffers that a training step is known to change, for dynamo, which sees no writes."""
+        self._have_traced()
+        return self._tracked
+
+    def unruled(self) -> bool:
+        """Whether torch.func.vmap lacks a rule for a part, of the kind that evaluate/rules.py has."""
+        if self._unruled is None:
+            self._unruled = any(_unruled(part) for _, part in self.modules())
+        return self._unruled
+
+    unruled._dynamo_marked_constant = True  # pyright: ignore
+
+    def bare(self) -> bool:
+        """Whether a mapped call needs nothing but parameters put in their places."""
+        return not (self.buffers or self._recurrent or self._attends or self._renormed or self.unruled())
 
     def draw(self, seed: int) -> nn.Module:
         """A freshly initialised module, a function of the seed alone.
@@ -144,7 +197,7 @@ class Template:
             if not isinstance(module, nn.Module):  # pyright: ignore[reportUnnecessaryIsInstance]
                 raise StructureError(f"build: expected a function that returns an nn.Module, got {module!r}")
             if not isinstance(self.build, _Redraw):
-                _materialise(module, self.example)
+                materialise(module, self.example)
         if module is self._last():
             raise StructureError(
                 "build: the function returned the same module twice; return a new one each time, or pass the "
@@ -159,11 +212,11 @@ class Template:
             self._tape = (None if self.build is None else record(self.draw),)
         return self._tape[0]
 
-    def _skeleton(self, train: bool) -> Skeleton:
+    def skeleton(self, train: bool) -> Skeleton:
         """This thread's skeleton in one of the two modes."""
         local = self._local.__dict__
         if "skeletons" not in local:
-            local["skeletons"] = [Skeleton(module) for module in skeleton_pair(self._skeletons[True])]
+            local["skeletons"] = [Skeleton(module) for module in self._pair()]
         return local["skeletons"][train]
 
     def call(
@@ -184,9 +237,11 @@ class Template:
         # Dynamo cannot trace a deepcopy and gets a pair of its own (it traces one thread at a time).
         # `torch.compiler.is_compiling` would not do: it is true for all threads while one compiles.
         if torch.compiler.is_dynamo_compiling():
+            self._have_traced()
+            assert self._traced is not None
             traced = self._traced[train]
             return self._call(lambda t: functional_call(traced, t, args, kwargs), params, buffers)
-        skeleton = self._skeleton(train)
+        skeleton = self.skeleton(train)
         watched = not (skeleton.tried or torch.compiler.is_compiling())
         if watched:  # the first call gets clones: a write shows in their version and nobody loses a number
             params = {name: param.clone() for name, param in params.items()}
@@ -225,21 +280,21 @@ class Template:
 
     def module(self, params: Mapping[str, Tensor], buffers: Mapping[str, Tensor]) -> nn.Module:
         """An ordinary module in evaluation mode that holds copies of these tensors."""
-        module = copy.deepcopy(self._skeletons[False])
+        module = copy.deepcopy(self._empty).eval()
         fill(module, {k: parameter(p.detach().clone()) for k, p in params.items()}, self.param_aliases)
         fill(module, {k: b.detach().clone() for k, b in buffers.items()}, self.buffer_aliases)
         return module
 
     def modules(self) -> Iterator[tuple[str, nn.Module]]:
         """The submodules by name, for reading only."""
-        return self._skeletons[False].named_modules()
+        return self._empty.named_modules()
 
     def __getstate__(self) -> dict[str, Any]:
         state = {k: v for k, v in self.__dict__.items() if k not in _NOT_PICKLED}
-        for name in ("build", "_skeletons"):
+        for name in ("build", "_empty"):
             if not _pickles(state[name]):
                 state[name] = None
-        if state["build"] is None and state["_skeletons"] is None:
+        if state["build"] is None and state["_empty"] is None:
             raise pickle.PicklingError(
                 "neither the factory nor the module that it builds can be pickled (parametrizations cannot): "
                 "define the factory at the top level of a module"
@@ -248,20 +303,20 @@ class Template:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        if state["_skeletons"] is None:
-            self._skeletons = skeleton_pair(self.draw(0))
+        if state["_empty"] is None:
+            self._empty = emptied(self.draw(0))
         self._prepare()
 
 
 class _Redraw:
-    """A factory made of a module: copies of it, redrawn by its own ``reset_parameters``."""
+    """A factory made of a module and its skeleton: copies redrawn by their own ``reset_parameters``."""
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: nn.Module, skeleton: nn.Module) -> None:
         params, self.param_aliases = named_tensors(module, "_parameters")
         self.leaves = {k: (p.shape, p.dtype, p.device) for k, p in params.items()}
         self.integers = {k: p for k, p in params.items() if not is_float(p)}  # no NaN to mark these: kept
         self.buffers, self.buffer_aliases = named_tensors(module, "_buffers")
-        self.skeleton = emptied(module)
+        self.skeleton = skeleton
 
     def __call__(self) -> nn.Module:
         module = copy.deepcopy(self.skeleton)
@@ -289,27 +344,6 @@ class _Redraw:
         return module
 
 
-def _materialise(module: nn.Module, example: tuple[Any, ...] | None) -> None:
-    """Give a lazy module its shapes by one call in evaluation mode."""
-    lazy = _lazy_leaves(module)
-    if not lazy:
-        return
-    if example is None:
-        raise StructureError(f"build: the lazy leaves {lazy} have no shapes yet; give example= one agent's input")
-    training = module.training
-    with torch.no_grad():
-        module.eval()(*example)
-    module.train(training)
-    lazy = _lazy_leaves(module)
-    if lazy:
-        raise StructureError(f"build: the lazy leaves {lazy} got no shapes from example=: the forward leaves them out")
-
-
-def _lazy_leaves(module: nn.Module) -> list[str]:
-    kinds = (UninitializedParameter, UninitializedBuffer)
-    return [k for k, t in (*module.named_parameters(), *module.named_buffers()) if isinstance(t, kinds)]
-
-
 def _why_not_vmap(name: str, part: nn.Module) -> str:
     """Why ``torch.func.vmap`` cannot run a module with this part, or runs it wrongly; or nothing."""
     kind = type(part).__name__
@@ -323,6 +357,12 @@ def _why_not_vmap(name: str, part: nn.Module) -> str:
 
 def _renorms(part: nn.Module) -> bool:
     return isinstance(part, (nn.Embedding, nn.EmbeddingBag)) and part.max_norm is not None
+
+
+def _unruled(part: nn.Module) -> bool:
+    if isinstance(part, (nn.GRUCell, nn.RNNCell, nn.Bilinear, _WeightNorm)):
+        return True
+    return any(isinstance(hook, WeightNorm) for hook in part._forward_pre_hooks.values())
 
 
 def _same(a: Tensor, b: Tensor | None) -> bool:

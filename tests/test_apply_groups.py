@@ -53,7 +53,7 @@ def gated() -> dict[str, Any]:
     return {
         "params": {group: init_params(net, key(i)) for i, (group, net) in enumerate(GATED.items())},
         "inputs": {group: (INPUTS[group], hidden[group]) for group in GATED},
-        "state": {group: init_state(net) for group, net in GATED.items()},
+        "state": {group: {k: b + 1 for k, b in init_state(net).items()} for group, net in GATED.items()},
         "kwargs": {group: {"gain": hidden[group] * (2 + i)} for i, group in enumerate(GATED)},
     }
 
@@ -104,6 +104,7 @@ def test_groups_draw_apart_and_a_new_last_group_changes_nothing() -> None:
     assert torch.equal(two["a"], three["a"])
     assert torch.equal(two["b"], three["b"])
     assert torch.equal(two["a"], apply(net, {}, x, key=fold_in(5, 0), train=True))
+    assert torch.equal(apply_groups({"a": net}, {"a": {}}, {"a": x}, key=5)["a"], x)  # in evaluation by default
 
 
 class Pair(NamedTuple):

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._dynamo.exc import Unsupported
 from torch.func import grad
 
 import functional_marl as fm
@@ -179,6 +180,109 @@ def test_errors_are_the_same_when_compiled() -> None:
     compiled = torch.compile(s.call, backend="aot_eager")
     with pytest.raises(fm.StructureError, match=r"params\['0.weight'\]: missing"):
         compiled({k: v for k, v in s.params.items() if k != "0.weight"}, s.inputs, s.extra)
+
+
+class Dropping(nn.Module):
+    """No plan, and a dropout that can be none."""
+
+    def __init__(self, p: float = 0.5) -> None:
+        super().__init__()
+        self.first, self.p = nn.Linear(4, 40), p
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.tanh(self.first(x))
+        return nn.functional.dropout(y, self.p, self.training) if self.p else y
+
+
+def alike(p: float, randomness: Any = "same") -> tuple[fm.Network, Params, Tensor]:
+    """All agents have equal parameters and inputs: what differs was drawn."""
+    net = fm.network(lambda: Dropping(p), N, randomness=randomness, strategy="loop")
+    params = fm.init_params(net.replace(sharing="shared"), 0)
+    return (
+        net,
+        {k: v.expand(N, *v.shape[1:]).clone() for k, v in params.items()},
+        numbers(2, 1, 4).float().expand(2, N, 4),
+    )
+
+
+@pytest.mark.parametrize(("p", "train"), [(0.5, False), (0.0, True)])
+def test_a_loop_without_draws_compiles_under_same(p: float, train: bool) -> None:
+    net, params, x = alike(p)
+    compiled = torch.compile(lambda p, x: fm.apply(net, p, x, train=train), fullgraph=True, backend="aot_eager")
+    same(compiled(params, x), fm.apply(net, params, x), 1e-6, 1e-6)
+
+
+def test_a_loop_that_draws_is_no_graph_under_same_and_an_answer_all_the_same() -> None:
+    net, params, x = alike(0.5)
+    call = lambda p, x: fm.apply(net, p, x, train=True)
+    with pytest.raises(Unsupported, match=r'randomness="same": a traced loop .*give apply a key='):
+        torch.compile(call, fullgraph=True, backend="aot_eager")(params, x)
+    torch.compiler.reset()
+    y = torch.compile(call, backend="aot_eager")(params, x)
+    assert torch.equal(y[:, 0], y[:, 1])
+    assert bool((y == 0).any())
+    keyed = torch.compile(lambda p, x: fm.apply(net, p, x, key=3, train=True), fullgraph=True, backend="aot_eager")
+    same(keyed(params, x), fm.apply(net, params, x, key=3, train=True), 1e-6, 1e-6)
+
+
+def test_a_compiled_loop_draws_nothing_under_error() -> None:
+    net, params, x = alike(0.5, "error")
+    with pytest.raises(Unsupported, match="Observed exception"):
+        torch.compile(lambda p, x: fm.apply(net, p, x, train=True), fullgraph=True, backend="aot_eager")(params, x)
+
+
+class Broken(nn.Module):
+    """Its graph breaks before the statistics are taken."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        torch._dynamo.graph_break()
+        return self.norm(x)
+
+
+@pytest.mark.parametrize("strategy", ["auto", "loop", "vmap"])
+@pytest.mark.parametrize("build", [lambda: nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4)), Broken])
+def test_statistics_are_not_lost_in_a_graph(build: Any, strategy: Any) -> None:
+    net = fm.network(build, N, strategy=strategy)
+    params, x = fm.init_params(net, 0), numbers(8, N, 4).float()
+    with pytest.raises(fm.StructureError, match=r"changed its buffers .*running_mean.*mutable=True"):
+        torch.compile(lambda p, x: fm.apply(net, p, x, train=True), backend="aot_eager")(params, x)
+    if build is not Broken:
+        with pytest.raises(Unsupported, match="Observed exception"):
+            torch.compile(lambda p, x: fm.apply(net, p, x, train=True), fullgraph=True, backend="aot_eager")(params, x)
+
+
+def test_frozen_statistics_are_none() -> None:
+    class Frozen(nn.BatchNorm1d):
+        def train(self, mode: bool = True) -> Frozen:
+            return super().train(False)
+
+    net = fm.network(lambda: Frozen(4), N)
+    params, x = fm.init_params(net, 0), numbers(8, N, 4).float()
+    compiled = torch.compile(lambda p, x: fm.apply(net, p, x, train=True), fullgraph=True, backend="aot_eager")
+    same(compiled(params, x), fm.apply(net, params, x), 1e-5, 1e-5)
+
+
+class Remembering(nn.Module):
+    """No plan, and a cell for which torch's vmap has no rule; warnings are errors here."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cell, self.pairs = nn.GRUCell(4, 3), nn.Bilinear(3, 3, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.cell(torch.sin(x))
+        return self.pairs(h, h)
+
+
+def test_compile_without_warnings_of_missing_rules() -> None:
+    net = fm.network(Remembering, N)
+    params, x = fm.init_params(net, 0), numbers(2, N, 4).float()
+    compiled = torch.compile(lambda p, x: fm.apply(net, p, x), fullgraph=True, backend="aot_eager")
+    same(compiled(params, x), fm.apply(net.replace(strategy="loop"), params, x), 1e-5, 1e-5)
 
 
 def test_subject_is_what_it_says() -> None:

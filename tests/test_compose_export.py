@@ -136,6 +136,45 @@ def test_make_fx(mode: Any, slots: tuple[int, ...]) -> None:
     same(fm.apply(net, params, x), by_hand(net, params, x))
 
 
+class Called(nn.Module):
+    def __init__(self, call: Any) -> None:
+        super().__init__()
+        self.call = call
+
+    def forward(self, x: Tensor) -> Any:
+        return self.call(x)
+
+
+class Passes(nn.Module):
+    def forward(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return y, x, x * y
+
+
+@pytest.mark.filterwarnings("ignore:While compiling, we found certain side effects:UserWarning")
+@pytest.mark.parametrize("dim", [0, 1, 2])
+@pytest.mark.parametrize("strict", [True, False])
+def test_inputs_may_be_outputs(strict: bool, dim: int) -> None:
+    net = fm.network(Passes, N, agent_dim=dim, strategy="vmap")
+    x = numbers(*(N if k == dim else 2 + k for k in range(3)))
+    program = torch.export.export(Called(lambda x: fm.apply(net, {}, x, 2 * x)), (x,), strict=strict)
+    same(program.module()(x), (2 * x, x, 2 * x * x))
+
+
+def test_a_traced_loop_draws_nothing_under_same() -> None:
+    """Each agent's draw would be a node of its own."""
+    x = torch.ones(2, N, 4)
+    for build in (lambda: nn.Dropout(0.5), lambda: nn.Softsign()):
+        net = fm.network(build, N, randomness="same", strategy="loop")
+        module = Called(lambda x, net=net: fm.apply(net, {}, x, train=True))
+        if build().__class__ is nn.Softsign:
+            same(torch.export.export(module, (x,), strict=False).module()(x), x / 2)
+            continue
+        with pytest.raises(fm.RandomnessError, match=r'randomness="same": a traced loop .*give apply a key='):
+            torch.export.export(module, (x,), strict=False)
+        with pytest.raises(fm.RandomnessError, match=r'randomness="same": a traced loop .*give apply a key='):
+            make_fx(module)(x)
+
+
 def test_inference_mode_leaves_nothing_behind() -> None:
     net, params, x = clusters(2, 1, 3, 1, 0)
     with torch.inference_mode():

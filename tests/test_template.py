@@ -313,3 +313,14 @@ def test_random_buffers_need_a_key_and_constant_ones_do_not() -> None:
     assert same(state, fm.init_state(net, fm.key(5)))
     expected = torch.stack([x[:, i] * state["noise"][s] + state["noise"][s] for i, s in enumerate([0, 0, 1])], 1)
     assert torch.equal(fm.apply(net, {}, x, state=state), expected)
+
+
+def test_plain_tensors_stay_outside_of_a_transform_in_which_the_first_call_runs() -> None:
+    """Each thread copies the module at its first call, and torch wraps what is made inside of ``torch.func.grad``."""
+    build = partial(Writes, lambda m, x: m.linear(x) * m.mask, mask=torch.tensor([1.0, 0, 2, 1]))
+    net = fm.network(build, N, strategy="vmap")
+    params, x = fm.init_params(net, 0), numbers(5, N, 4)
+    torch.func.grad(lambda given: fm.apply(net, given, x).sum())(params)
+    for train in (False, True):
+        mask: Any = net.template.skeleton(train).module.mask
+        assert not torch._C._functorch.is_functorch_wrapped_tensor(mask)  # pyright: ignore

@@ -7,9 +7,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
-from functional_marl.errors import StructureError
+from functional_marl.errors import RandomnessError, StructureError
 from functional_marl.evaluate.call import Call, Result
+from functional_marl.evaluate.draws import rng_states, set_rng_states
 from functional_marl.modes import Guard, run_keyed
 from functional_marl.skeleton import written
 from functional_marl.trees import Tree, flatten, leaf_names
@@ -21,14 +23,34 @@ _PLAIN = (bool, int, float, complex, str, bytes, enum.Enum, torch.dtype, torch.d
 
 def evaluate_loop(call: Call) -> Result:
     """Agent ``i`` computes ``module(params[leaf][slot[leaf][i]], x_i)``, one after the other."""
+    if call.key is None and call.net.randomness != "different" and _traced():
+        try:
+            return _loop(call, drawless=True)
+        except RandomnessError:
+            if call.net.randomness == "error":
+                raise
+            if not torch.compiler.is_dynamo_compiling():
+                raise RandomnessError(_NOT_TRACED) from None
+        torch._dynamo.graph_break(msg=_NOT_TRACED)
+    return _loop(call)
+
+
+_NOT_TRACED = (
+    'randomness="same": a traced loop over agents cannot draw the same for each of them from the global generator; '
+    "give apply a key="
+)
+
+
+def _loop(call: Call, drawless: bool = False) -> Result:
     outputs: list[Tree] = []
     buffers: list[dict[str, Tensor]] = []
-    start = _rng_states(call) if call.key is None and call.net.randomness == "same" else None
+    alike = call.key is None and call.net.randomness == "same" and not drawless
+    start = rng_states((*call.inputs.leaves, *call.params.values())) if alike else None
     for agent in range(call.net.n_agents):
         if start is not None:
-            _restore(start)
+            set_rng_states(start)
         try:
-            output, after = _one_agent(call, agent)
+            output, after = _one_agent(call, agent, drawless)
         except Exception as error:
             if not torch.compiler.is_dynamo_compiling():
                 error.add_note(f"functional_marl: while evaluating agent {agent} of {call.net.n_agents}")
@@ -39,7 +61,7 @@ def evaluate_loop(call: Call) -> Result:
     return Result(_stack_outputs(outputs), state)
 
 
-def _one_agent(call: Call, agent: int) -> tuple[Tree, dict[str, Tensor]]:
+def _one_agent(call: Call, agent: int, drawless: bool) -> tuple[Tree, dict[str, Tensor]]:
     net = call.net
     params = {name: leaf[net.sharing[name][agent]] for name, leaf in call.params.items()}
     before = {name: leaf[net.state_sharing[name][agent]].clone() for name, leaf in call.state.items()}
@@ -52,7 +74,9 @@ def _one_agent(call: Call, agent: int) -> tuple[Tree, dict[str, Tensor]]:
     if call.key is not None:
         stream = agent if net.randomness == "different" else 0
         output = run_keyed(run, call.key, stream, net.randomness == "error")
-    elif net.randomness == "error" and not torch.compiler.is_dynamo_compiling():
+    elif drawless:
+        output = run_keyed(run, torch.empty(0), 0, True)
+    elif net.randomness == "error":
         with Guard('randomness="error" forbids it; choose "same" or "different", or train=False'):
             output = run()
     else:
@@ -63,6 +87,13 @@ def _one_agent(call: Call, agent: int) -> tuple[Tree, dict[str, Tensor]]:
         if changed:
             raise StructureError(buffers_changed(changed))
     return output, after
+
+
+def _traced() -> bool:
+    """Whether a tracer records the call: it sees each draw, and no generator that is put back between them."""
+    if torch.compiler.is_dynamo_compiling():
+        return True
+    return torch._C._len_torch_dispatch_stack() > 0 and get_proxy_mode() is not None
 
 
 def buffers_changed(names: list[str]) -> str:
@@ -99,18 +130,3 @@ def _stack_outputs(outputs: list[Tree]) -> Tree:
             raise StructureError(f"outputs: agents return different shapes or values: {shapes}")
         stacked.append(torch.stack(column) if isinstance(column[0], Tensor) else column[0])
     return rebuild[0](stacked)
-
-
-def _rng_states(call: Call) -> dict[torch.device, Tensor]:
-    """The states of the global generators that the module may draw from."""
-    devices = {leaf.device for leaf in call.inputs.leaves if isinstance(leaf, Tensor)} | {torch.device("cpu")}
-    states = {torch.device("cpu"): torch.get_rng_state()}
-    return states | {d: torch.cuda.get_rng_state(d) for d in devices if d.type == "cuda"}
-
-
-def _restore(states: dict[torch.device, Tensor]) -> None:
-    for device, state in states.items():
-        if device.type == "cpu":
-            torch.set_rng_state(state)
-        else:
-            torch.cuda.set_rng_state(state, device)

@@ -3,108 +3,166 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import threading
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.func import vmap
 
-from functional_marl.errors import StructureError
+from functional_marl.errors import RandomnessError, StructureError
 from functional_marl.evaluate.call import Call, Result
 from functional_marl.evaluate.loop import buffers_changed, plain
+from functional_marl.evaluate.rules import Rules
 from functional_marl.lowering import gather_slots
 from functional_marl.modes import run_keyed
 from functional_marl.sharing import Sharing
 from functional_marl.skeleton import written
 from functional_marl.trees import Tree, flatten
 
-try:
-    import torch._functorch.vmap as _functorch_vmap
+try:  # what vmap itself calls is private; without it the public function serves
+    from torch._functorch.predispatch import lazy_load_decompositions
 
-    _primitives: Any = _functorch_vmap
-    for _name in ("_add_batch_dim", "_remove_batch_dim", "lazy_load_decompositions", "vmap_increment_nesting"):
-        getattr(_primitives, _name)
+    primitives: Any = torch._C._functorch  # pyright: ignore[reportAttributeAccessIssue]
+    for _name in ("add_batch_dim", "remove_batch_dim", "vmap_increment_nesting", "vmap_decrement_nesting"):
+        getattr(primitives, f"_{_name}")
+    primitives.maybe_get_level  # noqa: B018
+    load: Any = functools.cache(lazy_load_decompositions)
 except (ImportError, AttributeError):  # pragma: no cover
-    _primitives = None
+    primitives = None
+    load = None
 
-__all__ = ["evaluate_vmap"]
+__all__ = ["ANSWERS", "FAILURES", "evaluate_vmap", "primitives", "quiet"]
+
+# What torch raises where it has no batching rule, or where a module does not get what it needs.
+FAILURES = (RuntimeError, ValueError, NotImplementedError, IndexError)
+# Of these, what is an answer and no failure of this way.
+ANSWERS = (StructureError, RandomnessError, torch.OutOfMemoryError)
 
 
 def evaluate_vmap(call: Call) -> Result:
     """All agents in one mapped call.
 
     What agents share goes in unmapped, so that a centralized network with shared parameters is evaluated
-    once and its output expanded; where a random draw tells agents apart, vmap maps from there on. The
-    agents' indices are always mapped, for there must be something to map over.
+    once and its output expanded; where a random draw tells agents apart, vmap maps from there on.
     """
-    net, train, mutable = call.net, call.train, call.mutable
-    names, leaves, dims = list(call.params), call.inputs.leaves, call.inputs.dims
-    params, param_dims = _mapped(call.params, net.sharing)
-    # In training buffers change apart, so each agent needs its own.
-    state, state_dims = _mapped(call.state, net.state_sharing, every=train or mutable)
-    tensors = [k for k, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
+    net, key, train, mutable, inputs = call.net, call.key, call.train, call.mutable, call.inputs
+    tensors, dims = _mapped(call.params, net.sharing)
+    first_buffer = len(tensors)
+    if call.state:  # in training buffers change apart, so each agent needs its own
+        state, state_dims = _mapped(call.state, net.state_sharing, every=train or mutable)
+        tensors += [buffer.clone() for buffer in state]
+        dims += state_dims
+    first_input = len(tensors)
+    places = [k for k, leaf in enumerate(inputs.leaves) if isinstance(leaf, Tensor)]
+    tensors += [inputs.leaves[k].clone() for k in places]  # the module may write into its input
+    dims += [inputs.dims[k] for k in places]
+    unruled = net.template.unruled()
+    apart = key is not None and net.randomness == "different"
+    if apart:
+        tensors.append(torch.arange(net.n_agents, device=_device(call)))
+        dims.append(0)
     rebuild_output: list[Callable[[Sequence[Any]], Tree]] = []
     constants: list[Any] = []
     changed: list[str] = []
 
-    def one_agent(agent: Tensor, *mine: Tensor) -> list[Tensor]:
-        values, rest = mine[: len(names)], mine[len(names) :]
-        buffers, xs = rest[: len(call.state)], rest[len(call.state) :]
-        seen = list(leaves)
-        for k, x in zip(tensors, xs, strict=True):
-            seen[k] = x.clone()  # the module may write into its input
-        args, kwargs = call.inputs.rebuild(seen)
-        own = dict(zip(names, values, strict=True))
-        before = {name: buffer.clone() for name, buffer in zip(call.state, buffers, strict=True)}
+    def one_agent(*mine: Tensor) -> list[Tensor]:
+        seen = list(inputs.leaves)
+        for k, x in zip(places, mine[first_input : first_input + len(places)], strict=True):
+            seen[k] = x
+        args, kwargs = inputs.rebuild(seen)
+        own = dict(zip(call.params, mine[:first_buffer], strict=True))
+        before = dict(zip(call.state, mine[first_buffer:first_input], strict=True))
         after = dict(before)
 
         def run() -> Any:
             return net.template.call(own, after, args, kwargs, train)
 
-        if call.key is None:
-            output = run()
-        else:
-            stream = agent if net.randomness == "different" else 0
-            output = run_keyed(run, call.key, stream, net.randomness == "error")
+        with Rules() if unruled else contextlib.nullcontext():
+            output = run() if key is None else run_keyed(run, key, mine[-1] if apart else 0, net.randomness == "error")
         if not mutable:
-            changed.extend(n for n, b in before.items() if after[n] is not b or written(b))
+            changed.extend(name for name, buffer in before.items() if after[name] is not buffer or written(buffer))
+        if isinstance(output, Tensor):  # spares 2 us of trees
+            return [output, *after.values()] if mutable else [output]
         out_leaves, rebuild = flatten(output)
         rebuild_output.append(rebuild)
         constants.extend(None if isinstance(leaf, Tensor) else plain(leaf) for leaf in out_leaves)
         mapped = [leaf for leaf in out_leaves if isinstance(leaf, Tensor)]
         return mapped + list(after.values()) if mutable else mapped
 
-    index = torch.arange(net.n_agents, device=_device(call))
-    xs = [leaves[k] for k in tensors]
-    in_dims = [0, *param_dims, *state_dims, *(dims[k] for k in tensors)]
-    with _without_fallback_warning():
-        results = _map(one_agent, net.n_agents, net.randomness, [index, *params, *state, *xs], in_dims)
+    results = _map(one_agent, net.n_agents, net.randomness, tensors, dims)
     if changed:
         raise StructureError(buffers_changed(list(dict.fromkeys(changed))))
+    if not rebuild_output:
+        return Result(results[0], dict(zip(call.state, results[1:], strict=True)) if mutable else {})
     ready = iter(results)
     outputs = rebuild_output[0]([next(ready) if constant is None else constant for constant in constants])
     return Result(outputs, dict(zip(call.state, ready, strict=True)) if mutable else {})
 
 
+_functorch: Any = torch._C._functorch  # pyright: ignore[reportAttributeAccessIssue]
+
+
+class _Quiet:
+    """Leaves out torch's warning at each call of an op that has no batching rule.
+
+    torch has one flag for the whole process, and it can only be written: it goes back to torch's default,
+    on, when the last call that is under way has ended.
+    """
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.under_way = 0
+
+    def __enter__(self) -> None:
+        with self.lock:
+            self.under_way += 1
+            _functorch._set_vmap_fallback_warning_enabled(False)
+
+    def __exit__(self, *exception: object) -> None:
+        with self.lock:
+            self.under_way -= 1
+            if self.under_way == 0:
+                _functorch._set_vmap_fallback_warning_enabled(True)
+
+
+quiet = _Quiet()
+
+
 def _map(
     function: Callable[..., list[Tensor]], n: int, randomness: Any, tensors: list[Tensor], dims: list[int | None]
 ) -> list[Tensor]:
-    """``torch.func.vmap`` of a function of tensors to a list of tensors, ``[n, ...]`` each.
+    """``torch.func.vmap`` of a function of tensors to a list of tensors, ``[n, ...]`` each, without its warning."""
+    if torch.compiler.is_dynamo_compiling():
+        return _traceable(function, n, randomness, tensors, dims)
+    with quiet:
+        if primitives is None or torch.compiler.is_compiling():
+            return _traceable(function, n, randomness, tensors, dims)
+        # Public vmap flattens trees and checks for 129 us a call; what it calls itself takes 5 us.
+        load()
+        add, remove = primitives._add_batch_dim, primitives._remove_batch_dim
+        level = primitives._vmap_increment_nesting(n, randomness)
+        try:
+            outputs = function(*[t if d is None else add(t, d, level) for t, d in zip(tensors, dims, strict=True)])
+            return [remove(output, level, n, 0) for output in outputs]
+        finally:
+            primitives._vmap_decrement_nesting()
 
-    Public vmap flattens trees and checks for 129 us a call; its own primitives take 7 us. They are private,
-    so that without them, and where a tracer expects the public function, that serves.
+
+def _traceable(
+    function: Callable[..., list[Tensor]], n: int, randomness: Any, tensors: list[Tensor], dims: list[int | None]
+) -> list[Tensor]:
+    """The same by the public function, as tracers expect it.
+
+    Everything is mapped at axis 0, for torch.export loses the others where an input is an output; and
+    something is mapped in any case, for public vmap insists.
     """
-    if _primitives is None or torch.compiler.is_compiling():
-        return list(vmap(function, in_dims=tuple(dims), randomness=randomness)(*tensors))
-    _primitives.lazy_load_decompositions()
-    with _primitives.vmap_increment_nesting(n, randomness) as level:
-        mapped = [
-            tensor if dim is None else _primitives._add_batch_dim(tensor, dim, level)
-            for tensor, dim in zip(tensors, dims, strict=True)
-        ]
-        return [_primitives._remove_batch_dim(out, level, n, 0) for out in function(*mapped)]
+    front = [t if d is None else t.movedim(d, 0) for t, d in zip(tensors, dims, strict=True)]
+    index = torch.arange(n, device=front[0].device if front else None)
+    in_dims = (*(None if d is None else 0 for d in dims), 0)
+    return list(vmap(lambda *mine: function(*mine[:-1]), in_dims=in_dims, randomness=randomness)(*front, index))
 
 
 def _mapped(leaves: dict[str, Tensor], slots: Any, every: bool = False) -> tuple[list[Tensor], list[int | None]]:
@@ -124,30 +182,3 @@ def _device(call: Call) -> torch.device:
         if isinstance(leaf, Tensor):
             return leaf.device
     return torch.device("cpu")
-
-
-_functorch: Any = torch._C._functorch  # pyright: ignore[reportAttributeAccessIssue]
-_lock = threading.Lock()
-_under_way = [0]
-
-
-@contextlib.contextmanager
-def _without_fallback_warning() -> Generator[None]:
-    """Leave out torch's warning at each call that an op has no batching rule.
-
-    The flag is the process's and can only be written: it goes back to torch's default, on, when the
-    last call that is under way has ended.
-    """
-    if torch.compiler.is_dynamo_compiling():
-        yield
-        return
-    with _lock:
-        _under_way[0] += 1
-        _functorch._set_vmap_fallback_warning_enabled(False)
-    try:
-        yield
-    finally:
-        with _lock:
-            _under_way[0] -= 1
-            if _under_way[0] == 0:
-                _functorch._set_vmap_fallback_warning_enabled(True)

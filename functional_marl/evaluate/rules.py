@@ -1,0 +1,62 @@
+"""Batching rules that torch lacks: operations written in others that vmap knows.
+
+Where it has no rule vmap runs the operation once a row, and warns. The warning cannot be kept back while
+``torch.compile`` traces, and a traced loop is no way out: against vmap of a network with a GRUCell, compiled, it
+takes 0.7 of the time at 3 agents, but 1.4 at 16. Dynamo does not ask function modes about
+``torch._weight_norm``: compiled, that one still warns, as embedding bags and fractional pooling do, which have no
+rule here.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import linear
+from torch.overrides import TorchFunctionMode
+
+__all__ = ["Rules"]
+
+
+def _gru_cell(x: Tensor, h: Tensor, w_x: Tensor, w_h: Tensor, b_x: Tensor | None = None, b_h: Any = None) -> Tensor:
+    reset_x, update_x, new_x = linear(x, w_x, b_x).chunk(3, -1)
+    reset_h, update_h, new_h = linear(h, w_h, b_h).chunk(3, -1)
+    new = torch.tanh(new_x + torch.sigmoid(reset_x + reset_h) * new_h)
+    return new + torch.sigmoid(update_x + update_h) * (h - new)
+
+
+def _rnn_cell(
+    act: Any, x: Tensor, h: Tensor, w_x: Tensor, w_h: Tensor, b_x: Tensor | None = None, b_h: Tensor | None = None
+) -> Tensor:
+    return act(linear(x, w_x, b_x) + linear(h, w_h, b_h))
+
+
+def _bilinear(x: Tensor, y: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    out = torch.einsum("...i,oij,...j->...o", x, weight, y)
+    return out if bias is None else out + bias
+
+
+def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
+    others = [axis for axis in range(v.ndim) if dim == -1 or axis != dim % v.ndim]
+    return v * (g / (torch.linalg.vector_norm(v, dim=others, keepdim=dim != -1) if others else v.abs()))
+
+
+_RULES: dict[Any, Any] = {
+    torch.gru_cell: _gru_cell,
+    torch.rnn_tanh_cell: functools.partial(_rnn_cell, torch.tanh),
+    torch.rnn_relu_cell: functools.partial(_rnn_cell, torch.relu),
+    torch.bilinear: _bilinear,
+    torch._weight_norm: _weight_norm,  # pyright: ignore[reportPrivateImportUsage]
+}
+
+
+class Rules(TorchFunctionMode):
+    """Takes the rule where there is one; local to the thread."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Run the function, by its rule if it has one."""
+        return _RULES.get(func, func)(*args, **(kwargs or {}))
