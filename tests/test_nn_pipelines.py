@@ -1,13 +1,17 @@
-"""The reference page's example as printed, and the facade in torchrl's collectors."""
+"""The reference page's example as printed, the facade in torchrl's collectors, under FSDP2 and inductor."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
+
+from tests.facade_cases import OURS, mlp, stored
 
 _EXAMPLE = """
 >>> from functional_marl.nn import MultiAgentMLP
@@ -94,3 +98,110 @@ def test_multi_process_collection(tmp_path: Path) -> None:
     script.write_text(_COLLECT)
     run = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=150)
     assert "collected" in run.stdout, run.stderr
+
+
+_FSDP = """
+import sys, warnings, torch, torch.distributed as dist, torch.multiprocessing as mp
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
+from functional_marl.nn import MultiAgentMLP
+
+warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view")  # a word about in-place writes
+
+def make(td, share):
+    torch.manual_seed(0)
+    return MultiAgentMLP(6, 2, 3, centralized=False, share_params=share, depth=1, use_td_params=td)
+
+def same(sharded, whole, what):
+    whole = dict(whole)
+    for name, leaf in sharded:
+        assert isinstance(leaf, DTensor), (what, name)  # this process holds its part and no more
+        torch.testing.assert_close(leaf.full_tensor(), whole[name], msg=lambda text: f"{what} {name}: {text}")
+
+def flat(td):
+    return td.flatten_keys(".").items()
+
+def check(mesh, td, share):
+    net, plain = make(td, share), make(td, share)
+    fully_shard(net, mesh=mesh)
+    same(net.named_parameters(), plain.named_parameters(), "sharded")
+    same(flat(net.params), flat(plain.params), "params")
+    optimizers = [torch.optim.Adam(m.parameters(), 0.1) for m in (net, plain)]
+    data = torch.randn(2, 4, 3, 6, generator=torch.Generator().manual_seed(1))  # [process, batch, agent, feature]
+    for _ in range(2):
+        mine = net(data[dist.get_rank()])
+        torch.testing.assert_close(mine, plain(data[dist.get_rank()]))
+        mine.square().mean().backward()
+        plain(data).square().mean().backward()  # the mean over processes is the mean over their batches
+        slopes = [[(k, p.grad) for k, p in m.named_parameters()] for m in (net, plain)]
+        same(*slopes, "grad")
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+    same(net.state_dict().items(), plain.state_dict().items(), "state_dict")
+    same(flat(net.params), flat(plain.params), "params after a step")
+    fresh = make(td, share)
+    fresh.reset_parameters()
+    fully_shard(fresh, mesh=mesh)
+    fresh.load_state_dict(net.state_dict())
+    torch.testing.assert_close(fresh(data[0]), plain(data[0]))
+
+def work(rank, file):
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=2)
+    mesh = dist.init_device_mesh("cpu", (2,))
+    for td in (True, False):
+        for share in (True, False, [0, 0, 1]):
+            check(mesh, td, share)
+    dist.barrier()
+    dist.destroy_process_group()
+
+if __name__ == "__main__":
+    mp.spawn(work, (sys.argv[1],), 2)
+    print("as unsharded")
+"""
+
+
+def test_fsdp2_on_two_gloo_processes(tmp_path: Path) -> None:
+    """Sharded over agents and unsharded: outputs, gradients, two steps of Adam, checkpoints."""
+    script = tmp_path / "fsdp.py"
+    script.write_text(_FSDP)
+    run = subprocess.run(
+        [sys.executable, str(script), str(tmp_path / "store")], capture_output=True, text=True, timeout=100
+    )
+    assert "as unsharded" in run.stdout, run.stderr
+
+
+@pytest.fixture
+def fresh_compiler() -> Iterator[None]:
+    torch.compiler.reset()
+    yield
+    torch.compiler.reset()
+
+
+# inductor imports what torch itself deprecates
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
+@stored
+@pytest.mark.usefixtures("fresh_compiler")
+@pytest.mark.parametrize(
+    ("share", "centralized"), [(True, True), (False, False), ([0, 0, 1], False)], ids=["shared", "independent", "mixed"]
+)
+def test_inductor_fullgraph(td: bool, share: Any, centralized: bool) -> None:
+    net = mlp(OURS, use_td_params=td, share_params=share, centralized=centralized)
+    x = torch.randn(4, 3, 6, generator=torch.Generator().manual_seed(0))
+
+    def run(call: Any) -> list[torch.Tensor]:
+        net.zero_grad()
+        given = x.clone().requires_grad_()
+        y = call(given)
+        y.square().sum().backward()
+        return [y, *(leaf.grad.clone() for leaf in (given, *net.parameters()) if leaf.grad is not None)]
+
+    compiled = torch.compile(net, fullgraph=True)
+    wanted = run(net)
+    assert len(wanted) == 2 + len(list(net.parameters()))
+    torch.testing.assert_close(run(compiled), wanted)
+    with torch.no_grad():
+        for p in net.parameters():  # the graph holds no numbers
+            p.mul_(2)
+    torch.testing.assert_close(run(compiled), run(net))

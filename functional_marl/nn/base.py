@@ -108,16 +108,18 @@ class MultiAgentNetBase(Registered):
         n_slots = n_agents if self.share_params is False else 1
         if not isinstance(self.share_params, bool):
             n_slots = 0  # known when the leaves are
-        first, layout, slots = drawing.draw(
+        first, layout, rows = drawing.draw(
             self._build_one, n_slots or 1, hasattr(type(self)._build_single_net, "repeatable")
         )
         self._layout = layout
         self._sharing = self._slot_maps()
         if not n_slots:
             count = max((s.n_slots for s in self._sharing.values()), default=1)
-            slots += [storage.take(self._build_one(), layout) for _ in range(count - 1)]
-        self.initialized = not any(map(is_lazy, slots[0].values()))
-        leaves = {name: self._stored(name, [slot[name] for slot in slots]) for name in slots[0]}
+            slots = [storage.take(self._build_one(), layout) for _ in range(count - 1)]
+            rows = {name: [row[0], *(slot[name] for slot in slots)] for name, row in rows.items()}
+        likes = storage.take(first, layout)
+        self.initialized = not any(map(is_lazy, likes.values()))
+        leaves = {name: self._stored(name, like, rows[name]) for name, like in likes.items()}
         self._register(first, leaves)
         self._prepare()
 
@@ -146,8 +148,7 @@ class MultiAgentNetBase(Registered):
         self._hooked = self._has_hooks()
         self._watch = Watch(self._empty_net, self._layout.names)
         if "params" in self._modules:
-            td = cast(Params, self._modules["params"])
-            self._known: list[Any] = [td.__dict__["_param_td"], {**td._parameters, **td._buffers}]
+            self._known: list[Any] = [cast(Params, self._modules["params"]).__dict__["_param_td"]]
         if self.initialized:
             self._net = self._make_network()
 

@@ -19,7 +19,7 @@ from functional_marl.tape import Tape, record
 
 __all__ = ["draw", "materialise", "redraw", "reset"]
 
-_WORTH_A_TAPE = 6  # slots; recording builds three modules more
+_WORTH_A_TAPE = 16  # slots; recording costs some ten builds
 
 
 def reset(module: nn.Module) -> None:
@@ -32,25 +32,27 @@ def reset(module: nn.Module) -> None:
 
 def draw(
     build: Callable[[], nn.Module], n_slots: int, again: bool
-) -> tuple[nn.Module, Layout, list[dict[str, Tensor]]]:
-    """The first slot's module, its layout, and the leaves of every slot, as building each in order gives.
+) -> tuple[nn.Module, Layout, dict[str, list[Tensor] | Tensor]]:
+    """The first slot's module, its layout, and every leaf's rows, as building each slot in order gives them.
 
     ``again`` says that ``build`` may be called more often than there are slots: then what it does to its
-    leaves is recorded, and played for the other slots in place of building them.
+    leaves is recorded, and played for the other slots in place of building them; the rows are then one tensor.
     """
     first = build()
     layout = Layout.of(first)
-    slots = [take(first, layout)]
-    tape = _tape(build) if again and n_slots >= _WORTH_A_TAPE and not any(map(is_lazy, slots[0].values())) else None
+    leaves = take(first, layout)
+    tape = _tape(build) if again and n_slots >= _WORTH_A_TAPE and not any(map(is_lazy, leaves.values())) else None
     if tape is None:
-        return first, layout, slots + [take(build(), layout) for _ in range(n_slots - 1)]
+        slots = [leaves, *(take(build(), layout) for _ in range(n_slots - 1))]
+        return first, layout, {name: [slot[name] for slot in slots] for name in leaves}
     with torch.no_grad():
-        stacked = {k: leaf.new_empty((n_slots - 1, *leaf.shape)) for k, leaf in slots[0].items()}
-        for slot in range(n_slots - 1):
-            rows = {k: leaf[slot] for k, leaf in stacked.items()}
-            tape.play(rows, None)
-            slots.append(rows)
-    return first, layout, slots
+        stacked = {name: leaf.new_empty((n_slots, *leaf.shape)) for name, leaf in leaves.items()}
+        slots = zip(*(leaf.unbind(0) for leaf in stacked.values()), strict=True)
+        for name, row in zip(leaves, next(slots), strict=True):
+            row.copy_(leaves[name])
+        for rows in slots:
+            tape.play(dict(zip(leaves, rows, strict=True)), None)
+    return first, layout, {**stacked}
 
 
 def _tape(build: Callable[[], nn.Module]) -> Tape | None:

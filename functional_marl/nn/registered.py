@@ -52,12 +52,15 @@ class Registered(nn.Module):
             spec = "shared" if spec else "independent"
         return resolve(spec, self.n_agents, names)
 
-    def _stored(self, name: str, rows: list[Tensor]) -> Any:
-        """The leaf as it is registered, from one row a slot."""
-        if self.share_params is True or is_lazy(rows[0]):
-            return storage.as_registered(rows[0], rows[0]) if is_lazy(rows[0]) else rows[0]
-        stacked = torch.stack([row.detach() for row in rows[: self._sharing[name].n_slots]])
-        return storage.as_registered(stacked, rows[0])
+    def _stored(self, name: str, like: Tensor, rows: list[Tensor] | Tensor) -> Any:
+        """The leaf as it is registered, from that of one agent and one row a slot."""
+        if is_lazy(like):
+            return storage.as_registered(like, like)
+        if self.share_params is True:
+            return like
+        if isinstance(rows, list):
+            rows = torch.stack([row.detach() for row in rows[: self._sharing[name].n_slots]])
+        return storage.as_registered(rows, like)
 
     def _register(self, one: nn.Module, leaves: dict[str, Any]) -> None:
         if self.use_td_params:
@@ -116,7 +119,12 @@ class Registered(nn.Module):
     def _one_agent(self, leaves: dict[str, Tensor], slot: int = 0) -> nn.Module:
         """A copy of the template that holds one slot's leaves; hooks are shared with the template."""
         hooks = [part.__dict__[name] for part in self._empty_net.modules() for name in HOOKS]
-        lost: dict[int, Any] = {id(t): None for t in (*self._empty_net.parameters(), *self._empty_net.buffers())}
+        held = (
+            *self._empty_net.parameters(),
+            *self._empty_net.buffers(),
+            *storage.take(self._empty_net, self._layout).values(),
+        )
+        lost: dict[int, Any] = {id(t): None for t in held}
         one = copy.deepcopy(self._empty_net, {**lost, **{id(hook): hook for hook in hooks}})
         rows: dict[str, Any] = {}
         for name, leaf in leaves.items():

@@ -122,6 +122,18 @@ class Params(TensorDictParams):
             return _Branch(self, item)
         return super().__getattr__(item)
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        """What takes a registered leaf's place for good, as FSDP2's shards do, takes it in the TensorDict too."""
+        before = self.__dict__.get("_parameters", {}).get(name)
+        if before is None or not isinstance(value, nn.Parameter):
+            super().__setattr__(name, value)
+            return
+        self._parameters[name] = value
+        inner, path = self.__dict__["_param_td"], tuple(name.split("."))
+        if inner.get(path) is before:  # else somebody's TensorDict is here for a while
+            inner.unlock_().set(path, value)
+            inner.lock_()
+
     def __deepcopy__(self, memo: dict[int, Any]) -> Params:
         leaves: dict[str, Any] = {**self._parameters, **self._buffers}
         inner: Any = self.__dict__["_param_td"]
@@ -185,8 +197,8 @@ class Params(TensorDictParams):
         """The parameters and buffers that a call is to use, by first name.
 
         ``TensorDict.to_module`` swaps the inner TensorDict, ``functional_call`` the registered tensors.
-        ``known`` remembers the inner TensorDict that was last seen to hold what is registered, and those
-        leaves: where the inner one is another by now, leaves that differ from them were swapped.
+        ``known`` remembers the inner TensorDict that was last seen to hold what is registered: where the
+        inner one is another by now, leaves that differ from that one's were swapped.
         """
         params, buffers = self._parameters, self._buffers
         inner = self.__dict__["_param_td"]
@@ -194,19 +206,21 @@ class Params(TensorDictParams):
             swapped = _swapped(inner, layout, known, {**params, **buffers})
             if swapped:
                 params, buffers = {**params, **swapped}, {**buffers, **swapped}
+        if not buffers and len(params) == len(layout.params):  # no ties: as they are registered, in that order
+            return params, {}  # pyright: ignore
         return {k: params[k] for k in layout.params}, {k: buffers[k] for k in layout.buffers}  # pyright: ignore
 
 
 def _swapped(inner: Any, layout: Layout, known: list[Any], registered: dict[str, Any]) -> dict[str, Any]:
     """The leaves of another inner TensorDict that are not those known to be registered."""
     out: dict[str, Any] = {}
-    originals: dict[str, Any] = known[1]
     for name in (*layout.params, *layout.buffers):
-        leaf = inner.get(tuple(name.split(".")))
-        if leaf is not originals.get(name) and leaf is not registered[name]:
+        path = tuple(name.split("."))
+        leaf = inner.get(path)
+        if leaf is not known[0].get(path) and leaf is not registered[name]:
             out[name] = leaf
     if not out and all(inner.get(tuple(k.split("."))) is registered[k] for k in (*layout.params, *layout.buffers)):
-        known[:] = [inner, {k: registered[k] for k in (*layout.params, *layout.buffers)}]
+        known[:] = [inner]
     return out
 
 
