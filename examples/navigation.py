@@ -5,6 +5,7 @@ three sharings of one and the same network: one slot for all ("shared"), one slo
 index in the input ("shared-ids"), and one slot each ("independent"). The first cannot do better than to
 wait between the goals; the other two reach them.
 
+    pip install -e ".[train]"  # once, at the top of the repository
     python examples/navigation.py
     python examples/navigation.py --agents 3 --sharing 0,0,1 --sharing independent --iterations 30
 

@@ -6,6 +6,7 @@ same observations and the same task, so one set of parameters serves all three (
 own ("independent"). Both groups learn at once, by PPO with pure functions. In the end trained and untrained
 groups meet each other: parameters are values, so they are put together at will.
 
+    pip install -e ".[train]"  # once, at the top of the repository
     python examples/pettingzoo_groups.py
     python examples/pettingzoo_groups.py --iterations 20 --seed 1
 

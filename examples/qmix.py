@@ -3,6 +3,7 @@
 Two agents share one network of action values, and ``QMixer`` makes the team's value of them, given the
 observations of both. The task pays the team as a whole.
 
+    pip install -e ".[train]"  # once, at the top of the repository
     python examples/qmix.py
 
 In ``--out`` (default ``runs/qmix``): ``curves.png`` and ``metrics.csv``. Ctrl-C ends early and keeps everything

@@ -9,6 +9,7 @@ Both libraries compute the same sums in another order. 450 updates an iteration 
 seventh digit to the surface: torchrl's own curve moves as far when its first weights are changed in that
 digit. With fewer updates, in double precision, the two curves are the same number for number.
 
+    pip install -e ".[train]"  # once, at the top of the repository
     python examples/torchrl_mappo.py
     python examples/torchrl_mappo.py --double --epochs 10 --iterations 3
     python examples/torchrl_mappo.py --share independent --library functional_marl

@@ -1,5 +1,6 @@
 """Every public function once, in an order that teaches. Run it, read it, change it.
 
+pip install -e ".[train]"  # once, at the top of the repository
 python examples/tour.py
 """
 
