@@ -1,150 +1,229 @@
-"""Ask released libraries for the laws of sharing; write what they break to ``findings/FINDINGS.md``.
+"""Ask released libraries for the laws of sharing; write what they break to ``findings/FINDINGS.md`` and the README.
 
-    python findings/run.py              # both parts, a few minutes
-    python findings/run.py --only torchrl
+    make findings                              # all, with the environments that it needs
+    make findings ARGS="--only torchrl"        # one library: printed, nothing is written
 
-BenchMARL 1.5.2 needs an older torchrl: it runs in an environment of its own (``--venv``, by default
-``.venv-findings``, which is made where it is missing). Law 51 (compilation) is left out: it takes minutes.
+Libraries whose requirements do not go together run in environments of their own, which the Makefile makes. Law 51
+(compilation) is left out: it takes minutes. The exit code is 1 where a finding has no second reading in
+``readings.py``, or a reading's finding does not reproduce.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import json
 import os
 import re
 import subprocess
 import sys
-import venv
 import warnings
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from readings import READINGS, TRIED, WITHDRAWN
+
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
-PINS = ["torch==2.13.0", "torchrl==0.11.1", "tensordict==0.11.0", "optree", "hydra-core", "tqdm"]
-WITHOUT_DEPENDENCIES = ["benchmarl==1.5.2"]
-PARTS = {"torchrl": "torchrl_cases", "benchmarl": "benchmarl_cases"}
+# library: its cases, and the environment that has it; None: this one
+PARTS: dict[str, tuple[str, str | None]] = {
+    "torchrl": ("torchrl_cases", None),
+    "benchmarl": ("benchmarl_cases", ".venv-benchmarl"),
+    "xuance": ("xuance_cases", ".venv-findings"),
+    "DI-engine": ("ding_cases", ".venv-findings"),
+    "pymarlzooplus": ("pymarlzooplus_cases", ".venv-findings"),
+    "openrl": ("openrl_cases", ".venv-findings"),
+}
+MARKS = "<!-- make findings writes this -->", "<!-- until here -->"
+Finding = dict[str, Any]
 
 
-def ask(part: str, words: str) -> Iterator[dict[str, Any]]:
-    """The findings of one library, of the installed release: one dict a violated law."""
+def ask(part: str, words: str) -> Iterator[Finding]:
+    """The findings of one library, of the installed release: one dict a network, and one a violated law."""
     warnings.simplefilter("ignore")
-    os.environ["OMP_NUM_THREADS"] = "1"
     sys.path[:0] = [str(HERE), str(ROOT)]
     laws: Any = importlib.import_module("functional_marl.laws")
-    module: Any = importlib.import_module(PARTS[part])
-    module.LAWS = [name for name, law in laws.FOREIGN.items() if law.number != 51]
+    module: Any = importlib.import_module(PARTS[part][0])
+    module.LAWS[:] = [name for name, law in laws.FOREIGN.items() if law.number != 51]
     cases = [case for case in module.cases() if words in f"{case[0]} {case[1]}"]
     for k, (name, about, run) in enumerate(cases):
         print(f"[{k + 1}/{len(cases)}] {part}: {name}, {about}", file=sys.stderr, flush=True)
+        said = {"library": part, "release": version(part), "class": name, "about": about}
         try:
             report = run()
         except laws.CheckError as error:
             print(f"    could not run: {error}", file=sys.stderr)
             continue
-        yield {"asked": True, "laws": [verdict.law for verdict in report if verdict.verdict == "holds"]}
+        yield said | {"held": sum(verdict.verdict == "holds" for verdict in report)}
         for verdict in report.violated:
-            yield {
-                "library": part,
-                "release": version(part),
-                "class": name,
-                "about": about,
-                "number": verdict.number,
-                "law": verdict.law,
-                "case": verdict.case,
-                "why": verdict.why.splitlines()[0].partition("): ")[2],
-            }
+            why = verdict.why.splitlines()[0].partition("): ")[2]
+            if verdict.number == 50 and "outputs as alone" not in why:  # numbers: another thread's, or of freed memory
+                why = "in two threads: other outputs than alone"
+            yield said | {"number": verdict.number, "law": verdict.law, "case": verdict.case, "why": why}
 
 
-def elsewhere(part: str, words: str, where: Path) -> Iterator[dict[str, Any]]:
-    """The same in another environment, which is made if it is missing."""
-    python = where / "bin" / "python"
+def elsewhere(part: str, words: str) -> Iterator[Finding]:
+    """The same, in the environment that has the library."""
+    where = PARTS[part][1]
+    python = ROOT / where / "bin" / "python" if where else Path(sys.executable)
     if not python.exists():
-        print(f"making {where}", file=sys.stderr)
-        venv.create(where, with_pip=True)
-        for extra, packages in (([], PINS), (["--no-deps"], WITHOUT_DEPENDENCIES)):
-            subprocess.run([python, "-m", "pip", "install", "--quiet", *extra, *packages], check=True)
+        raise SystemExit(f"{part}: there is no {where}: `make findings` makes it")
     command = [python, str(HERE / "run.py"), "--lines", "--only", part, "--matching", words]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "WANDB_MODE": "disabled"}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
         assert process.stdout is not None
         for line in process.stdout:
             yield json.loads(line)
     if process.returncode:
-        raise SystemExit(f"{part}: the run in {where} ended with {process.returncode}")
+        raise SystemExit(f"{part}: the run ended with {process.returncode}")
 
 
-def symptom(finding: dict[str, Any]) -> tuple[str, ...]:
+def lines(part: str, words: str) -> None:
+    """Print findings as JSON; what a library itself prints goes to the other stream."""
+    out = sys.stdout
+    with contextlib.redirect_stdout(sys.stderr):
+        for finding in ask(part, words):
+            print(json.dumps(finding), file=out, flush=True)
+
+
+# --- tables -----------------------------------------------------------------------------------------------
+
+
+def _key(finding: Finding) -> tuple[str, str, int]:
+    return finding["library"], finding["class"], finding["number"]
+
+
+def _symptom(finding: Finding) -> tuple[str, ...]:
     """What makes two findings one: numbers, and where parameters are stored, make no difference."""
     # Copies and threads go wrong whatever the network of one agent is.
     own = (finding["about"].startswith("subclass") and finding["number"] not in (33, 50)) or finding["number"] == 45
     kind = finding["about"].split(",")[0] if own else ""
     why = re.sub(r"(params|_empty_net)\.|'[^']*\.[^']*'|[-+]?[0-9][0-9.e+-]*", "", finding["why"])
     # Threads meet anywhere: which exception it is says nothing.
-    return finding["library"], finding["class"], kind, finding["law"], "" if finding["number"] == 50 else why
+    return *map(str, _key(finding)), kind, "" if finding["number"] == 50 else why
 
 
-def table(found: list[dict[str, Any]]) -> str:
-    """Markdown: one row a class, law and symptom, with the first of the cases that show it."""
-    rows: dict[tuple[str, ...], list[dict[str, Any]]] = {}
-    for finding in found:
-        if "law" in finding:
-            rows.setdefault(symptom(finding), []).append(finding)
-    lines = [
-        "| library | release | class | law | smallest case | what was found | cases |",
-        "|---|---|---|---|---|---|---|",
+def _groups(findings: list[Finding], key: Any) -> list[list[Finding]]:
+    groups: dict[Any, list[Finding]] = {}
+    for finding in findings:
+        groups.setdefault(key(finding), []).append(finding)
+    return list(groups.values())
+
+
+def _case(finding: Finding) -> str:
+    parts = {k: v for k, v in (finding["case"] or {}).items() if k != "seed"}
+    shown = "; ".join(f"{k} {', '.join(map(str, v)) if isinstance(v, list) else v}" for k, v in parts.items())
+    return shown.replace("rows 1", "1 row").replace("rows ", "rows: ")
+
+
+def _where(finding: Finding) -> list[str]:
+    network = f"`{finding['class']}`" + (f": {finding['about']}" if finding["about"] else "")
+    law = f"{finding['number']} {finding['law']}"
+    return [f"{finding['library']} {finding['release']}", network, law, _case(finding)]
+
+
+def _table(head: list[str], rows: list[list[Any]]) -> str:
+    cells = [[str(cell).replace("|", "\\|") for cell in row] for row in rows]
+    return "\n".join("| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *cells])
+
+
+def in_full(findings: list[Finding]) -> str:
+    """A row a class, law and symptom, with the first of the cases that show it."""
+    rows = [[*_where(one), one["why"][:240], 1 + len(same)] for one, *same in _groups(findings, _symptom)]
+    return _table(["library", "network", "law", "smallest case", "what was found", "cases"], rows)
+
+
+def in_short(findings: list[Finding]) -> str:
+    """A row a class and law, with its reading."""
+    classes = list(dict.fromkeys(_key(one)[:2] for one in findings))
+    order = sorted(findings, key=lambda one: (classes.index(_key(one)[:2]), one["number"]))
+    rows = [[*_where(same[0]), READINGS[_key(same[0])]] for same in _groups(order, _key)]
+    return _table(["library", "network", "law", "smallest case", "what a user meets"], rows)
+
+
+def counts(found: list[Finding]) -> str:
+    """A row a library: how much was asked, held, and did not."""
+    rows = [
+        [
+            f"{same[0]['library']} {same[0]['release']}",
+            sum("held" in one for one in same),
+            sum(one.get("held", 0) for one in same),
+            sum("law" in one for one in same),
+        ]
+        for same in _groups(found, lambda one: one["library"])
     ]
-    for same in rows.values():
-        first = same[0]
-        case = ", ".join(f"{k} {_plain(v)}" for k, v in (first["case"] or {}).items() if k != "seed")
-        why = first["why"].replace("|", "\\|")
-        lines.append(
-            f"| {first['library']} | {first['release']} | `{first['class']}`: {first['about']} "
-            f"| {first['number']} {first['law']} | {case} | {why[:240]} | {len(same)} |"
-        )
-    return "\n".join(lines)
+    return _table(["library", "networks asked", "a law holds", "a law is violated"], rows)
 
 
-def _plain(value: Any) -> str:
-    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+def page(found: list[Finding]) -> str:
+    """``FINDINGS.md``."""
+    violated = [one for one in found if "law" in one]
+    read = [one for one in violated if _key(one) in READINGS]
+    unread = [one for one in violated if _key(one) not in READINGS]
+    more = f"\n## Not read a second time\n\n{in_full(unread)}\n" if unread else ""
+    return f"""# Findings in the wild
+
+Which laws released libraries break, found by `functional_marl.laws.check` without being told where to look. `make
+findings` writes this page again, with the environments that it needs. Claims are the library's own: arguments such as
+`share_params`, and what its documentation says of them.
+
+{counts(found)}
+
+## What a user meets
+
+{in_short(read)}
+
+## Every symptom
+
+A row is the first case that shows it; the last column counts the cases.
+
+{in_full(read)}
+{more}
+## Second readings
+{WITHDRAWN}
+## Libraries that were looked at
+{TRIED}"""
 
 
-def main() -> None:
-    """Run the parts and write the table."""
+def between_marks(path: Path, text: str) -> None:
+    """Put a table between the marks of a file."""
+    before, start, rest = path.read_text(encoding="utf-8").partition(MARKS[0])
+    _, end, after = rest.partition(MARKS[1])
+    if not start or not end:
+        raise SystemExit(f"{path}: expected a line {MARKS[0]!r} and a line {MARKS[1]!r}")
+    path.write_text(f"{before}{start}\n{text}\n{end}{after}", encoding="utf-8")
+
+
+def main() -> int:
+    """Run the parts and write the tables."""
     parser = argparse.ArgumentParser(description="Which laws of sharing released libraries break.")
-    parser.add_argument("--only", choices=list(PARTS), help="one library")
-    parser.add_argument("--matching", default="", help="only cases whose words contain this")
-    parser.add_argument("--venv", type=Path, default=ROOT / ".venv-findings", help="the environment of BenchMARL")
-    parser.add_argument("--out", type=Path, default=HERE / "FINDINGS.md")
-    parser.add_argument("--lines", action="store_true", help="print JSON lines, and write nothing")
+    parser.add_argument("--only", choices=list(PARTS), help="one library: printed, nothing is written")
+    parser.add_argument("--matching", default="", help="only cases whose words contain this: printed")
+    parser.add_argument("--lines", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.lines:
-        for finding in ask(options.only, options.matching):
-            print(json.dumps(finding), flush=True)
-        return
-    found: list[dict[str, Any]] = []
-    if options.only != "benchmarl":
-        found += ask("torchrl", options.matching)
-    if options.only != "torchrl":
-        found += elsewhere("benchmarl", options.matching, options.venv)
-    asked, held = sum("asked" in finding for finding in found), sum(len(f.get("laws", [])) for f in found)
-    text = f"""# Findings in the wild
-
-Which laws released libraries break, found by `functional_marl.laws.check` without being told where to look:
-{asked} networks were asked, {held} answers were that a law holds. `make findings` writes this page again. A row is
-the first case that breaks the law; the last column counts the cases.
-
-{table(found)}
-"""
-    if options.matching or options.only:
-        print(text)
-    else:
-        options.out.write_text(text, encoding="utf-8")
-        print(f"{options.out}: {sum('law' in finding for finding in found)} findings", file=sys.stderr)
+        lines(options.only, options.matching)
+        return 0
+    parts = [options.only] if options.only else list(PARTS)
+    found = [finding for part in parts for finding in elsewhere(part, options.matching)]
+    violated = [one for one in found if "law" in one]
+    unread = {_key(one) for one in violated} - READINGS.keys()
+    for key in sorted(unread):
+        print(f"no second reading: {key}", file=sys.stderr)
+    if options.only or options.matching:
+        print(f"{counts(found)}\n\n{in_full(violated)}")
+        return 0
+    gone = READINGS.keys() - {_key(one) for one in violated}
+    for key in sorted(gone):
+        print(f"does not reproduce: {key}", file=sys.stderr)
+    (HERE / "FINDINGS.md").write_text(page(found), encoding="utf-8")
+    between_marks(ROOT / "README.md", in_short([one for one in violated if _key(one) in READINGS]))
+    print(f"{len(violated)} findings in {sum('held' in one for one in found)} networks", file=sys.stderr)
+    return 1 if unread or gone else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,0 +1,144 @@
+"""PyMARLzoo+ (EPyMARL's networks and more): agents and critics that say which parameters agents share.
+
+Its names end in NS where agents do not share. The networks of one agent are held in lists there; a critic that
+keeps them in a plain list is shown to the laws with the list registered, or nobody would see a parameter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from pymarlzooplus.modules.agents import RNNAgentCDS, RNNNSAgent
+from pymarlzooplus.modules.critics import ACCriticNS, CentralVCriticNS, COMACriticNS, MADDPGCriticNS, MATCritic
+from torch import Tensor, nn
+
+from functional_marl.laws import Report, check
+
+LAWS: list[str] = []
+N, F, A, H = 3, 6, 4, 8
+Case = tuple[str, str, Callable[[], Report]]
+
+
+class Batch(dict[str, Any]):
+    """An episode batch, as far as critics look into it: entries ``[B, T, ...]`` and the two sizes."""
+
+    device = "cpu"
+
+    def __init__(self, **entries: Tensor) -> None:
+        self.batch_size, self.max_seq_length = next(iter(entries.values())).shape[:2]
+        super().__init__(entries, batch_size=self.batch_size, max_seq_length=self.max_seq_length, device=self.device)
+
+
+def _args(**more: Any) -> SimpleNamespace:
+    usual = {
+        "name": "qmix",
+        "n_agents": N,
+        "n_actions": A,
+        "hidden_dim": H,
+        "use_rnn": True,
+        "obs_agent_id": False,
+        "obs_last_action": False,
+        "obs_individual_obs": False,
+        "cnn_features_dim": 8,
+        "critic_type": "",
+    }
+    return SimpleNamespace(**usual | more)
+
+
+SCHEME = {"obs": {"vshape": F}, "state": {"vshape": 5}, "actions_onehot": {"vshape": (A,)}}
+
+
+class Agents(nn.Module):
+    """``RNNNSAgent`` as its controller calls it: agents and batch in one axis."""
+
+    def __init__(self, **more: Any) -> None:
+        super().__init__()
+        self.agent = RNNNSAgent(F, _args(**more))
+
+    def forward(self, x: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """``[B, n, F]`` and ``[B, n, H]`` to values and hidden states."""
+        values, hidden = self.agent(x.reshape(-1, F), hidden)
+        return values.reshape(len(x), N, A), hidden
+
+
+class Critic(nn.Module):
+    """A critic, its list of networks, and the batch that it wants."""
+
+    def __init__(self, critic: Any, entries: Callable[..., Any]) -> None:
+        super().__init__()
+        object.__setattr__(self, "critic", critic)  # its own parameters() and state_dict() take no arguments
+        self.critics, self.entries = nn.ModuleList(critic.critics), entries
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """One value an agent: ``[B, T, n, 1]``."""
+        critic: Any = self.critic
+        critic.critics = list(self.critics)  # a copy computes with its own
+        return critic(*self.entries(*inputs))
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Critic:
+        import copy
+
+        critic: Any = copy.copy(self.critic)
+        critic.critics = [copy.deepcopy(net, memo) for net in self.critics]
+        return Critic(critic, self.entries)
+
+
+class Mat(nn.Module):
+    """``MATCritic`` on one step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.critic = MATCritic(SCHEME, _args(n_block=1, n_embd=H, n_head=2))
+
+    def forward(self, obs: Tensor, actions: Tensor) -> Tensor:
+        """``[B, n, F]`` and ``[B, n, A]`` to ``[B, n, 1]``."""
+        return self.critic(Batch(obs=obs[:, None], actions_onehot=actions[:, None]))
+
+
+class Cds(nn.Module):
+    """``RNNAgentCDS`` over time: a network for all and a head of each agent's own, added."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.agent = RNNAgentCDS(F, _args())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[B, n, T, F] -> [B, T, n, A]``."""
+        return self.agent(x, torch.zeros(1, len(x) * N, H))[0]
+
+
+def cases() -> Iterator[Case]:
+    """Every case: class, what is special about it, and the check."""
+
+    def asked(build: Callable[[], nn.Module], *shapes: tuple[int, ...], but: str = "", **how: Any) -> Any:
+        example, laws = tuple(torch.zeros(shape) for shape in shapes), [law for law in LAWS if law != but]
+        return lambda: check(build, n_agents=N, example=example, laws=laws, examples=8, **how)
+
+    alone: dict[str, Any] = {"sharing": "independent"}
+    for rnn in (True, False):
+        build = lambda rnn=rnn: Agents(use_rnn=rnn)  # noqa: E731
+        yield "RNNNSAgent", f"use_rnn={rnn}", asked(build, (2, N, F), (2, N, H), **alone)
+    steps: dict[str, Any] = {"agent_dim": 2, **alone}
+    build = lambda: Critic(ACCriticNS(SCHEME, _args()), lambda obs: (Batch(obs=obs),))  # noqa: E731
+    yield "ACCriticNS", "", asked(build, (2, 3, N, F), **steps)
+    build = lambda: Critic(MADDPGCriticNS(SCHEME, _args()), lambda x, a: (x, a))  # noqa: E731
+    yield "MADDPGCriticNS", "", asked(build, (2, 3, N, 5), (2, 3, N, N * A), **steps)
+    state: dict[str, Any] = {"agent_dim": (2, None), "centralized": True, "out_agent_dim": 2, **alone}
+    build = lambda: Critic(  # noqa: E731
+        COMACriticNS(SCHEME, _args(obs_individual_obs=True)),
+        lambda obs, state, actions: (Batch(obs=obs, state=state, actions_onehot=actions),),
+    )
+    joint = {**state, "agent_dim": (2, None, 2)}
+    yield "COMACriticNS", "", asked(build, (2, 3, N, F), (2, 3, 5), (2, 3, N, A), **joint)
+    build = lambda: Critic(  # noqa: E731
+        CentralVCriticNS(SCHEME, _args()), lambda actions, state: (Batch(actions_onehot=actions, state=state),)
+    )
+    yield "CentralVCriticNS", "", asked(build, (2, 3, N, A), (2, 3, 5), **state)
+    # Attention sees all agents, from the place of each: not one value for one joint input, which law 15 is about.
+    seen: dict[str, Any] = {"sharing": "shared", "centralized": True, "but": "centralized_rows_are_equal"}
+    yield "MATCritic", "", asked(Mat, (2, N, F), (2, N, A), **seen)
+    heads = {"agent.mlp.*": "independent", "*": "shared"}
+    yield "RNNAgentCDS", "", asked(Cds, (2, N, 4, F), agent_dim=1, out_agent_dim=2, sharing=heads)
