@@ -11,8 +11,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from functional_marl.laws import CheckError, LawViolation, assert_laws, check, each_law, foreign
+import functional_marl as fm
+from functional_marl.laws import LAWS, CheckError, LawViolation, assert_laws, check, each_law, foreign, infer_sharing
 from functional_marl.laws.asking import FOREIGN
+from functional_marl.laws.functional import as_module
 from tests.check_cases import SOUND, WRONG, Around, Listed, X, claim, one, ours
 
 # Wrong without a second agent.
@@ -56,6 +58,18 @@ def test_wrong_modules_break_the_law(name: str) -> None:
 def test_sound_modules_pass_in_training(name: str) -> None:
     build, said = SOUND[name]
     assert_laws(built(build), **said, train=True, examples=4)
+
+
+@pytest.mark.parametrize("law", ["randomness_has_one_meaning", "independent_equivariance"])
+def test_sharing_is_inferred_where_a_law_records_no_gradients(law: str) -> None:
+    module = ours(share_params=False, dropout=0.5 if law.startswith("random") else None, vmap_randomness="same")
+    assert_laws(module, **claim(), laws=[law], train=True, examples=3)
+
+
+def test_a_gradient_that_is_only_rounding_is_no_violation() -> None:
+    words: dict[str, Any] = {"norm_class": nn.BatchNorm1d, "norm_kwargs": [{"num_features": 1}] * 2}
+    module = ours(share_params=True, depth=None, num_cells=[1, 1], dropout=0.5, vmap_randomness="same", **words)
+    assert_laws(module, **claim(example=X[:2]), laws=["slot_gradient_is_the_sum"], train=True, examples=6)
 
 
 def test_batch_norm_over_agents_leaks_in_training() -> None:
@@ -185,6 +199,103 @@ def test_a_facade_is_believed_unless_it_is_contradicted() -> None:
 
 def test_subjects_that_are_no_modules() -> None:
     with pytest.raises(CheckError, match="expected a module"):
-        foreign(lambda: 3, **claim())  # pyright: ignore
+        foreign(lambda: 3, **claim())
     with pytest.raises(CheckError, match="a function that builds one"):
         foreign(3, **claim())  # pyright: ignore
+
+
+# --- functional networks ----------------------------------------------------------------------------------
+
+
+def normed() -> nn.Module:
+    return nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4))
+
+
+def dropped() -> nn.Module:
+    return nn.Sequential(nn.Linear(6, 9), nn.Dropout())
+
+
+NETS: dict[str, tuple[fm.Network, Any]] = {
+    "shared": (fm.network(fm.nets.mlp(6, 5, 2), 3, sharing="shared"), X),
+    "clusters": (fm.network(fm.nets.mlp(6, 5, 2), 3, sharing={"0.*": "shared", "*": [1, 0, 1]}), X),
+    "agents in front": (fm.network(fm.nets.mlp(6, 5, 2), 3, agent_dim=0, out_agent_dim=1), X.movedim(1, 0)),
+    "a critic": (fm.network(fm.nets.mlp(18, 5, 2), 3, sharing="shared", centralized=True), X),
+    "two inputs": (
+        fm.network(fm.nets.gru(6, 4), 3, agent_dim=(-3, -2)),
+        (torch.zeros(2, 3, 4, 6), torch.zeros(2, 3, 4)),
+    ),
+    "buffers": (fm.network(normed, 3, sharing=[0, 0, 1]), X),
+    "dropout": (fm.network(dropped, 3, randomness="same"), X),
+}
+
+
+@pytest.mark.parametrize("train", [False, True])
+@pytest.mark.parametrize("name", NETS)
+def test_functional_networks(name: str, train: bool) -> None:
+    net, example = NETS[name]
+    laws = range(1, 50)
+    report = assert_laws(
+        (net, fm.init_params(net, 0)), example=example, laws=list(map(str, laws)), examples=3, train=train
+    )
+    assert report.facts["sharing"].endswith("(claimed by the module)")
+    assert sum(verdict.verdict == "holds" for verdict in report) >= 5
+    assert not any(verdict.why.startswith("it raised") for verdict in report), report
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_functional_networks_are_asked_our_own_laws(name: str) -> None:
+    net, example = NETS[name]
+    given = (net, fm.init_params(net, 0))
+    names = [law.name for law in LAWS.values() if law.number != 51 and law.name not in FOREIGN]
+    report = assert_laws(given, example=example, laws=names, examples=3)
+    held = {verdict.law for verdict in report if verdict.verdict == "holds"}
+    assert {"ways_agree", "shared_is_tiled", "relabelling_keeps_outputs", "initialisation_is_the_modules_own"} <= held
+    assert not any(verdict.why.startswith("it raised") for verdict in report), report
+
+
+def test_a_wrong_module_of_a_functional_network_breaks_our_own_laws() -> None:
+    class Counting(nn.Linear):
+        """Which agent it is told by counting calls: the loop and vmap call it differently often."""
+
+        calls = 0
+
+        def forward(self, input: Tensor) -> Tensor:
+            Counting.calls += 1
+            return super().forward(input) + Counting.calls
+
+    net = fm.network(lambda: Counting(6, 2), 3)
+    report = check((net, fm.init_params(net, 0)), example=X, laws="ways_agree", **QUICK)
+    assert report["ways_agree"].verdict == "violated"
+    assert report["ways_agree"].snippet.endswith(".functional())")
+    names: dict[str, Any] = {"net": net, "params": fm.init_params(net, 0), "torch": torch}
+    with pytest.raises(LawViolation, match="law 1 "):
+        exec(report.violated[0].snippet, names)
+
+
+def test_functional_networks_are_called_as_apply_calls_them() -> None:
+    net, _ = NETS["buffers"]
+    params, state = fm.init_params(net, 0), fm.init_state(net)
+    module = as_module((net, params, state))
+    x = torch.randn(4, 3, 6)
+    assert torch.equal(module.eval()(x), fm.apply(net, params, x, state=state))
+    y, after = fm.apply(net, params, x, state=state, train=True, mutable=True)
+    assert torch.equal(module.train()(x), y)
+    assert all(torch.equal(leaf, after[name]) for name, leaf in module.named_buffers())
+    assert [name for name, _ in module.named_parameters()] == list(params)
+
+
+def test_functional_networks_are_believed_unless_they_are_contradicted() -> None:
+    net, example = NETS["shared"]
+    params = fm.init_params(net, 0)
+    assert infer_sharing((net, params), example=example).sharing == "shared"
+    with pytest.raises(CheckError, match="the module has 3 agents"):
+        check((net, params), n_agents=2, example=example)
+    report = check((net, params), sharing="independent", example=example, **QUICK)
+    assert report["gradient_reaches_own_slot"].verdict == "violated"
+    assert "foreign((net, params), n_agents=3" in report.violated[0].snippet
+    with pytest.raises(CheckError, match=r"a Network alone has no parameters: give \(net, params\)"):
+        check(net, example=example)  # pyright: ignore
+    with pytest.raises(CheckError, match=r"params\['0.weight'\]: missing, expected \[1, 5, 6\]"):
+        check((net, {}), example=example)
+    with pytest.raises(CheckError, match="n_agents: expected how many"):
+        check(built(one), example=X)

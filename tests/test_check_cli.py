@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import functional_marl as fm
 from functional_marl.laws import check_grouping
 from functional_marl.laws.__main__ import main
 
@@ -28,6 +29,13 @@ class Net(nn.Module):
     def forward(self, given: dict[str, dict[str, Tensor]]) -> dict[str, Tensor]:
         x = given["agents"]["obs"]
         return {"q": torch.stack([self.nets[i % len(self.nets)](x[..., i, :]) for i in range(self.n)], -2)}
+
+
+NET = fm.network(nn.Linear(6, 2), 3, sharing=[0, 0, 1])
+
+
+def functional(seed: int) -> tuple[fm.Network, dict[str, Tensor]]:
+    return NET, fm.init_params(NET, seed)
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -53,6 +61,16 @@ def test_a_violation(capsys: pytest.CaptureFixture[str]) -> None:
     assert "law 20 (gradient_reaches_own_slot): agents 0 and 1 both train weight[0, 0]" in text
     again = "python -m functional_marl.laws torch.nn:Linear --args '[6, 2]' --n-agents 3 --input 4,3,6"
     assert f"{again} --examples 2 --sharing independent --laws gradient_reaches_own_slot" in text
+
+
+def test_a_functional_network(capsys: pytest.CaptureFixture[str]) -> None:
+    words = [f"{HERE}:functional", "--args", "[3]", "--input", "4,3,6", "--examples", "2"]
+    assert main(words) == 0
+    assert "(claimed by the module)" in capsys.readouterr().out
+    assert main([*words, "--sharing", "shared"]) == 1
+    assert "violated" in capsys.readouterr().out
+    assert main([*words, "--infer"]) == 0
+    assert "weight  [2, 2, 6]  {0,1} {2} along axis 0" in capsys.readouterr().out
 
 
 def test_json_and_chosen_laws(capsys: pytest.CaptureFixture[str]) -> None:
@@ -103,7 +121,8 @@ def test_functions_that_group(capsys: pytest.CaptureFixture[str]) -> None:
         (["torch.nn:Linear", "--args", "[6, 2]", "--laws", "none"], "laws: expected 'sharing', 'all'"),
         (["torch.nn:Linear", "--args", "[6, 2]", "--input", "a=4,3,6", "--input", "4"], "a name for every input"),
         (["torch.nn:Linear", "--args", "[6, 2]", "--n-agents", "two"], "argument --n-agents: invalid int value"),
-        (["math:sqrt", "--args", "[4]"], "subject: expected a module, got float from the function"),
+        ([f"{HERE}:NET"], "subject: a Network alone has no parameters: give (net, params)"),
+        (["math:sqrt", "--args", "[4]"], "subject: expected a module or (net, params), got float"),
     ],
 )
 def test_what_could_not_run(words: list[str], line: str, capsys: pytest.CaptureFixture[str]) -> None:

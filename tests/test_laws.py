@@ -8,10 +8,12 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import nn
 
 import functional_marl as fm
 from functional_marl.laws import LAWS, Law, LawViolation, NotApplicable, laws, subject
 from functional_marl.laws.law import Broken, agree, differ, law, zero
+from functional_marl.laws.threads import agree_in_threads, agree_in_turns
 
 every = pytest.mark.parametrize("each", LAWS.values(), ids=list(LAWS))
 
@@ -96,6 +98,31 @@ def test_differ_and_zero() -> None:
     zero({"v": torch.zeros(2)}, "here")
     with pytest.raises(Broken, match="here on w: expected a zero gradient, got 2"):
         zero({"w": torch.tensor([0.0, -2.0])}, "here")
+
+
+class Scratch(nn.Module):
+    """Parameters of the running call are put into the module, as torchrl 0.14 does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.gain = nn.Identity(), 0.0
+
+    def forward(self, gain: float) -> float:
+        self.gain = gain
+        self.layer(gain)
+        return self.gain
+
+
+def test_turns_find_what_threads_find_by_chance() -> None:
+    module = Scratch()
+    calls = [lambda: module(1.0), lambda: module(2.0)]
+    with pytest.raises(Broken, match=r"thread 0: expected 1\.0, got 2\.0"):
+        agree_in_turns(calls, [1.0, 2.0])
+    sound = nn.Sequential(nn.Identity(), nn.Identity())
+    agree_in_turns([lambda: sound(1.0), lambda: sound(2.0)], [1.0, 2.0])
+    agree_in_threads([lambda: sound(1.0), lambda: sound(2.0)], [1.0, 2.0], rounds=3)
+    with pytest.raises(Broken, match="thread 1: expected outputs as alone, got ZeroDivisionError"):
+        agree_in_threads([lambda: 1, lambda: 1 // 0], [1, 1], rounds=1)
 
 
 def test_laws_need_no_hypothesis() -> None:

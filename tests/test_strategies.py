@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.errors import NoSuchExample
 
 from functional_marl.errors import SharingError
-from functional_marl.laws import LAWS, Law, LawViolation, Subject, laws, subject, zoo
+from functional_marl.laws import LAWS, Critics, Facade, Law, LawViolation, Subject, laws, subject, zoo
 from functional_marl.laws import strategies as drawn
 from functional_marl.laws.law import agree
 from functional_marl.laws.subject import WORDS
@@ -248,3 +248,35 @@ def test_groups_reach() -> None:
     assert smallest(drawn.groupings(["another kind"]), lambda case: case.grouping == "another kind")
     assert smallest(drawn.name_lists(), lambda names: len(names) > 2)
     assert smallest(drawn.partitions(["a", "b"]), lambda groups: len(groups) == 2)
+
+
+@pytest.mark.parametrize(
+    "true",
+    [
+        lambda case: case.kind == "conv" and case.centralized,
+        lambda case: case.share_params is False and not case.use_td_params,
+        lambda case: isinstance(case.share_params, list) and len(set(case.share_params)) == 2,
+        lambda case: isinstance(case.share_params, dict),
+        lambda case: dict(case.options).get("dropout") and case.randomness == "same",
+        lambda case: dict(case.options).get("norm_class") == "BatchNorm1d",
+        lambda case: dict(case.options).get("norm_class") == "LayerNorm",
+        lambda case: len(case.batch) == 2,
+    ],
+)
+def test_facades_reach(true: Callable[[Facade], bool]) -> None:
+    found = smallest(drawn.facades(), true)
+    assert eval(repr(found), {"Facade": Facade}) == found  # what is printed makes it again
+
+
+def test_critics_reach() -> None:
+    assert smallest(drawn.critics()) == Critics(groups=((1, 1),))
+    assert smallest(drawn.critics(), lambda case: len(case.detached) == 2 and len(case.groups) == 3)
+    assert smallest(drawn.critics(), lambda case: case.shared_head and case.batch == (2, 2))
+
+
+@pytest.mark.parametrize("name", ["pooled", "masked"])
+def test_subjects_reach_critics_that_pool(name: str) -> None:
+    words = laws.pooled_critics_are_symmetric.where
+    found = smallest(drawn.subjects(words), lambda s: s.name.startswith(f"subject({name!r},"))
+    assert found.n == 2
+    assert found.net.centralized

@@ -152,6 +152,30 @@ def test_has_what_is_not_a_layer() -> None:
     assert not hasattr(ZOO["bare"].build(), "reset_parameters")
 
 
+@pytest.mark.parametrize("name", ["pooled", "masked", "mlp"])
+def test_pooled_or_not(name: str) -> None:
+    entry, k = ZOO[name], 3
+    assert entry.joint is not None
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        module = entry.joint(k).eval()
+    first = drawn(entry, (5, k))[0][0]  # leaves [5, k, F]
+
+    def output(order: list[int]) -> Tensor:
+        return module(tree_map(lambda leaf: leaf[:, order].flatten(1), first))
+
+    assert torch.allclose(output([0, 1, 2]), output([2, 0, 1]), atol=1e-6) is entry.pooled
+
+
+def test_masks_agents() -> None:
+    entry = ZOO["masked"]
+    assert entry.masks_agents
+    module, seen = built(entry), drawn(entry, (40,))[0][0]
+    other = {**seen, "obs": seen["obs"] + 1}
+    same = (module(seen) == module(other)).all(-1)
+    assert torch.equal(same, ~seen["alive"].squeeze(-1))
+
+
 def test_specs_draw() -> None:
     generator = torch.Generator().manual_seed(0)
     assert Floats(3).draw((2,), generator, torch.float32).dtype == torch.float32

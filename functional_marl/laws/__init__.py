@@ -12,6 +12,7 @@ from functional_marl.laws.checking import assert_laws as assert_laws
 from functional_marl.laws.checking import check as check
 from functional_marl.laws.checking import each_law as each_law
 from functional_marl.laws.checking import foreign as foreign
+from functional_marl.laws.critics import Critics as Critics
 from functional_marl.laws.equivalence import Patterns as Patterns
 from functional_marl.laws.grouping import check_grouping as check_grouping
 from functional_marl.laws.groups import Grouped as Grouped
@@ -23,6 +24,7 @@ from functional_marl.laws.law import LAWS as LAWS
 from functional_marl.laws.law import Law as Law
 from functional_marl.laws.law import LawViolation as LawViolation
 from functional_marl.laws.law import NotApplicable as NotApplicable
+from functional_marl.laws.modules import Facade as Facade
 from functional_marl.laws.report import Report as Report
 from functional_marl.laws.report import Verdict as Verdict
 from functional_marl.laws.subject import Ops as Ops
@@ -32,6 +34,8 @@ __all__ = [
     "FOREIGN",
     "LAWS",
     "CheckError",
+    "Critics",
+    "Facade",
     "Grouped",
     "Inferred",
     "Law",

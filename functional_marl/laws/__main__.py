@@ -24,6 +24,7 @@ from functional_marl.laws.grouping import check_grouping
 from functional_marl.laws.host import CheckError, seeded
 from functional_marl.laws.infer import infer_sharing
 from functional_marl.laws.law import Law
+from functional_marl.network import Network
 
 __all__ = ["main"]
 
@@ -42,10 +43,10 @@ def _parser() -> argparse.ArgumentParser:
         epilog="Exit code 0: all laws hold. 1: a law is violated. 2: it could not run.",
     )
     add = parser.add_argument
-    add("subject", help="package.module:Class, or a function that builds a module")
+    add("subject", help="package.module:Class, or a function that builds a module or a pair (net, params)")
     add("--args", default="[]", help="positional arguments of the constructor, as a JSON list")
     add("--kwargs", default="{}", help='keyword arguments, as a JSON object; "@torch.nn:ReLU" is that object')
-    add("--n-agents", type=int, help="how many agents")
+    add("--n-agents", type=int, help="how many agents, where the subject does not say")
     add("--sharing", help="shared, independent, slots as 0,0,1, or JSON: the claim; by default what the module says")
     add("--centralized", action="store_true", default=None, help="each agent sees all inputs")
     add("--agent-dim", default="-2", help="where inputs have the agents: an int, or JSON; default -2")
@@ -161,11 +162,11 @@ def _builder(options: argparse.Namespace) -> Any:
     """A function that builds the subject; what it needs and was not given comes from the claims."""
     subject = _found(options.subject)
     args, kwargs = _json(options.args, "--args", list), _json(options.kwargs, "--kwargs", dict)
-    if isinstance(subject, nn.Module):
+    if isinstance(subject, nn.Module | tuple | Network):
         return lambda: subject
     if not callable(subject):
         raise CheckError(f"{options.subject}: expected a class or a function, got {type(subject).__name__}")
-    filled: dict[str, Any] = {"n_agents": options.n_agents}
+    filled: dict[str, Any] = {} if options.n_agents is None else {"n_agents": options.n_agents}
     if options.sharing in ("shared", "independent"):
         filled["share_params"] = options.sharing == "shared"
     filled["centralized"] = bool(options.centralized)
@@ -203,8 +204,6 @@ def _run(argv: Sequence[str]) -> int:
     if options.names:
         report = check_grouping(_found(options.subject), options.names.split(","), name=options.subject)
     else:
-        if options.n_agents is None:
-            raise CheckError("--n-agents: expected how many agents there are")
         build, example = _builder(options), _example(options.input, options.tensordict)
         where: dict[str, Any] = {"agent_dim": _json(options.agent_dim, "--agent-dim", object)}
         if options.out_agent_dim is not None:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import sys
-import threading
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,6 +15,7 @@ from functional_marl.laws.asking import alone, asked
 from functional_marl.laws.foreign_subject import Foreign
 from functional_marl.laws.host import CheckError, Host, kept, seeded
 from functional_marl.laws.law import Broken, agree, broken, differ
+from functional_marl.laws.threads import agree_in_threads, agree_in_turns
 from functional_marl.trees import flatten
 
 __all__: list[str] = []
@@ -234,30 +234,14 @@ def threads_agree(s: Foreign) -> None:
             return flatten(s.host.select(output) if s.host.select else output)[0]
 
         wanted = [call(case) for case in cases]
-        start, found = threading.Barrier(len(cases)), dict[int, BaseException]()
 
-        def work(t: int) -> None:
-            try:
-                start.wait()
-                for _ in range(50):
-                    agree(call(cases[t]), wanted[t], f"thread {t}: outputs")
-            except BaseException as error:
-                found[t] = error
+        def alone(case: Foreign) -> list[Tensor]:
+            with torch.no_grad():
+                return call(case)
 
-        threads = [threading.Thread(target=work, args=(t,)) for t in range(len(cases))]
-        pause = sys.getswitchinterval()
-        sys.setswitchinterval(1e-6)
-        try:
-            for thread in threads:
-                thread.start()
-            for thread in threads:
-                thread.join()
-        finally:
-            sys.setswitchinterval(pause)
-    for t, error in sorted(found.items()):
-        if isinstance(error, Broken):
-            raise error
-        broken(f"thread {t}: expected outputs as alone, got {type(error).__name__}: {error}")
+        calls = [partial(alone, case) for case in cases]
+        agree_in_turns(calls[:2], wanted[:2])
+        agree_in_threads(calls, wanted, rounds=50)
 
 
 @asked(51, "runs", "evaluation", "nothing random", default=False, cost=100)

@@ -16,7 +16,7 @@ from functional_marl.network import Network, Randomness, Strategy, network
 from functional_marl.sharing import SharingSpec
 from functional_marl.trees import Tree, flatten, tree_map
 
-__all__ = ["example_of", "leaf_names_of", "subject"]
+__all__ = ["example_of", "leaf_names_of", "moved", "subject"]
 
 
 @lru_cache(maxsize=256)
@@ -43,7 +43,7 @@ def example_of(entry: Entry, joint: int = 1, dtype: torch.dtype = torch.float32)
 
     def zeros(spec: Spec, joint: int = 1) -> Tensor:
         shape = (joint * spec.shape[0], *spec.shape[1:]) if joint > 1 else spec.shape
-        return torch.zeros((*lead, *shape), dtype=dtype if spec.high == 0 else torch.int64)
+        return torch.zeros((*lead, *shape), dtype={0: dtype, 2: torch.bool}.get(spec.high, torch.int64))
 
     first, *rest = entry.inputs
     return (tree_map(lambda spec: zeros(spec, joint), first), *(tree_map(zeros, tree) for tree in rest))
@@ -119,12 +119,12 @@ def subject(
     return Subject(
         name=f"subject({', '.join([repr(name), *shown])})",
         net=net,
-        params=_moved(init_params(net, seed, dtype=torch.float64), generator),
+        params=moved(init_params(net, seed, dtype=torch.float64), generator),
         inputs=tuple(draw(tree, dim) for tree, dim in zip(entry.inputs, dims[:-1], strict=True)),
         dims=dims,
         out_dim=first if out_agent_dim is None else out_agent_dim,
         kwargs=draw(dict(entry.kwargs), dims[-1]),
-        state=_moved(init_state(net, seed, dtype=torch.float64), generator),
+        state=moved(init_state(net, seed, dtype=torch.float64), generator),
         batch=batch,
         least_batch_dims=entry.batch_dims[0],
         traits=_traits(entry),
@@ -148,11 +148,13 @@ def _traits(entry: Entry) -> frozenset[str]:
         "exports": entry.exports,
         "vmap": entry.vmap,
         "a mask that shows": entry.shows_mask,
+        "pooled": entry.pooled,
+        "masks agents": entry.masks_agents,
     }
     return frozenset(word for word, true in about.items() if true)
 
 
-def _moved(leaves: Params, generator: torch.Generator) -> Params:
+def moved(leaves: Params, generator: torch.Generator) -> Params:
     """Floats a random factor and step from where they start, integers a few up: no two slots agree."""
     moved: Params = {}
     for name, leaf in leaves.items():

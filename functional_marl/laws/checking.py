@@ -13,10 +13,12 @@ from torch import Tensor, nn
 from functional_marl.laws import asking_more as asking_more
 from functional_marl.laws.asking import FOREIGN
 from functional_marl.laws.foreign_subject import REASONS, Foreign
-from functional_marl.laws.host import AUTO, CheckError, Host, seeded
+from functional_marl.laws.functional import Functional
+from functional_marl.laws.host import AUTO, CheckError, Host, agents_of, module_of, seeded
 from functional_marl.laws.infer import inferred
 from functional_marl.laws.law import LAWS, Law, LawViolation
 from functional_marl.laws.report import HOLDS, SKIPPED, VIOLATED, Report, Verdict
+from functional_marl.network import Network
 from functional_marl.sharing import Sharing, SharingSpec
 
 __all__ = ["assert_laws", "check", "each_law", "foreign"]
@@ -29,10 +31,13 @@ _HARMFUL = (45, 48, 50, 51)
 _WHOLE = ("gradient_reaches_own_slot", "centralized_sees_all", "batch_is_a_loop", "randomness_has_one_meaning")
 
 
+Subject = nn.Module | tuple[Any, ...] | Callable[[], Any]
+
+
 def foreign(
-    subject: nn.Module | Callable[[], nn.Module],
+    subject: Subject,
     *,
-    n_agents: int,
+    n_agents: int | None = None,
     example: Any,
     pair: tuple[int, int] = (0, 0),
     rows: int | None = None,
@@ -58,20 +63,19 @@ def foreign(
     return Foreign(_host(subject, n_agents, example, said, 0), pair, rows, seed, train)
 
 
-def _host(subject: Any, n_agents: int, example: Any, said: dict[str, Any], seed: int) -> Host:
-    name = said.pop("name", "")
-    module, build = subject, None
-    if not isinstance(subject, nn.Module):
-        if not callable(subject):
-            raise CheckError(f"subject: expected a module or a function that builds one, got {subject!r}")
-        build = cast("Callable[[], nn.Module]", subject)
+def _host(subject: Any, n_agents: int | None, example: Any, said: dict[str, Any], seed: int) -> Host:
+    name = said.pop("name", "") or ("module" if not isinstance(subject, tuple) else "(net, params)")
+    build = None
+    if callable(subject) and not isinstance(subject, nn.Module):
+        build = cast("Callable[[], Any]", subject)
         with seeded(seed):
-            module: Any = build()
-        if not isinstance(module, nn.Module):
-            raise CheckError(f"subject: expected a module, got {type(module).__name__} from the function")
+            subject = build()
+    elif not isinstance(subject, nn.Module | tuple | Network):
+        raise CheckError(f"subject: expected a module, (net, params) or a function that builds one, got {subject!r}")
+    module = module_of(subject)
+    n_agents = agents_of(module, n_agents)
     words = ", ".join([f"n_agents={n_agents}", *(f"{k}={_word(v)}" for k, v in said.items())])
-    words = f"{name or 'module'}, {words}, example={_word(example)}"
-    return Host(module, example, n_agents, build=build, words=words, **said)
+    return Host(module, example, n_agents, build=build, words=f"{name}, {words}, example={_word(example)}", **said)
 
 
 def _word(value: Any) -> str:
@@ -91,10 +95,13 @@ def _word(value: Any) -> str:
 # --- which laws, which cases ------------------------------------------------------------------------------
 
 
-def _chosen(laws: str | Sequence[str]) -> list[Law]:
-    """The laws in the order of their numbers: for modules from elsewhere, and of ours those that have no such form."""
-    own = {law.number for law in FOREIGN.values()}
-    rest = [law for law in LAWS.values() if law.number not in own]
+def _chosen(laws: str | Sequence[str], functional: bool = False) -> list[Law]:
+    """The laws in the order of their numbers: for modules from elsewhere, and of ours those that have no such form.
+
+    Functional networks are asked all of ours that are not among those.
+    """
+    own = {law.name if functional else str(law.number) for law in FOREIGN.values()}
+    rest = [law for law in LAWS.values() if law.name not in own and str(law.number) not in own]
     every = sorted([*FOREIGN.values(), *rest], key=lambda law: (law.number, law.name))
     if laws == "all":
         return every
@@ -112,7 +119,7 @@ def _chosen(laws: str | Sequence[str]) -> list[Law]:
 def _why_not(law: Law, s: Foreign) -> str:
     """Why the law says nothing about the subject; empty if it applies."""
     if law.name not in FOREIGN:
-        return "it needs a functional_marl Network, or groups"
+        return _why_not_ours(law, s)
     for word in law.where:
         try:
             if not s.answers(word):
@@ -120,6 +127,21 @@ def _why_not(law: Law, s: Foreign) -> str:
         except CheckError as error:
             return str(error)
     return ""
+
+
+def _why_not_ours(law: Law, s: Foreign) -> str:
+    """The same for a law of the core: functional networks are asked it."""
+    if not isinstance(s.host.module, Functional) or not law.where:
+        return "it needs a functional_marl Network, groups, or a module of functional_marl.nn"
+    try:
+        subject = s.functional()
+        subject.outputs()
+    except CheckError as error:
+        return str(error)
+    except Exception as error:
+        return f"the network does not run in float64: {type(error).__name__}: {error}"
+    unmet = [word for word in law.where if not subject.answers(word)]
+    return f"it is about networks with: {', '.join(unmet)}" if unmet else ""
 
 
 def _cases(host: Host, law: Law, examples: int, seed: int, train: bool) -> Iterator[Foreign]:
@@ -148,16 +170,18 @@ def _ask(law: Law, host: Host, examples: int, seed: int, train: bool) -> Verdict
     if why:
         return Verdict(law.number, law.name, SKIPPED, why)
     asked, raised = 0, ""
-    once = law.number in (20, 35)  # says the same for every case
+    once = law.number in (20, 35) and law.name in FOREIGN  # says the same for every case
     for case in itertools.islice(_cases(host, law, examples, seed, train), 1 if once else None):
+        form = "FOREIGN" if law.name in FOREIGN else "LAWS"
         try:
-            law(case)
+            law(case if form == "FOREIGN" else case.functional())
         except LawViolation as violation:
             at: dict[str, Any] = {"rows": case.rows or list(host.batch), "seed": case.seed}
             found = _AGENTS.findall(str(violation).splitlines()[0])
             named = sorted({int(agent) for pair in found for agent in pair if agent})
             at = {"agents": named, **at} if named else at
-            snippet = f"from functional_marl.laws import FOREIGN, foreign\nFOREIGN[{law.name!r}]({case!r})"
+            called = repr(case) if form == "FOREIGN" else f"{case!r}.functional()"
+            snippet = f"from functional_marl.laws import {form}, foreign\n{form}[{law.name!r}]({called})"
             return Verdict(law.number, law.name, VIOLATED, str(violation), asked + 1, at, snippet)
         except CheckError as error:
             raised = str(error)
@@ -172,9 +196,9 @@ def _ask(law: Law, host: Host, examples: int, seed: int, train: bool) -> Verdict
 
 
 def check(
-    subject: nn.Module | Callable[[], nn.Module],
+    subject: Subject,
     *,
-    n_agents: int,
+    n_agents: int | None = None,
     example: Any,
     sharing: SharingSpec | bool | None = None,
     centralized: bool | None = None,
@@ -199,8 +223,9 @@ def check(
     in the shape of the example. It is left as it was: parameters, buffers, flags and torch's generators.
 
     Args:
-        subject: a module, or a function that builds one.
-        n_agents: how many agents.
+        subject: a module; ``(net, params)`` or ``(net, params, state)`` of a :class:`functional_marl.Network`;
+            or a function that builds one of them.
+        n_agents: how many agents; a network, torchrl's and our classes say it themselves.
         example: inputs ``[*B, n, F]``: a tensor, a tuple of trees, a dict or a TensorDict; or a function of a
             ``torch.Generator`` that draws them. Integers are picked from those that the example has.
         sharing: the claim: ``"shared"``, ``"independent"``, ``[0, 0, 1]``, or patterns over parameter names.
@@ -233,7 +258,6 @@ def check(
     law 20 (gradient_reaches_own_slot): agents 0 and 1 both train weight[0, 0] (8 of 8 numbers),
     and the claim [0, 1] keeps them apart
     """
-    chosen = _chosen(laws)
     said: dict[str, Any] = {
         "sharing": (sharing, None),
         "centralized": (centralized, None),
@@ -247,7 +271,9 @@ def check(
         "select": (select, None),
     }
     given = {word: value for word, (value, usual) in said.items() if value is not usual and value != usual}
+    _chosen(laws)  # what is asked for is there
     host = _host(subject, n_agents, example, given | {"name": name}, seed)
+    chosen = _chosen(laws, isinstance(host.module, Functional))
     if host.fault is not None and (host.single is None or host.centralized):
         raise CheckError(f"the module raises on the example: {type(host.fault).__name__}: {host.fault}")
     facts, verdicts = _facts(host, train), list[Verdict]()
@@ -282,7 +308,7 @@ def _facts(host: Host, train: bool) -> dict[str, Any]:
 # --- pytest -----------------------------------------------------------------------------------------------
 
 
-def assert_laws(subject: nn.Module | Callable[[], nn.Module], **how: Any) -> Report:
+def assert_laws(subject: Subject, **how: Any) -> Report:
     """:func:`check` that raises, for a test; takes the same arguments.
 
     Raises:
@@ -298,7 +324,7 @@ def assert_laws(subject: nn.Module | Callable[[], nn.Module], **how: Any) -> Rep
     return report
 
 
-def each_law(subject: Callable[[], nn.Module], *, laws: str | Sequence[str] = "sharing", **how: Any) -> Any:
+def each_law(subject: Subject, *, laws: str | Sequence[str] = "sharing", **how: Any) -> Any:
     """A pytest mark that makes one item a law; what does not apply is skipped, with the reason.
 
     The test takes ``law`` and calls it. Arguments are those of :func:`check`.

@@ -24,9 +24,7 @@ def _function(s: Subject) -> tuple[Callable[..., Any], tuple[Any, ...]]:
 
     def run(params: Any, state: Any, key: Any, args: Any, kwargs: Any) -> Tree:
         how: dict[str, Any] = {"state": state} if state else {}
-        # torch cannot trace what puts its global generator back, so "same" in a loop needs the key
-        quiet = {"key": key} if net.strategy == "loop" and net.randomness == "same" else {}
-        evaluated = apply(net, params, *args, kwargs=kwargs, **how, **quiet)
+        evaluated = apply(net, params, *args, kwargs=kwargs, **how)
         if not train:
             return evaluated
         return evaluated, apply(net, params, *args, kwargs=kwargs, key=key, train=True, mutable=True, **how)

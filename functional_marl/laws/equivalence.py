@@ -1,22 +1,27 @@
-"""Laws 1 to 9: ways of evaluating, of sharing and of naming slots that must come to the same."""
+"""Laws 1 to 10: ways of evaluating, of sharing and of naming slots that must come to the same."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from functional_marl.checks import Params
 from functional_marl.errors import SharingError
 from functional_marl.laws.law import Broken, agree, broken, law, zero
 from functional_marl.laws.subject import LIBRARY, Ops, Subject
+from functional_marl.lowering import dense
 from functional_marl.sharing import Sharing
+from functional_marl.trees import tree_map
 
 __all__ = [
     "Patterns",
+    "chunks_make_the_whole",
     "coarsen_after_refine",
     "patterns_are_total",
     "refine_after_coarsen",
@@ -246,3 +251,68 @@ def unused_slots_are_inert(s: Subject) -> None:
     gradients = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True, materialize_grads=True)
     for name, gradient in zip(leaves, gradients, strict=True):
         zero({f"{name}[{slot}]": gradient[slot] for slot in s.slots[name].unused()}, "the loss of all agents")
+
+
+@contextmanager
+def _chunks_of(size: int) -> Generator[None]:
+    """The plan takes agents in pieces of so many bytes, however few there are."""
+    rules: dict[str, Any] = dense.__dict__
+    was = {name: rules[name] for name in ("CHUNK_ABOVE", "CHUNK")}
+    rules.update(CHUNK_ABOVE=0, CHUNK=size)
+    try:
+        yield
+    finally:
+        rules.update(was)
+
+
+def _with_gradients(s: Subject) -> tuple[Any, Params]:
+    """Outputs in training, and the gradient of all agents' losses."""
+    leaves = {name: leaf.clone().requires_grad_() for name, leaf in s.own.items()}
+    trained = replace(s, params=leaves).trained(key=s.key())
+    loss = s.training_loss(trained[0])
+    found = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True, materialize_grads=True)
+    return trained, dict(zip(leaves, found, strict=True))
+
+
+@law(10, "parameters", "settings")
+def chunks_make_the_whole(s: Subject) -> None:
+    """y(x) = [y(x'), y(x'')] for every cut x = [x', x''] of the batch, and for any number of agents at a time.
+
+    Pieces of the batch give the rows of the whole, where the module keeps rows apart; the plan gives the same
+    outputs and gradients in pieces of the team as at once.
+    """
+    wanted, rng = s.outputs(), s.rng()
+    for axis, size in enumerate(s.batch if "rows apart" in s.traits else ()):
+        if size < 2:
+            continue
+        at = rng.randrange(1, size)
+        pieces = [_rows_of(s, axis, start, count).outputs() for start, count in ((0, at), (at, size - at))]
+        for i in range(s.n):
+            joined = tree_map(lambda *rows, axis=axis: torch.cat(rows, axis), pieces[0][i], pieces[1][i])
+            agree(joined, wanted[i], f"batch axis {axis} cut at {at}, agent {i}: output")
+    if "plan" not in s.ways:
+        return
+    planned = replace(s, net=s.net.replace(strategy="plan"))
+    whole = _with_gradients(planned)
+    for size in (1, rng.choice([100, 200, 400])):
+        with _chunks_of(size):
+            # with a key, for without one the commonest call has a way of its own
+            outputs, (trained, gradients) = planned.outputs(key=s.key()), _with_gradients(planned)
+        for i in range(s.n):
+            agree(outputs[i], wanted[i], f"agents in chunks of {size} bytes, agent {i}: output")
+        agree(trained, whole[0], f"agents in chunks of {size} bytes: outputs and state of training")
+        agree(gradients, whole[1], f"agents in chunks of {size} bytes: gradient")
+
+
+def _rows_of(s: Subject, axis: int, start: int, count: int) -> Subject:
+    """The subject with a piece of the batch."""
+
+    def cut(tree: Any, dim: int | None) -> Any:
+        def narrow(leaf: Tensor) -> Tensor:
+            return leaf.narrow(axis + (dim is not None), start, count)
+
+        return tree_map(narrow, tree)
+
+    inputs = tuple(cut(tree, dim) for tree, dim in zip(s.inputs, s.dims[:-1], strict=True))
+    batch = (*s.batch[:axis], count, *s.batch[axis + 1 :])
+    return replace(s, inputs=inputs, kwargs=cut(dict(s.kwargs), s.dims[-1]), batch=batch)

@@ -1,4 +1,4 @@
-"""Laws 11 to 15 and 17: what happens to the outputs when agents change places."""
+"""Laws 11 to 17: what happens to the outputs when agents change places."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ __all__ = [
     "equal_inputs_equal_outputs",
     "ids_break_equivariance",
     "independent_equivariance",
+    "pooled_critics_are_symmetric",
     "shared_equivariance",
 ]
 
@@ -92,6 +93,19 @@ def centralized_rows_are_equal(s: Subject) -> None:
     outputs = replace(equal, inputs=(s.inputs[0], *equal.inputs[1:])).outputs()
     for i in range(1, s.n):
         agree(outputs[i], outputs[0], f"agents 0 and {i}: output of one network for one joint input")
+
+
+@law(16, "pooled", "centralized", "several agents")
+def pooled_critics_are_symmetric(s: Subject) -> None:
+    """y_i(x∘π, m∘π) = y_i(x, m) for every π.
+
+    A critic that pools over the agents that its mask leaves says the same in whatever order they come.
+    """
+    order, wanted = s.permutation(), s.outputs()
+    # Inputs behind the first are each agent's own, and stay.
+    outputs = replace(s, inputs=(s.taking(order).inputs[0], *s.inputs[1:])).outputs()
+    for i in range(s.n):
+        agree(outputs[i], wanted[i], f"the joint input in the order {order}, critic of agent {i}: output")
 
 
 @law(17, "shared", "local", "several agents", "wide inputs")

@@ -1,4 +1,7 @@
-"""What torchrl's multi-agent modules, and ours, say of themselves; without importing either."""
+"""What torchrl's multi-agent modules, and ours, say of themselves; without importing either.
+
+Functional networks say it too.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,9 @@ from typing import Any
 
 from torch import nn
 
+from functional_marl.laws.functional import Functional
+from functional_marl.parameters import agent_module
+
 __all__ = ["build_of", "said_by", "template_of"]
 
 
@@ -16,7 +22,9 @@ def _is_facade(module: nn.Module) -> bool:
 
 
 def said_by(module: Any) -> dict[str, Any]:
-    """The claims in the attributes of a facade; empty for another module."""
+    """The claims of a functional network, or in the attributes of a facade; empty for another module."""
+    if isinstance(module, Functional):
+        return module.said
     if not _is_facade(module):
         return {}
     return {
@@ -30,13 +38,14 @@ def said_by(module: Any) -> dict[str, Any]:
 
 def template_of(module: Any, agent: int) -> Callable[..., Any] | None:
     """One agent's network of a facade, with that agent's parameters in it, as a function of its input."""
+    if isinstance(module, Functional):
+        params, state = dict(module.named_parameters()), dict(module.named_buffers())
+        return agent_module(module.net, params, agent, state or None).train(module.training)
     if not _is_facade(module):
         return None
     if hasattr(module, "functional"):  # ours
-        from functional_marl.parameters import agent_module
-
         net, params, state = module.functional()
-        return agent_module(net, params, agent, state or None)
+        return agent_module(net, params, agent, state or None).train(module.training)
     if not isinstance(module.share_params, bool):
         return None
     params = module.params.data if module.share_params else module.params.data[agent]
@@ -51,6 +60,8 @@ def template_of(module: Any, agent: int) -> Callable[..., Any] | None:
 
 def build_of(module: Any) -> Callable[[], nn.Module] | None:
     """The factory of one agent's network of a facade, where what it builds looks as the template does."""
+    if isinstance(module, Functional):
+        return module.net.template.build
     if not _is_facade(module) or not hasattr(module, "_build_single_net"):
         return None
 

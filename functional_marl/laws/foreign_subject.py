@@ -14,6 +14,8 @@ from torch import Tensor
 from functional_marl.laws.case import Case
 from functional_marl.laws.host import CheckError
 from functional_marl.laws.infer import gradients, inferred
+from functional_marl.laws.subject import Subject
+from functional_marl.laws.values import subject_of
 
 __all__ = ["REASONS", "WORDS", "Foreign"]
 
@@ -45,6 +47,14 @@ class Foreign(Case):
         """The two change places where they share everything."""
         together = any(set(self.pair) <= set(members) for members in self.classes())
         return self.permutation() if together else list(range(self.n))
+
+    def functional(self) -> Subject:
+        """A functional network as a subject of the core's laws.
+
+        Raises:
+            CheckError: it is none.
+        """
+        return subject_of(self, draws(self, True))
 
     def answers(self, word: str) -> bool:
         """Whether a word is true of this subject; words that need our own networks are not."""

@@ -12,10 +12,11 @@ from torch import Tensor, nn
 
 from functional_marl.errors import SharingError, StructureError
 from functional_marl.laws.facades import build_of, said_by, template_of
+from functional_marl.laws.functional import Functional, as_module
 from functional_marl.sharing import Sharing, SharingSpec, resolve
 from functional_marl.trees import Tree, flatten, is_tensordict, leaf_names, prefix_leaves
 
-__all__ = ["AUTO", "CheckError", "Host", "Place", "kept", "seeded"]
+__all__ = ["AUTO", "CheckError", "Host", "Place", "agents_of", "kept", "module_of", "seeded"]
 
 AUTO = "auto"
 
@@ -82,6 +83,33 @@ def _derivable() -> Generator[None]:
         yield
     finally:
         mha.set_fastpath_enabled(was)
+
+
+def module_of(subject: Any) -> nn.Module:
+    """The module, or the functional network ``(net, params)`` as one.
+
+    Raises:
+        CheckError: it is neither, or the parameters do not fit.
+    """
+    try:
+        module = as_module(subject)
+    except (TypeError, StructureError) as error:
+        raise CheckError(f"subject: {error}") from None
+    if not isinstance(module, nn.Module):
+        raise CheckError(f"subject: expected a module or (net, params), got {type(module).__name__}")
+    return module
+
+
+def agents_of(module: nn.Module, n_agents: int | None) -> int:
+    """The number of agents, which a facade or a network says.
+
+    Raises:
+        CheckError: nobody says it.
+    """
+    count = said_by(module).get("n_agents") if n_agents is None else n_agents
+    if count is None:
+        raise CheckError("n_agents: expected how many agents there are; the module does not say")
+    return count
 
 
 def _lazy(leaf: Any) -> bool:
@@ -159,7 +187,9 @@ class Host:
             self.randomness = said.get("randomness")
         if self.agent_dim == -2:
             self.agent_dim = said.get("agent_dim", -2)
-        self.facade = bool(said)
+        if self.out_agent_dim == AUTO:
+            self.out_agent_dim = said.get("out_agent_dim", AUTO)
+        self.facade = bool(said) and not isinstance(self.module, Functional)
         if self.single is None:
             self.single = build_of(self.module)
 
@@ -167,7 +197,7 @@ class Host:
         """The same with a module built anew."""
         assert self.build is not None
         with seeded(seed):
-            return replace(self, module=self.build(), example=self.draw or self.example)
+            return replace(self, module=module_of(self.build()), example=self.draw or self.example)
 
     # --- where things are ---------------------------------------------------------------------------------
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from functional_marl.laws.case import Case
-from functional_marl.laws.host import AUTO, CheckError, Host
+from functional_marl.laws.host import AUTO, CheckError, Host, agents_of, module_of
 from functional_marl.sharing import Sharing
 
 __all__ = ["Inferred", "Reached", "infer_sharing", "inferred"]
@@ -162,6 +162,7 @@ def _trainable(module: nn.Module) -> Generator[None]:
             leaf.requires_grad_(False)
 
 
+@torch.enable_grad()  # a law may ask in the middle of a change that records none
 def gradients(s: Case, params: Mapping[str, Tensor]) -> list[list[Tensor | None]]:
     """For each agent's loss, its gradient with respect to each parameter."""
     rows: list[list[Tensor | None]] = []
@@ -249,9 +250,9 @@ def _unravel(place: int, shape: Sequence[int]) -> tuple[int, ...]:
 
 
 def infer_sharing(
-    module: nn.Module,
+    subject: nn.Module | tuple[Any, ...],
     *,
-    n_agents: int,
+    n_agents: int | None = None,
     example: Any,
     agent_dim: Any = -2,
     out_agent_dim: Any = AUTO,
@@ -263,8 +264,9 @@ def infer_sharing(
     """Who shares what in a module from any library, by which agents' losses reach which elements.
 
     Args:
-        module: calls as ``module(*example)``; parameters may be stacked, listed, shared, in clusters.
-        n_agents: how many agents.
+        subject: a module, called as ``module(*example)``; parameters may be stacked, listed, shared, in
+            clusters. Or ``(net, params)`` of a :class:`functional_marl.Network`.
+        n_agents: how many agents; a network, torchrl's and our classes say it themselves.
         example: inputs; only their shapes and kinds matter, but integers are picked from those it has.
         agent_dim, out_agent_dim, kwargs, groups, select: as in :func:`check`.
         train: ask in training.
@@ -285,10 +287,11 @@ def infer_sharing(
     trunk.weight  [5, 4]     {0,1,2}
     trunk.bias    [5]        {0,1,2}
     """
+    module = module_of(subject)
     host = Host(
         module,
         example,
-        n_agents,
+        agents_of(module, n_agents),
         sharing=None,
         agent_dim=agent_dim,
         out_agent_dim=out_agent_dim,

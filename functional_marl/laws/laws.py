@@ -5,10 +5,14 @@ from __future__ import annotations
 from functional_marl.laws.compiling import compile_is_eager as compile_is_eager
 from functional_marl.laws.compiling import export_is_eager as export_is_eager
 from functional_marl.laws.compiling import inductor_is_eager as inductor_is_eager
+from functional_marl.laws.critics import detached_groups_get_no_gradient as detached_groups_get_no_gradient
 from functional_marl.laws.dependence import centralized_sees_all as centralized_sees_all
 from functional_marl.laws.dependence import dropped_agents as dropped_agents
 from functional_marl.laws.dependence import gradient_reaches_own_slot as gradient_reaches_own_slot
 from functional_marl.laws.dependence import local_jacobian as local_jacobian
+from functional_marl.laws.dependence import masked_agents_are_inert as masked_agents_are_inert
+from functional_marl.laws.dependence import masked_critics_look_away as masked_critics_look_away
+from functional_marl.laws.equivalence import chunks_make_the_whole as chunks_make_the_whole
 from functional_marl.laws.equivalence import coarsen_after_refine as coarsen_after_refine
 from functional_marl.laws.equivalence import patterns_are_total as patterns_are_total
 from functional_marl.laws.equivalence import refine_after_coarsen as refine_after_coarsen
@@ -23,6 +27,7 @@ from functional_marl.laws.equivariance import cluster_equivariance as cluster_eq
 from functional_marl.laws.equivariance import equal_inputs_equal_outputs as equal_inputs_equal_outputs
 from functional_marl.laws.equivariance import ids_break_equivariance as ids_break_equivariance
 from functional_marl.laws.equivariance import independent_equivariance as independent_equivariance
+from functional_marl.laws.equivariance import pooled_critics_are_symmetric as pooled_critics_are_symmetric
 from functional_marl.laws.equivariance import shared_equivariance as shared_equivariance
 from functional_marl.laws.gradients import frozen_stays as frozen_stays
 from functional_marl.laws.gradients import optimizer_commutes_with_stacking as optimizer_commutes_with_stacking
@@ -33,6 +38,9 @@ from functional_marl.laws.groups import group_map_is_a_partition as group_map_is
 from functional_marl.laws.groups import group_map_is_the_callers as group_map_is_the_callers
 from functional_marl.laws.groups import group_round_trip as group_round_trip
 from functional_marl.laws.law import LAWS as LAWS
+from functional_marl.laws.modules import facade_is_functional as facade_is_functional
+from functional_marl.laws.modules import lazy_is_eager as lazy_is_eager
+from functional_marl.laws.modules import state_dicts_carry_over as state_dicts_carry_over
 from functional_marl.laws.purity import calls_are_reentrant as calls_are_reentrant
 from functional_marl.laws.purity import generators_are_untouched as generators_are_untouched
 from functional_marl.laws.purity import networks_pickle as networks_pickle
@@ -66,13 +74,16 @@ __all__ = [
     "calls_are_reentrant",
     "centralized_rows_are_equal",
     "centralized_sees_all",
+    "chunks_make_the_whole",
     "cluster_equivariance",
     "coarsen_after_refine",
     "compile_is_eager",
+    "detached_groups_get_no_gradient",
     "dropped_agents",
     "empty_batches",
     "equal_inputs_equal_outputs",
     "export_is_eager",
+    "facade_is_functional",
     "frozen_stays",
     "generators_are_untouched",
     "gradient_reaches_own_slot",
@@ -87,7 +98,10 @@ __all__ = [
     "initialisation_is_prefix_stable",
     "initialisation_is_the_modules_own",
     "kinds_are_kept",
+    "lazy_is_eager",
     "local_jacobian",
+    "masked_agents_are_inert",
+    "masked_critics_look_away",
     "masks_are_independent",
     "mode_is_irrelevant_in_evaluation",
     "networks_pickle",
@@ -97,6 +111,7 @@ __all__ = [
     "one_agent_is_the_network",
     "optimizer_commutes_with_stacking",
     "patterns_are_total",
+    "pooled_critics_are_symmetric",
     "populations_are_loops",
     "presets_are_explicit_maps",
     "randomness_has_one_meaning",
@@ -110,6 +125,7 @@ __all__ = [
     "slot_gradient_is_the_sum",
     "slots_differ",
     "stack_round_trip",
+    "state_dicts_carry_over",
     "threads_agree",
     "tied_agents_stay_tied",
     "unused_slots_are_inert",

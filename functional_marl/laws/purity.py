@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import random
 import sys
-import threading
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from torch.func import vmap
 
 from functional_marl.errors import StructureError
-from functional_marl.laws.law import Broken, agree, broken, law
+from functional_marl.laws.law import agree, broken, law
 from functional_marl.laws.subject import Subject
+from functional_marl.laws.threads import agree_in_threads
 from functional_marl.trees import Tree, flatten, tree_map
 
 __all__ = [
@@ -171,31 +172,11 @@ def threads_agree(s: Subject) -> None:
     Threads that call one network at once, each with parameters of its own, get what they would get alone.
     """
     many = [replace(s, params={k: leaf + t for k, leaf in s.own.items()}) for t in range(4)]
-    wanted = [(one.outputs(), one.trained(key=s.key())) for one in many]
-    start, found = threading.Barrier(len(many)), dict[int, Any]()
 
-    def work(t: int) -> None:
-        try:
-            start.wait()
-            for _ in range(5):
-                agree((many[t].outputs(), many[t].trained(key=s.key())), wanted[t], f"thread {t}", exact=True)
-        except BaseException as error:
-            found[t] = error
+    def call(one: Subject) -> Tree:
+        return one.outputs(), one.trained(key=s.key())
 
-    threads = [threading.Thread(target=work, args=(t,)) for t in range(len(many))]
-    pause = sys.getswitchinterval()
-    sys.setswitchinterval(1e-5)
-    try:
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-    finally:
-        sys.setswitchinterval(pause)
-    for t, error in sorted(found.items()):
-        if isinstance(error, Broken):
-            raise error
-        broken(f"thread {t}: expected outputs as alone, got {type(error).__name__}: {error}")
+    agree_in_threads([partial(call, one) for one in many], [call(one) for one in many], rounds=5, pause=1e-5)
 
 
 @law(50, "parameters", "factory", "settings", foreign=False)

@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from functional_marl.checks import Params
-from functional_marl.laws.law import agree, broken, differ, law
+from functional_marl.errors import RandomnessError
+from functional_marl.laws.law import Broken, agree, broken, differ, law
 from functional_marl.laws.subject import Subject
 from functional_marl.trees import Tree
 
@@ -209,5 +210,10 @@ def mode_is_irrelevant_in_evaluation(s: Subject) -> None:
     wanted = s.outputs()
     for mode, key in itertools.product(("error", "same", "different"), (None, s.key(1), s.key(2))):
         called = replace(s, net=s.net.replace(randomness=mode))
-        for i, output in enumerate(called.outputs(key=key)):
-            agree(output, wanted[i], f"'{mode}', key {None if key is None else key.tolist()}, agent {i}: output")
+        where = f"'{mode}', key {None if key is None else key.tolist()}"
+        try:
+            outputs = called.outputs(key=key)
+        except RandomnessError as error:
+            raise Broken(f"{where}: expected outputs in evaluation, got {error}") from None
+        for i, output in enumerate(outputs):
+            agree(output, wanted[i], f"{where}, agent {i}: output")

@@ -17,16 +17,22 @@ from torch import Tensor
 
 from functional_marl.grouping import MarlGroupMapType, by_prefix, by_spec
 from functional_marl.laws.cases import leaf_names_of, subject
+from functional_marl.laws.critics import Critics
 from functional_marl.laws.equivalence import Patterns
 from functional_marl.laws.groups import Grouped, Named
 from functional_marl.laws.law import Law
 from functional_marl.laws.laws import (
+    detached_groups_get_no_gradient,
+    facade_is_functional,
     group_layout,
     group_map_is_a_partition,
     group_map_is_the_callers,
     group_round_trip,
+    lazy_is_eager,
     patterns_are_total,
+    state_dicts_carry_over,
 )
+from functional_marl.laws.modules import Facade
 from functional_marl.laws.subject import Subject
 from functional_marl.laws.zoo import ZOO, Entry
 from functional_marl.network import Network
@@ -38,7 +44,9 @@ __all__ = [
     "agent_dims",
     "batches",
     "cases",
+    "critics",
     "entries",
+    "facades",
     "grouped",
     "groupings",
     "inputs",
@@ -125,6 +133,9 @@ def _fits(entry: Entry, where: Sequence[str]) -> bool:
         "random": entry.random,
         "rows apart": entry.rows_apart,
         "a mask that shows": entry.shows_mask,
+        "pooled": entry.pooled,
+        "masks agents": entry.masks_agents,
+        "no mask of agents": not entry.masks_agents,
         "vmap": entry.vmap,
         "compiles": entry.compiles,
         "exports": entry.exports,
@@ -293,6 +304,52 @@ def grouped(draw: st.DrawFn) -> Grouped:
     return Grouped(groups, TensorDict(per_agent, batch) if flat else per_agent, len(batch), draw(st.booleans()))
 
 
+# --- modules of the facade --------------------------------------------------------------------------------
+
+
+@st.composite
+def facades(draw: st.DrawFn) -> Facade:
+    """Modules of ``functional_marl.nn``: classes, sharings, storages, views, layers, dropout, norms."""
+    kind: Any = draw(st.sampled_from(["mlp", "conv"]))
+    n = draw(st.integers(1, 4))
+    share = draw(
+        st.booleans() | st.builds(list, sharings(n, spare=False)) | st.just({"*.bias": "shared", "*": "independent"})
+    )
+    options: dict[str, Any] = {}
+    if kind == "mlp":
+        options["num_cells"] = draw(st.lists(st.integers(1, 6), max_size=2))
+        options["activation_class"] = draw(st.sampled_from(["Tanh", "ReLU"]))
+        if draw(st.booleans()):
+            options["dropout"] = 0.5
+        if options["num_cells"] and draw(st.booleans()):
+            norm = draw(st.sampled_from(["LayerNorm", "BatchNorm1d"]))
+            size = "normalized_shape" if norm == "LayerNorm" else "num_features"
+            options |= {"norm_class": norm, "norm_kwargs": [{size: width} for width in options["num_cells"]]}
+    else:
+        options |= {"num_cells": [3, 2][: draw(st.integers(1, 2))], "kernel_sizes": 2, "strides": 1}
+    batch = draw(st.lists(st.integers(2, 3), min_size=1, max_size=1 if "norm_class" in options else 2))
+    return Facade(
+        kind,
+        n,
+        share,
+        centralized=draw(st.booleans()),
+        use_td_params=draw(st.booleans()),
+        randomness=draw(st.sampled_from(["different", "same"])),
+        batch=tuple(batch),
+        options=tuple(options.items()),
+        seed=draw(seeds()),
+    )
+
+
+@st.composite
+def critics(draw: st.DrawFn) -> Critics:
+    """Critics over one group or more, any of which are detached."""
+    groups = draw(st.lists(st.tuples(st.integers(1, 3), st.integers(1, 4)), min_size=1, max_size=3))
+    detached = draw(st.lists(st.integers(0, len(groups) - 1), unique=True).map(sorted))
+    batch = draw(st.lists(st.integers(1, 3), max_size=2))
+    return Critics(tuple(groups), tuple(detached), draw(st.booleans()), tuple(batch), draw(seeds()))
+
+
 # --- what each law takes ----------------------------------------------------------------------------------
 
 _TAKES: dict[Law, Callable[[], st.SearchStrategy[Any]]] = {
@@ -301,6 +358,10 @@ _TAKES: dict[Law, Callable[[], st.SearchStrategy[Any]]] = {
     group_layout: grouped,
     group_map_is_a_partition: groupings,
     group_map_is_the_callers: groupings,
+    detached_groups_get_no_gradient: critics,
+    state_dicts_carry_over: facades,
+    facade_is_functional: facades,
+    lazy_is_eager: facades,
 }
 
 

@@ -42,6 +42,40 @@ def _copied(net: Network) -> Network:
     return pickle.loads(pickle.dumps(net))
 
 
+# The facade needs tensordict, which takes a second to import: where it is asked for.
+
+
+def _facade(kind: str, n_agents: int, lazy: bool, **words: Any) -> nn.Module:
+    from functional_marl import nn as fmnn
+
+    if kind == "mlp":
+        return fmnn.MultiAgentMLP(None if lazy else 4, 2, n_agents, **words)
+    return fmnn.MultiAgentConvNet(n_agents, in_features=None if lazy else 2, **words)
+
+
+def _critic(groups: Sequence[tuple[int, int]], detached: Sequence[int], share_params: bool) -> nn.Module:
+    from functional_marl import nn as fmnn
+
+    specs = {
+        f"g{k}": fmnn.CrossCriticGroupSpec(features, n, (f"g{k}", "seen"), (f"g{k}", "value"))
+        for k, (n, features) in enumerate(groups)
+    }
+    how: dict[str, Any] = {"d_model": 5, "trunk_depth": 1, "trunk_cells": 6}
+    return fmnn.CrossGroupCritic(specs, **how, share_params=share_params, detach_groups=[f"g{k}" for k in detached])
+
+
+def _convert_state_dict(*args: Any, **how: Any) -> dict[str, Any]:
+    from functional_marl import nn as fmnn
+
+    return fmnn.convert_state_dict(*args, **how)
+
+
+def _from_functional(*args: Any, **how: Any) -> nn.Module:
+    from functional_marl import nn as fmnn
+
+    return fmnn.from_functional(*args, **how)
+
+
 @dataclass(frozen=True)
 class Ops:
     """The operations that the laws speak of. A mutant has a wrong one in the place of one."""
@@ -66,6 +100,10 @@ class Ops:
     group_agents: Op = group_agents
     ungroup_agents: Op = ungroup_agents
     copied: Op = _copied  # through pickle
+    facade: Op = _facade
+    critic: Op = _critic
+    convert_state_dict: Op = _convert_state_dict
+    from_functional: Op = _from_functional
     optimizer: Op = torch.optim.Adam
 
 
@@ -301,6 +339,7 @@ WORDS: dict[str, Callable[[Subject], bool]] = {
     "spare slots": _spare,
     "no spare slots": lambda s: not _spare(s),
     "float inputs": _floats,
+    "no mask of agents": lambda s: "masks agents" not in s.traits,
     "wide inputs": lambda s: len(s.inputs) == 1 and isinstance(s.inputs[0], Tensor) and s.inputs[0].shape[-1] > s.n,
     "parameters": lambda s: s.params is not None,
     "settings": lambda s: isinstance(s.net, Network),

@@ -72,6 +72,9 @@ class Entry:
         rows_apart: whether in evaluation each row of a batch is computed by itself.
         random: whether it draws in training.
         shows_mask: whether an output is zero exactly where the mask of a dropout with p = 1/2 is.
+        pooled: whether a joint module says the same in whatever order the agents come.
+        masks_agents: whether the first input has leaves "obs" and "alive" (``Bools(1)``), and a joint module
+            looks only at the observations of those that are alive.
         vmap: whether ``torch.func.vmap`` can map it.
         compiles: whether dynamo can trace it.
         exports: whether ``torch.export`` can, strict and not.
@@ -87,6 +90,8 @@ class Entry:
     rows_apart: bool = True
     random: bool = False
     shows_mask: bool = False
+    pooled: bool = False
+    masks_agents: bool = False
     vmap: bool = True
     compiles: bool = True
     exports: bool = True
@@ -290,6 +295,29 @@ class Mask(nn.Module):
         return self.dropout(self.layer(x) + self.bias)
 
 
+class Pooled(nn.Module):
+    """A sum-decomposed critic, a mean over ``k`` agents: ``[*B, 4 k] -> [*B, 2]`` (Zaheer et al. 2017)."""
+
+    def __init__(self, k: int) -> None:
+        super().__init__()
+        self.k = k
+        self.encode, self.head = nn.Linear(4, 5), nn.Linear(5, 2)
+        self.absent = nn.Parameter(torch.randn(5))
+
+    def forward(self, seen: Tensor) -> Tensor:
+        """All agents are there."""
+        return self.head(torch.tanh(self.encode(seen.unflatten(-1, (self.k, 4))) + self.absent).mean(-2))
+
+
+class Masked(Pooled):
+    """The same with a mask: whoever is gone has one learned code. ``{"obs": [*B, 4 k], "alive": [*B, k]}``."""
+
+    def forward(self, seen: dict[str, Tensor]) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Only those alive are looked at."""
+        codes = torch.tanh(self.encode(seen["obs"].unflatten(-1, (self.k, 4))))
+        return self.head(torch.where(seen["alive"][..., None], codes, self.absent).mean(-2))
+
+
 class TorchGRU(nn.Module):
     """``nn.GRU``, which vmap cannot map: ``[*B, T, 3] -> [*B, T, 4]``."""
 
@@ -327,7 +355,6 @@ register(
     (Floats(3), Floats(3)),
     joint=Trees,
     kwargs={"gain": Floats()},
-    exports=False,  # torch 2.13: an input that vmap takes at another axis than 0 and hands through
 )
 register("embedding", _embedding, Ints(2, high=7))
 register("lazy", None, Floats(4), joint=_lazy)
@@ -335,3 +362,5 @@ register("orthogonal", _orthogonal, Floats(4))
 register("weight norm", None, Floats(4), joint=_weight_norm)
 register("spectral norm", None, Floats(4), joint=_spectral_norm, vmap=False, compiles=False, exports=False)
 register("mask", None, Floats(4), joint=Mask, random=True, shows_mask=True)
+register("pooled", None, Floats(4), joint=Pooled, pooled=True)
+register("masked", None, {"obs": Floats(4), "alive": Bools(1)}, joint=Masked, pooled=True, masks_agents=True)

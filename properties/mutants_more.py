@@ -1,0 +1,273 @@
+"""More wrong implementations: pieces, pooled and masked critics, masked agents, and second mutants of older laws."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import functional_marl as fm
+from functional_marl.laws import laws
+from functional_marl.lowering import dense
+from functional_marl.parameters import Params
+from functional_marl.sharing import Sharing
+from functional_marl.trees import Tree, tree_map
+from properties.mutants import Op, applied, index_leaks, late_boundary, mutant, next_slot, slots
+from properties.mutants_trees import mean_gradient, merged, reshared
+
+# --- pieces -----------------------------------------------------------------------------------------------
+
+
+def in_chunks(net: fm.Network, train: bool) -> bool:
+    return dense.__dict__["CHUNK_ABOVE"] == 0
+
+
+def first_chunk_learns(net: fm.Network, params: Params) -> Params:
+    return {name: torch.cat([leaf[:1], leaf[1:].detach()]) for name, leaf in params.items()}
+
+
+mutant(laws.chunks_make_the_whole, "off by one at the seams", apply=applied(net=slots(late_boundary), when=in_chunks))
+mutant(laws.chunks_make_the_whole, "the first chunk learns", apply=applied(params=first_chunk_learns, when=in_chunks))
+mutant(
+    laws.chunks_make_the_whole,
+    "each piece of the batch is centred by itself",
+    apply=applied(inputs=lambda leaf, dim: leaf - leaf.mean(0, keepdim=True) if dim > 0 else leaf),
+)
+mutant(
+    laws.chunks_make_the_whole,
+    "each chunk has masks of its own",
+    apply=applied(
+        how=lambda net, how: how | {"key": fm.fold_in(how["key"], 1)},
+        when=lambda net, train: train and in_chunks(net, train),
+    ),
+)
+
+# --- pooled and masked critics ----------------------------------------------------------------------------
+
+
+def features_first(leaf: Tensor, dim: int) -> Tensor:
+    """Agents are merged behind the features: [n, F] is read as [F, n]."""
+    return leaf.transpose(dim, dim + 1).reshape(leaf.shape) if dim + 1 < leaf.ndim else leaf
+
+
+def last_is_forgotten(leaf: Tensor, dim: int) -> Tensor:
+    kept = torch.arange(leaf.shape[dim]) < leaf.shape[dim] - 1
+    return leaf * kept.view(-1, *[1] * (leaf.ndim - dim - 1)).to(leaf.dtype)
+
+
+def masks(change: Callable[[Tensor, int], Tensor]) -> Op:
+    """``apply`` that sees another mask of agents: ``change(alive, axis of agents)``."""
+
+    def apply(net: fm.Network, params: Params, seen: Any, *args: Tree, **how: Any) -> Any:
+        if isinstance(seen, dict) and "alive" in seen:
+            dim: Any = net.agent_dim[0] if isinstance(net.agent_dim, tuple) else net.agent_dim
+            seen = {**seen, "alive": change(seen["alive"], dim)}
+        return fm.apply(net, params, seen, *args, **how)
+
+    return apply
+
+
+mutant(laws.pooled_critics_are_symmetric, "features ahead of agents", apply=applied(inputs=features_first))
+mutant(laws.pooled_critics_are_symmetric, "the agent's index leaks", apply=applied(inputs=index_leaks))
+mutant(laws.pooled_critics_are_symmetric, "the last agent is forgotten", apply=applied(inputs=last_is_forgotten))
+mutant(laws.masked_critics_look_away, "the mask is ignored", apply=masks(lambda alive, dim: torch.ones_like(alive)))
+mutant(laws.masked_critics_look_away, "the mask of the next agent", apply=masks(lambda alive, dim: alive.roll(1, dim)))
+mutant(
+    laws.masked_critics_look_away,
+    "the mask of the first row",
+    apply=masks(lambda alive, dim: alive[:1].expand(alive.shape)),
+)
+
+mutant(
+    laws.masked_agents_are_inert,
+    "mean field: agents see each other's mean",
+    apply=applied(inputs=lambda leaf, dim: leaf + 0.1 * leaf.mean(dim, keepdim=True)),
+)
+mutant(laws.masked_agents_are_inert, "gradients are shared out among all agents", apply=applied(params=mean_gradient))
+mutant(
+    laws.masked_agents_are_inert,
+    "outputs are scaled by the largest",
+    apply=applied(outputs=lambda leaf, dim: leaf / (1 + leaf.abs().amax(dim, keepdim=True))),
+)
+
+
+# --- second mutants ---------------------------------------------------------------------------------------
+
+
+def reversed_agents(sharing: Sharing) -> list[int]:
+    return list(sharing)[::-1]
+
+
+def with_last_slot(net: fm.Network, params: Params) -> Params:
+    """Every slot looks at the last one a little, spare or not."""
+    return {name: leaf + 1e-3 * leaf[-1:] for name, leaf in params.items()}
+
+
+def renamed(net: fm.Network, params: Params) -> Params:
+    """The number of the slot leaks."""
+    steps = {name: torch.arange(len(leaf), dtype=leaf.dtype) for name, leaf in params.items()}
+    return {name: leaf + 0.1 * steps[name].view(-1, *[1] * (leaf.ndim - 1)) for name, leaf in params.items()}
+
+
+def first_row_rounded(params: Params, net: fm.Network, new: fm.Network) -> Params:
+    return {name: torch.cat([leaf[:1], leaf[1:].float().to(leaf.dtype)]) for name, leaf in params.items()}
+
+
+mutant(laws.refining_keeps_outputs, "one slot is rounded", reshare=reshared(first_row_rounded))
+mutant(laws.refinement_composes, "one slot is rounded", reshare=reshared(first_row_rounded))
+mutant(
+    laws.coarsen_after_refine,
+    "mean over the wrong members",
+    reshare=merged(lambda rows: rows.mean(0), lambda agents: [i + 1 for i in agents]),
+)
+mutant(laws.relabelling_keeps_outputs, "the number of the slot leaks", apply=applied(params=renamed))
+mutant(laws.unused_slots_are_inert, "every slot looks at the last", apply=applied(params=with_last_slot))
+mutant(
+    laws.shared_equivariance,
+    "mean field: the first agent leads",
+    apply=applied(inputs=lambda leaf, dim: leaf + 0.1 * leaf.select(dim, 0).unsqueeze(dim)),
+)
+mutant(
+    laws.shared_equivariance,
+    "outputs of agents are sorted",
+    apply=applied(outputs=lambda leaf, dim: leaf.sort(dim).values if leaf.is_floating_point() else leaf),
+)
+mutant(laws.independent_equivariance, "slots in reverse", apply=applied(net=slots(reversed_agents)))
+mutant(laws.independent_equivariance, "the agent's index leaks", apply=applied(outputs=index_leaks))
+mutant(laws.cluster_equivariance, "the agent's index leaks", apply=applied(inputs=index_leaks))
+mutant(laws.equal_inputs_equal_outputs, "the agent's index leaks", apply=applied(inputs=index_leaks))
+mutant(laws.centralized_rows_are_equal, "the agent's index leaks", apply=applied(outputs=index_leaks))
+mutant(laws.centralized_sees_all, "the last agent is forgotten", apply=applied(inputs=last_is_forgotten))
+mutant(
+    laws.centralized_sees_all,
+    "the joint input is detached",
+    apply=applied(inputs=lambda leaf, dim: leaf.detach()),
+)
+mutant(
+    laws.gradient_reaches_own_slot,
+    "off by one in clusters",
+    apply=applied(net=slots(late_boundary)),
+)
+mutant(laws.gradient_reaches_own_slot, "the next slot", apply=applied(net=slots(next_slot)))
+mutant(
+    laws.dropped_agents,
+    "parameters are shared out by the team's size",
+    apply=applied(params=lambda net, params: {name: leaf / net.n_agents for name, leaf in params.items()}),
+)
+mutant(laws.tied_agents_stay_tied, "off by one in the call", apply=applied(net=slots(late_boundary)))
+
+
+class Decaying(torch.optim.Adam):
+    """Weights decay by the norm of the whole leaf, all agents in it."""
+
+    def step(self, closure: Any = None) -> Any:
+        with torch.no_grad():
+            for leaf in self.param_groups[0]["params"]:
+                leaf -= 1e-2 * leaf / (1 + leaf.norm())
+        return super().step(closure)
+
+
+mutant(laws.optimizer_commutes_with_stacking, "decays by the norm of the stack", optimizer=Decaying)
+
+
+def flat_batch(leaf: Tensor, dim: int) -> Tensor:
+    """Rows of the batch come out in reverse where there are two batch axes."""
+    return leaf.flip(0) if dim == 2 else leaf
+
+
+def no_rows_one_axis(net: fm.Network, params: Params, *args: Tree, **how: Any) -> Any:
+    """An empty batch gives outputs without any axis for it."""
+    found = fm.apply(net, params, *args, **how)
+    return tree_map(lambda leaf: leaf.flatten(0, 1) if leaf.numel() == 0 and leaf.ndim > 1 else leaf, found)
+
+
+mutant(laws.batch_is_a_loop, "two batch axes are read backwards", apply=applied(inputs=flat_batch))
+mutant(laws.empty_batches, "an empty batch loses an axis", apply=no_rows_one_axis)
+
+
+def by_slots(net: fm.Network, key: Any, **how: Any) -> Params:
+    """The number of slots goes into the key."""
+    slots_of = max(sharing.n_slots for sharing in net.sharing.values())
+    return fm.init_params(net, fm.fold_in(key, slots_of), **how)
+
+
+def backwards(net: fm.Network, key: Any, **how: Any) -> Params:
+    """Keys are handed out from the last slot on."""
+    return {name: leaf.flip(0) for name, leaf in fm.init_params(net, key, **how).items()}
+
+
+mutant(laws.initialisation_is_prefix_stable, "the number of slots goes into the key", init_params=by_slots)
+mutant(laws.initialisation_is_prefix_stable, "the last slot comes first", init_params=backwards)
+mutant(
+    laws.initialisation_has_the_modules_distribution,
+    "everything is moved a little",
+    init_params=lambda net, key, **how: {k: leaf + 0.3 for k, leaf in fm.init_params(net, key, **how).items()},
+)
+
+
+def pairs_alike(net: fm.Network, key: Any, **how: Any) -> Params:
+    """Slots 2k and 2k + 1 have one key."""
+    params = fm.init_params(net, key, **how)
+    return {name: leaf[[slot - slot % 2 for slot in range(len(leaf))]] for name, leaf in params.items()}
+
+
+def opposite(leaf: Tensor, dim: int) -> Tensor:
+    """Agent 1 keeps what agent 0 drops."""
+    if leaf.shape[dim] < 2:
+        return leaf
+    first, second = leaf.select(dim, 0), leaf.select(dim, 1)
+    filled = torch.where(first != 0, torch.zeros_like(first), torch.where(second != 0, second, torch.ones_like(first)))
+    return leaf.index_copy(dim, torch.tensor([1]), filled.unsqueeze(dim))
+
+
+mutant(laws.slots_differ, "two slots a key", init_params=pairs_alike)
+mutant(laws.masks_are_independent, "masks are opposite", apply=applied(outputs=opposite, when=lambda net, train: train))
+
+
+def keyed_is_training(net: fm.Network, params: Params, *args: Tree, **how: Any) -> Any:
+    """A key switches dropouts on."""
+    train = how.pop("train", False) or (how.get("key") is not None and not net.template.buffers)
+    return fm.apply(net, params, *args, train=train, **how)
+
+
+mutant(laws.mode_is_irrelevant_in_evaluation, "a key switches dropouts on", apply=keyed_is_training)
+
+
+def one_state(net: fm.Network, key: Any, **how: Any) -> Params:
+    """Only parameters are drawn for each of the population."""
+    state = fm.init_state(net, key, **how)
+    return (
+        state
+        if key is None or isinstance(key, int) or key.ndim == 1
+        else {k: v[:1].expand(v.shape) for k, v in state.items()}
+    )
+
+
+mutant(laws.populations_are_loops, "one state for all", init_state=one_state)
+_running: list[Params] = []
+
+
+def kept_by_thread(net: fm.Network, params: Params, *args: Tree, **how: Any) -> Any:
+    """A call writes its parameters into the network's table and reads them back, key by key."""
+    table = net.template.__dict__.setdefault("a mutant's table", {})
+    for name, leaf in params.items():
+        table[name] = leaf
+        fm.split(0, 1)  # somebody else's turn
+    return fm.apply(net, dict(table), *args, **how)
+
+
+mutant(laws.threads_agree, "a table in the network", apply=kept_by_thread)
+
+
+def first_call_wins(net: fm.Network, params: Params, *args: Tree, **how: Any) -> Any:
+    """A call inside takes the parameters of the one around it."""
+    _running.append(params)
+    try:
+        return fm.apply(net, _running[0], *args, **how)
+    finally:
+        _running.pop()
+
+
+mutant(laws.calls_are_reentrant, "the call inside sees the outer one's", apply=first_call_wins)

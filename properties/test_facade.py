@@ -1,0 +1,85 @@
+"""The modules of the facade under the laws that modules from anywhere are asked: any sharing, storage and view.
+
+``-k local_jacobian`` picks a law. A failure prints the :class:`Facade` that makes its module again.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tensordict import TensorDict
+
+import functional_marl.nn as fmnn
+from functional_marl.laws import FOREIGN, Critics, Facade, Law, check
+from functional_marl.laws.strategies import critics, facades
+from functional_marl.laws.subject import Ops
+
+# One law asked of one module is a few cases of its own, and calls of the module to find out what it is.
+COST = 10
+# By a compiler, and by threads that wait for each other.
+SLOW = {"compile_is_eager": 400, "threads_agree": 20}
+
+
+@pytest.mark.parametrize("law", [pytest.param(law, id=law.name) for law in FOREIGN.values()])
+@pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors:UserWarning")
+def test_law(law: Law) -> None:
+    @settings(max_examples=max(1, settings().max_examples // SLOW.get(law.name, COST)))
+    @given(facades(), st.booleans(), st.booleans())
+    def holds(case: Facade, lazy: bool, train: bool) -> None:
+        module = case.module(lazy=lazy)
+        report = check(module, example=case.input(), laws=[law.name], examples=3, train=train, seed=case.seed % 1000)
+        assert report, report
+        assert not report[law.name].why.startswith("it raised"), report
+
+    holds()
+
+
+def test_the_laws_are_asked() -> None:
+    """Each law of the facade says something about some module, and not only that it does not apply."""
+    asked: dict[str, int] = {}
+    for share in (True, False):
+        for centralized in (True, False):
+            options: Any = (("num_cells", [3]), ("dropout", 0.5))
+            for given_options in (options, options[:1]):
+                case = Facade(share_params=share, centralized=centralized, options=given_options)
+                for verdict in check(case.module(), example=case.input(), laws="all", examples=2):
+                    asked[verdict.law] = asked.get(verdict.law, 0) + verdict.cases
+    assert set(FOREIGN) <= {law for law, count in asked.items() if count}
+
+
+@given(critics())
+def test_pooled_mixers_are_symmetric(case: Critics) -> None:
+    """Law 16 of a VDN mixer over all agents of the groups: a sum in any order."""
+    n = sum(agents for agents, _ in case.groups)
+    generator = torch.Generator().manual_seed(case.seed)
+    values = torch.randn((*case.batch, n, 1), generator=generator, dtype=torch.float64)
+    order = torch.randperm(n, generator=generator)
+    mixer = fmnn.VDNMixer(n_agents=n, device=None)
+    torch.testing.assert_close(mixer(values[..., order, :]), mixer(values))
+
+
+@given(critics())
+def test_a_critic_is_no_mask(case: Critics) -> None:
+    """Detached groups are seen: their observations change every value, and get no gradient."""
+    values, _ = case.values(case.detached)
+    other, _ = replace(case, seed=case.seed + 1, ops=_with_critic(case)).values(case.detached)
+    assert all(not torch.equal(a, b) for a, b in zip(values, other, strict=True))
+
+
+def _with_critic(case: Critics) -> Ops:
+    """Operations that give this very critic, whatever the seed of the observations."""
+    critic = case.critic(case.detached)
+    return replace(Ops(), critic=lambda *_: critic)
+
+
+def test_critics_write_into_a_tensordict() -> None:
+    case = Critics(((2, 3), (1, 4)), (1,))
+    given_td = TensorDict({"g0": {"seen": torch.zeros(2, 3)}, "g1": {"seen": torch.zeros(1, 4)}})
+    written: Any = case.critic((1,))(given_td)
+    assert written["g1", "value"].shape == (1, 1)
