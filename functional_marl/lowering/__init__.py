@@ -1,7 +1,8 @@
 """From the module of one agent to batched steps: what the plan strategy runs.
 
-Imports go down: ``plan`` (straight-line modules to steps) -> ``attention``, ``cells`` -> ``layers``
-(one rule a layer) -> ``dense`` (runs of linear layers, the size rules). ``direct`` is the commonest plan with all decisions taken ahead.
+Imports go down: ``plan`` (straight-line modules to steps) -> ``attention``, ``cells`` -> ``layers`` (one rule a
+layer) -> ``dense`` (runs of linear layers, the size rules). ``direct`` is the commonest plan with all decisions
+taken ahead.
 """
 
 from functional_marl.lowering.dense import gather_slots as gather_slots
