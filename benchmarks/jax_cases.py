@@ -62,7 +62,7 @@ class _Worker:
         path = Path(self.folder.name) / "given.npz"
         np.savez(path, x=x.numpy(), **{f"p{k}": leaf.numpy() for k, leaf in enumerate(params.values())})
         out = np.load(self.ask(set=str(path))["out"])
-        names = ("forward", "gradient")
+        names = ("forward", "gradient", "tanh", "product")
         return {n: [torch.from_numpy(out[k]) for k in out.files if k.startswith(n)] for n in names}
 
     def close(self) -> None:
@@ -133,14 +133,20 @@ def _at(setup: Setup, worker: _Worker, size: tuple[int, int, int]) -> Iterator[C
         "ours, compiled": lambda: list(gradients(params, x).values()),
     }
     yield Contest(f"gradient {name}", variants, [Claim("ours, compiled", "jax", kind="at most")], size=size)
+    # What both are made of, without us: torch's own operations against XLA's.
+    weight = list(params.values())[2]
+    parts = {"tanh": torch.tanh, "product": lambda weight: weight @ weight}
+    for part, operation in parts.items() if size == (64, 64, 32) else ():
+        variants = {"jax": _Remote(worker, part, theirs[part]), "torch": inference(operation, weight)}
+        yield Contest(f"{part} of {list(weight.shape)}", variants, [Claim("torch", "jax", kind="at most")])
 
 
 def geometric_means(results: Sequence[Measured]) -> list[Measured]:
     """Over the sizes: the gradient by plain compile, and the forward by its best way (one way for all sizes)."""
     means: list[Measured] = []
-    ways = list(dict.fromkeys((m.contest.split()[0], m.claim.ours) for m in results))
+    ways = list(dict.fromkeys((m.contest.split()[0], m.claim.ours) for m in results if m.size))
     for what, ours in ways:
-        own = [m for m in results if m.contest.startswith(what) and m.claim.ours == ours]
+        own = [m for m in results if m.size and m.contest.startswith(what) and m.claim.ours == ours]
         mean, low, high = (
             math.exp(statistics.fmean(math.log(v) for v in values))
             for values in zip(*[(m.ratio, m.low, m.high) for m in own], strict=True)

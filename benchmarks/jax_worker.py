@@ -1,7 +1,8 @@
 """The JAX side, run by its own interpreter: reads commands from stdin, a JSON object a line, and answers so.
 
 It imports nothing of this project. ``{"set": file.npz}`` gives parameters and input and answers with
-``{"out": file.npz}``; ``{"time": "forward" | "gradient", "calls": n}`` answers ``{"seconds": per call}``.
+``{"out": file.npz}``; ``{"time": name, "calls": n}`` answers ``{"seconds": per call}``, where name is ``forward``,
+``gradient``, or ``tanh`` or ``product`` of the second weights alone, ``[n, H, H]``.
 """
 
 import json
@@ -37,7 +38,12 @@ def loss(params, x):
 
 def main():
     """Answer until stdin ends."""
-    functions = {"forward": jax.jit(forward), "gradient": jax.jit(jax.grad(loss))}
+    functions = {
+        "forward": jax.jit(forward),
+        "gradient": jax.jit(jax.grad(loss)),
+        "tanh": jax.jit(lambda params, x: jnp.tanh(params[1][0])),
+        "product": jax.jit(lambda params, x: params[1][0] @ params[1][0]),
+    }
     params = x = None
     for line in sys.stdin:
         command = json.loads(line)
