@@ -168,10 +168,10 @@ def network(
     """A network of ``n_agents`` agents from the network of one.
 
     Args:
-        build: a function that returns one agent's ``nn.Module``, called once now and once a slot at every
-            :func:`init_params`; or a module, which is copied and never touched, and redrawn by its own
-            ``reset_parameters``. numpy's and Python's random numbers inside the function are not under
-            the key.
+        build: a function that returns one agent's ``nn.Module``, called now and at every :func:`init_params`,
+            for each slot or, where its operations can be played again, for the first; or a module, which is
+            copied and never touched, and redrawn by its own ``reset_parameters``. numpy's and Python's
+            random numbers inside the function are not under the key.
         n_agents: how many agents.
         sharing: who owns which copy: ``"shared"``, ``"independent"``, one slot an agent (``[0, 0, 1]``), a
             :class:`Sharing`, or patterns over leaf names to any of these, first match wins

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from functional_marl.modes import LocalMode, is_random
 from functional_marl.skeleton import named_tensors
@@ -49,7 +50,8 @@ class Tape:
 
     def fits(self) -> bool:
         """Whether a factory would build on the CPU now and in the dtypes of then."""
-        return self.dtype == torch.get_default_dtype() and torch.get_default_device().type == "cpu"
+        cpu = torch.get_default_device().type == "cpu" and not torch.is_autocast_enabled("cpu")
+        return cpu and self.dtype == torch.get_default_dtype()
 
     def play(self, rows: Mapping[str, Tensor], generator: torch.Generator | None) -> None:
         """Fill one slot's leaves; without a generator the draws come from torch's global one.
@@ -80,6 +82,16 @@ class Tape:
             rows[name].copy_(values[at])  # pyright: ignore[reportArgumentType]
         for name, value in self.constants.items():
             rows[name].copy_(value)
+
+    def gives(self, module: nn.Module, seed: int) -> bool:
+        """Whether the tape plays, under the seed, bitwise what a factory has built under it."""
+        leaves = _leaves(module)
+        if leaves.keys() != {*self.constants, *(name for name, _ in (*self.rows, *self.copies))}:
+            return False
+        rows = {name: torch.full_like(leaf, 7, requires_grad=False) for name, leaf in leaves.items()}
+        with torch.no_grad():
+            self.play(rows, torch.Generator().manual_seed(seed))
+        return all(rows[name].equal(leaf) for name, leaf in leaves.items())
 
 
 # --- recording -----------------------------------------------------------------------------------------
@@ -122,8 +134,9 @@ class _Recorder(LocalMode):
         read = frozenset(map(_storage, _tensors(args)))
         into = [a for a, s in zip(args, func._schema.arguments, strict=False) if s.alias_info and s.alias_info.is_write]
         wrote = frozenset(map(_storage, (*out, *_tensors(into))))
-        # What Python does may depend on a number that it read; the rest has no place among arguments or results.
-        self.opaque |= func in _READING or func._schema.name in _RESHAPING
+        # What Python does may depend on a number, or on a shape that numbers decide; the rest has no place among
+        # arguments or results.
+        self.opaque |= _decides(func, args) or func._schema.name in _RESHAPING
         self.opaque |= len(out) != len(tensors) or any(True for _ in _tensors(tuple(kwargs.values())))
         if func is torch.ops.aten.lift_fresh.default:  # torch.tensor(...): fresh numbers at each call
             func = torch.ops.aten.clone.default
@@ -131,7 +144,30 @@ class _Recorder(LocalMode):
         return result
 
 
-_READING = (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.equal.default)
+class _Reader(TorchFunctionMode):
+    """Sees Python take numbers out of a tensor by other ways than an operation."""
+
+    read = False
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Run the function and look at its name."""
+        self.read |= getattr(func, "__name__", "") in _READING
+        return func(*args, **(kwargs or {}))
+
+
+_READING = frozenset(("tolist", "numpy", "__array__", "__dlpack__", "data_ptr", "storage", "untyped_storage"))
+_DECIDING = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
+
+
+def _decides(func: Any, args: tuple[Any, ...]) -> bool:
+    """Whether numbers decide what comes out beside numbers: an index of bools does, one of integers does not."""
+    if func is torch.ops.aten.index.Tensor:
+        return any(index.dtype in (torch.bool, torch.uint8) for index in _tensors(args[1]))
+    return bool(_DECIDING & set(func.tags))
+
+
 _RESHAPING = ("aten::set_", "aten::resize_", "aten::resize_as_")
 
 
@@ -156,20 +192,15 @@ def record(draw: Callable[[int], nn.Module]) -> Tape | None:
 
     ``draw`` builds a module as a function of a seed alone, drawing from a generator of that seed.
     """
-    with _Recorder() as recorder:
+    if torch.is_autocast_enabled("cpu"):
+        return None
+    with _Recorder() as recorder, _Reader() as reader:
         module = draw(0)
     leaves = _leaves(module)
-    if recorder.opaque or any(not _plain(leaf) for leaf in leaves.values()):
+    if recorder.opaque or reader.read or any(not _plain(leaf) for leaf in leaves.values()):
         return None
     tape = _tape(recorder.log, leaves)
-    if tape is None:
-        return None
-    rows = {name: torch.full_like(leaf, 7) for name, leaf in leaves.items()}
-    with torch.no_grad():
-        tape.play(rows, torch.Generator().manual_seed(1))
-    other = _leaves(draw(1))
-    same = other.keys() == rows.keys() and all(rows[k].equal(other[k]) for k in rows)
-    return tape if same else None
+    return tape if tape is not None and tape.gives(draw(1), 1) else None
 
 
 def _tape(log: list[_Done], leaves: Mapping[str, Tensor]) -> Tape | None:

@@ -256,6 +256,28 @@ def test_what_attention_has_no_rule_for_is_left_to_the_module() -> None:
             fm.apply(net.replace(strategy="plan"), params, x, y, y, kwargs=kwargs)
 
 
+def no_layers() -> nn.Module:
+    encoder = nn.TransformerEncoder(transformer(), 1)
+    encoder.layers = nn.ModuleList()
+    encoder.scale = nn.Parameter(torch.ones(1))
+    return encoder
+
+
+def test_a_transformer_of_no_layers_has_no_plan() -> None:
+    net = fm.network(no_layers, N, strategy="plan")
+    with pytest.raises(fm.StructureError, match="nothing is computed"):
+        fm.apply(net, fm.init_params(net, 0), draw(2, N, 4))
+
+
+@pytest.mark.parametrize("layers", [[], [nn.MaxPool2d(2)]])
+def test_images_come_out_in_the_layout_of_the_loop(layers: list[nn.Module]) -> None:
+    net = fm.network(lambda: seq(nn.Conv2d(2, 4, 3), *layers), N, agent_dim=1)
+    params = fm.init_params(net, 0)
+    x = torch.randn(5, N, 2, 8, 8)
+    with torch.no_grad():
+        assert fm.apply(net, params, x).view(5, N, -1).shape[2] in (4 * 36, 4 * 9)
+
+
 def test_a_state_that_would_broadcast_is_left_to_the_module() -> None:
     net = fm.network(fm.nets.gru(4, 5), N, agent_dim=(1, 1))
     params = fm.init_params(net, 0)
@@ -326,12 +348,27 @@ def patched() -> nn.Module:
     return module
 
 
+def transformer(**settings: Any) -> Any:
+    return nn.TransformerEncoderLayer(4, 2, 3, batch_first=True, **settings)
+
+
+def patched_transformer(part: str) -> nn.Module:
+    module = transformer()
+    owner, name = (module.self_attn, "forward") if part == "attention" else (module, "_ff_block")
+    before = getattr(owner, name)
+    setattr(owner, name, lambda *args, **kwargs: before(*args, **kwargs))
+    return module
+
+
 OTHERS: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "subclass": (lambda: Doubled(4, 2), "no rule for Doubled"),
     "hook": (hooked, "hooks"),
     "hook inside": (lambda: seq(nn.Linear(4, 4), hooked()), r"1 \(Linear\) has hooks"),
-    "patched": (patched, "a forward of its own"),
+    "patched": (patched, "methods of its own"),
     "parametrized": (lambda: parametrizations.weight_norm(nn.Linear(4, 2)), "no rule for ParametrizedLinear"),
+    "patched attention": (lambda: patched_transformer("attention"), "an attention of its own"),
+    "patched transformer": (lambda: patched_transformer("_ff_block"), "methods of its own"),
+    "another activation": (lambda: transformer(activation=F.silu), "no rule for activation=<function silu"),
     "nothing": (lambda: seq(nn.Identity(), nn.Flatten(-1)), "nothing is computed"),
     "padding": (
         lambda: seq(nn.Unflatten(-1, torch.Size((1, 4))), nn.Conv1d(1, 1, 3, padding=1, padding_mode="circular")),
@@ -346,7 +383,7 @@ def test_what_has_no_plan_falls_back(case: str) -> None:
     net = fm.network(build, N)
     params = fm.init_params(net, 0)
     x = torch.randn(5, N, 4)
-    if case != "patched":  # a forward put on an instance computes with that instance's parameters
+    if "patched" not in case:  # a forward put on an instance computes with that instance's parameters
         torch.testing.assert_close(fm.apply(net, params, x), fm.apply(net.replace(strategy="loop"), params, x))
     with pytest.raises(fm.StructureError, match=why):
         fm.apply(net.replace(strategy="plan"), params, x)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
+import functional_marl as fm
 from functional_marl.modes import drawing_from
 from functional_marl.skeleton import named_tensors
 from functional_marl.tape import Tape, record
@@ -84,7 +86,32 @@ def _branching() -> dict[str, Tensor]:
     return {"leaf": leaf if leaf[0] < 0.5 else -leaf}
 
 
+def _resampled() -> dict[str, Tensor]:
+    leaf = torch.randn(20)
+    far = (leaf.abs() > 3).nonzero().flatten()  # none under seeds 0 and 1
+    if len(far):
+        leaf[far] = torch.randn(len(far))
+    return {"leaf": leaf}
+
+
+def _seen(see: Callable[[Tensor], float]) -> Build:
+    """A factory whose Python looks at the numbers, and does the same under seeds 0 and 1."""
+
+    def leaves() -> dict[str, Tensor]:
+        leaf = torch.rand(8)
+        return {"leaf": 2 * leaf if see(leaf) > 0.999 else leaf}
+
+    return lambda: Made(leaves)
+
+
 REFUSED: dict[str, Build] = {
+    "drawn again where it is far": lambda: Made(_resampled),
+    "seen by tolist": _seen(lambda leaf: max(leaf.tolist())),
+    "seen by numpy": _seen(lambda leaf: float(leaf.numpy().max())),
+    "seen by an array": _seen(lambda leaf: float(np.asarray(leaf).max())),
+    "seen by item": _seen(lambda leaf: leaf.max().item()),
+    "seen by a shape": _seen(lambda leaf: float(leaf[leaf > 0.999].numel())),
+    "seen by how many differ": _seen(lambda leaf: float(9 - leaf.unique().numel())),
     "a branch on a number": lambda: Made(_branching),
     "a number of Python's own": lambda: Made(lambda: {"leaf": torch.full((3,), random.random())}),
     "a view": lambda: Made(lambda: {"leaf": torch.rand(6)[::2]}),
@@ -139,3 +166,24 @@ def test_without_a_generator_the_global_one_is_drawn_from_and_left_as_by_buildin
 @pytest.mark.parametrize("build", REFUSED.values(), ids=REFUSED)
 def test_what_operations_alone_do_not_determine_has_no_tape(build: Build) -> None:
     assert _tape(build) is None
+
+
+def test_a_factory_that_has_come_to_do_something_else_is_asked_again() -> None:
+    gain = [1.0]
+    net = fm.network(lambda: Made(lambda: {"leaf": gain[0] * torch.randn(3)}), n_agents=5)
+    before = fm.init_params(net, 0)["leaf"]
+    gain[0] = 8.0
+    assert torch.equal(fm.init_params(net, 0)["leaf"], 8 * before)
+
+
+def test_under_autocast_factories_are_built() -> None:
+    def product() -> dict[str, Tensor]:
+        return {"leaf": torch.randn(3, 3) @ torch.randn(3, 3)}
+
+    net = fm.network(lambda: Made(product), n_agents=5)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        low = fm.init_params(net, 0)["leaf"]
+    assert low.dtype == torch.bfloat16
+    assert fm.init_params(net, 0)["leaf"].dtype == torch.float32
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(fm.init_params(net, 0)["leaf"], low)

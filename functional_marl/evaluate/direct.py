@@ -9,13 +9,13 @@ answers or raises.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from functional_marl.evaluate.draws import RngStates, rng_states, same_states, set_rng_states
-from functional_marl.evaluate.vmap import ANSWERS, FAILURES, primitives, quiet
+from functional_marl.evaluate.vmap import ANSWERS, FAILURES, load, primitives, quiet
 from functional_marl.lowering import Plan, gather_slots
 from functional_marl.network import Network
 from functional_marl.sharing import Sharing
@@ -38,6 +38,8 @@ def apply_directly(net: Network, params: dict[str, Any], x: Tensor, train: bool)
     """The output with the agents in its place, or None."""
     if primitives is None or torch.compiler.is_compiling() or callable(_callback()):
         return None
+    if torch._C._len_torch_dispatch_stack():  # fake tensors and others that watch operations
+        return None
     kept = net.__dict__  # as functools.cached_property keeps what a frozen value is asked for again
     if "_mapped" not in kept:
         kept["_mapped"] = (_Mapped.of(net, False), _Mapped.of(net, True))
@@ -57,8 +59,10 @@ class _Mapped:
         return cls(net, train) if way and simple and template.bare() else None
 
     def __init__(self, net: Network, train: bool) -> None:
-        self.net = net
-        self.train = train
+        load()
+        # not the network itself, which holds this
+        self.template, self.train, self.n_agents, self.randomness = net.template, train, net.n_agents, net.randomness
+        self.count, self.dim, self.out_dim = len(net.param_shapes), cast(int, net.agent_dim), net.out_agent_dim
         first = {name: name for name in net.param_shapes} | net.template.param_aliases
         self.names = frozenset(first)
         self.leaves: list[tuple[str, tuple[int, ...], Sharing, str]] = []  # as they stand in the skeleton
@@ -67,43 +71,45 @@ class _Mapped:
                 sharing = net.sharing[first[name]]
                 kind = "own" if sharing.is_independent else "whole" if sharing.is_shared else "gathered"
                 self.leaves.append((first[name], net.param_shapes[first[name]], sharing, kind))
-        self.dim: int = net.agent_dim
-        self.gives_back = net.strategy == "auto"  # what was drawn, where it fails
-        self.draws: bool | None = None  # seen in a call that went well
+        self.gives_way = net.strategy == "auto"  # where it fails
+        self.drawless: set[tuple[torch.Size, torch.dtype]] = set()  # inputs for which nothing was drawn
         self.off = False
 
     def __call__(self, params: Mapping[str, Any], x: Tensor) -> Tensor | None:
-        template, dim = self.net.template, self.dim
+        template, dim = self.template, self.dim
         skeleton = template.skeleton(self.train)
         places = skeleton.places(self.names)
-        if self.off or template.no_vmap[self.train] or not skeleton.tried or len(params) != len(self.net.param_shapes):
+        if self.off or template.no_vmap[self.train] or not skeleton.tried or len(params) != self.count:
             return None
-        if not -x.dim() <= dim < x.dim() or x.shape[dim] != self.net.n_agents:
+        if not -x.dim() <= dim < x.dim() or x.shape[dim] != self.n_agents:
             return None
         if places and places[0][0][places[0][1]] is not None:  # a forward that applies its own network
             return None
         before: RngStates | None = None
-        if self.gives_back and self.draws is not False:  # it takes 4 us, until a call has been seen that draws nothing
+        kind = x.shape, x.dtype  # all that can decide under vmap whether a module draws
+        if kind not in self.drawless:  # 4 us, once a kind
             before = rng_states((x, *params.values()), needed=False)
         try:
             out = self._run(skeleton, places, params, x, dim % x.dim())
         except FAILURES as error:
-            if isinstance(error, ANSWERS) or not self.gives_back:
+            if isinstance(error, ANSWERS) or not self.gives_way:
                 raise
             out = None
         if before is not None:
             if out is None:
                 set_rng_states(before)
-            elif self.draws is None:
-                self.draws = not same_states(before, rng_states((x, *params.values()), needed=False))
+            elif same_states(before, rng_states((x, *params.values()), needed=False)):
+                if len(self.drawless) > 1000:
+                    self.drawless.clear()
+                self.drawless.add(kind)
         return out
 
     def _run(
         self, skeleton: Skeleton, places: list[Place], params: Mapping[str, Any], x: Tensor, dim: int
     ) -> Tensor | None:
-        n, out_dim, add = self.net.n_agents, self.net.out_agent_dim, primitives._add_batch_dim
+        n, add = self.n_agents, primitives._add_batch_dim
         with quiet:
-            level = primitives._vmap_increment_nesting(n, self.net.randomness)
+            level = primitives._vmap_increment_nesting(n, self.randomness)
             try:
                 for (name, shape, sharing, kind), (place, attribute) in zip(self.leaves, places, strict=True):
                     leaf = params.get(name)
@@ -115,9 +121,11 @@ class _Mapped:
                         place[attribute] = leaf[0] if kind == "whole" else add(gather_slots(leaf, sharing), 0, level)
                 # a clone, for the module may write into its input
                 out = skeleton.module(add(x.clone(), dim, level))
-                self.off = not isinstance(out, Tensor) or primitives.maybe_get_level(out) != level
-                to = dim if out_dim is None else out_dim
-                if self.off or not -out.dim() - 1 <= to <= out.dim():
+                if not isinstance(out, Tensor) or primitives.maybe_get_level(out) != level:
+                    self.off = True  # from now on the general way, at once
+                    return None
+                to = dim if self.out_dim is None else cast(int, self.out_dim)
+                if not -out.dim() - 1 <= to <= out.dim():
                     return None
                 return primitives._remove_batch_dim(out, level, n, to % (out.dim() + 1))
             finally:

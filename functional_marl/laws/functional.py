@@ -13,6 +13,7 @@ from functional_marl.checks import check_params, check_state
 from functional_marl.fresh import init_state
 from functional_marl.interop import as_flat_dict
 from functional_marl.network import Network
+from functional_marl.skeleton import parameter
 
 __all__ = ["Functional", "as_module"]
 
@@ -28,7 +29,7 @@ class Functional(nn.Module):
         self.net = net
         for name, leaf in params.items():
             copy = leaf.detach().clone()
-            self._put(name, nn.Parameter(copy, copy.is_floating_point()), "_parameters")
+            self._put(name, parameter(copy), "_parameters")
         for name, leaf in state.items():
             self._put(name, leaf.detach().clone(), "_buffers")
 
@@ -58,7 +59,7 @@ class Functional(nn.Module):
         net, dims = self.net, self.net.agent_dim
         said: dict[str, Any] = {
             "n_agents": net.n_agents,
-            "sharing": dict(net.sharing),
+            "sharing": {name: net.sharing[name] for name, leaf in self.named_parameters() if leaf.requires_grad},
             "centralized": net.centralized,
             "agent_dim": dims[0] if isinstance(dims, tuple) and len(dims) == 1 else dims,
             "randomness": net.randomness,

@@ -29,6 +29,8 @@ __all__ = [
     "Step",
     "Unlowered",
     "Value",
+    "channels_apart",
+    "channels_together",
     "convolution",
     "linear_of",
     "linear_rows",
@@ -251,18 +253,18 @@ def _batch_norm(module: Any, leaves: Leaves) -> Step:
         # [k, B, C, ...] -> [B, k * C, ...]: the agents' channels side by side
         flat = [None if row is None else row.flatten() for row in map(rows, ("running_mean", "running_var"))]
         flat += [None if row is None else row.flatten() for row in map(rows, ("weight", "bias"))]
-        out = F.batch_norm(_channels_together(x), *flat, training=False, eps=eps)
-        return _channels_apart(out, x.shape[0])
+        out = F.batch_norm(channels_together(x), *flat, training=False, eps=eps)
+        return channels_apart(out, x.shape[0])
 
     return _lifted(leaves, inner, lambda ndim: ndim - 1, batch=(1,))
 
 
-def _channels_together(x: Tensor) -> Tensor:
+def channels_together(x: Tensor) -> Tensor:
     """``[k, B, C, ...] -> [B, k * C, ...]``."""
     return x[0] if x.shape[0] == 1 else x.transpose(0, 1).flatten(1, 2)
 
 
-def _channels_apart(x: Tensor, k: int) -> Tensor:
+def channels_apart(x: Tensor, k: int) -> Tensor:
     """``[B, k * C, ...] -> [k, B, C, ...]``."""
     return x[None] if k == 1 else x.unflatten(1, (k, -1)).transpose(0, 1)
 
@@ -297,13 +299,13 @@ def convolution(module: Any, leaves: Leaves, activations: Sequence[Callable[[Ten
         k, weight, bias = x.shape[0], rows("weight"), rows("bias")
         assert weight is not None
         flat = None if bias is None else bias.flatten()
-        together = _channels_together(x)
+        together = channels_together(x)
         if together.ndim == 4 and 1 < k <= CHANNELS_LAST_UP_TO and not torch.is_grad_enabled():
             together = together.contiguous(memory_format=torch.channels_last)
         out = convolve(together, weight.flatten(0, 1), flat, groups=k * groups, **how)
         for act in activations:
             out = act(out)
-        return _channels_apart(out, k)
+        return channels_apart(out, k)
 
     return _lifted(leaves, inner, lambda ndim: dims + 1, batch=(0, 1))
 

@@ -26,6 +26,8 @@ from functional_marl.lowering.layers import (
     Step,
     Unlowered,
     Value,
+    channels_apart,
+    channels_together,
     convolution,
     lower_layer,
 )
@@ -70,6 +72,8 @@ class Plan:
         """The output ``[n, ...]``, or what all agents get alike and False."""
         for step in self.steps:
             h, mapped = step(run, h, mapped)
+        if mapped and h.ndim == 5 and h.stride(-1) != 1:  # channels_last is ours alone: .view works as by the loop
+            h = channels_apart(channels_together(h).contiguous(), h.shape[0])
         return h, mapped
 
 
@@ -106,8 +110,8 @@ class _Lowering:
     def layers(self, module: nn.Module, name: str) -> Iterator[_Layer]:
         """The layers of a straight-line module, in order; ``name`` is its path with a dot behind."""
         kind = type(module)
-        if _has_hooks(module) or "forward" in module.__dict__:
-            raise Unlowered(f"{_named(name, kind)} has hooks or a forward of its own")
+        if _altered(module):
+            raise Unlowered(f"{_named(name, kind)} has hooks or methods of its own")
         if kind in _REWRITES:
             module = _REWRITES[kind](module)
             kind = type(module)
@@ -125,7 +129,8 @@ class _Lowering:
         elif isinstance(module, nn.TransformerEncoder) and kind is nn.TransformerEncoder:
             for key, child in module.layers._modules.items():
                 yield from self.layers(child or nn.Identity(), f"{name}layers.{key}.")
-            yield from self.layers(module.norm or nn.Identity(), f"{name}norm.")
+            if module.norm is not None:
+                yield from self.layers(module.norm, f"{name}norm.")
         elif isinstance(module, nn.TransformerEncoderLayer) and kind is nn.TransformerEncoderLayer:
             yield self.transformer_layer(module, name)
         elif isinstance(module, ConvNet) and kind is ConvNet:
@@ -151,7 +156,7 @@ class _Lowering:
 
     def transformer_layer(self, module: nn.TransformerEncoderLayer, name: str) -> Step:
         """One layer of a transformer: attention, and its other parts as steps of their own."""
-        if type(module.self_attn) is not nn.MultiheadAttention or _has_hooks(module.self_attn):
+        if type(module.self_attn) is not nn.MultiheadAttention or _altered(module.self_attn):
             raise Unlowered(f"{_named(name, type(module))}: an attention of its own")
 
         def chain(*parts: str) -> Step:
@@ -170,6 +175,8 @@ class _Lowering:
     def part(self, module: nn.Module, name: str, part: str) -> Iterator[_Layer]:
         """The layers of one part of a module; of an activation that is a function, the module of it."""
         child = getattr(module, part)
+        if child not in _FUNCTIONS and not isinstance(child, nn.Module):
+            raise Unlowered(f"{_named(name, type(module))}: no rule for {part}={child!r}")
         return self.layers(_FUNCTIONS[child]() if child in _FUNCTIONS else child, f"{name}{part}.")
 
     def linear(self, leaves: Leaves) -> _Layer:
@@ -203,10 +210,10 @@ def _named(name: str, kind: type[nn.Module]) -> str:
     return f"{name.rstrip('.') or 'the module'} ({kind.__name__})"
 
 
-def _has_hooks(module: nn.Module) -> bool:
-    return bool(
-        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
-    )
+def _altered(module: nn.Module) -> bool:
+    """Whether a module does other things than its class says: by hooks, or by methods of its own."""
+    hooks = module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks
+    return any(hooks) or any(callable(getattr(type(module), name, None)) for name in module.__dict__)
 
 
 def _runs(layers: Iterable[_Layer]) -> Iterator[tuple[_Layer, list[Callable[[Tensor], Tensor]]]]:
@@ -304,9 +311,11 @@ def lower(template: Template, slots: Mapping[str, Sharing], n_agents: int, train
     if any("train" in module.__dict__ for module in modules):
         raise Unlowered("a part has a mode of its own")
     lowering = _Lowering(template, slots, n_agents, train)
-    if not _has_hooks(modules[0]) and "forward" not in modules[0].__dict__:
+    if not _altered(modules[0]):
         cell = lower_cell(modules[0], lowering.leaves(modules[0], ""))
         if cell is not None:
             return Plan((), cell=cell)
     steps, dense = _merged(lowering.layers(modules[0], ""))
+    if not steps:
+        raise Unlowered("nothing is computed")
     return Plan(tuple(steps), dense)
