@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/.installed
 # One thread: the networks are small, and two threads on two busy cores only wait for each other.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test lint check bench bench-jax benchmarl findings format clean help
+.PHONY: demo test lint check bench bench-jax benchmarl findings mutation format clean help
 
 help:
 	@echo "make demo    train on VMAS navigation under three sharings; results in runs/navigation"
@@ -15,6 +15,7 @@ help:
 	@echo "make check   what CI runs: lint and test"
 	@echo "make bench   the table of benchmarks, with JAX if make bench-jax has installed it; ARGS=--quick: 2 minutes"
 	@echo "make findings   what the laws find in released libraries"
+	@echo "make mutation   mutants of the core modules, 20 minutes; make mutation-sharing: of one module"
 	@echo "make benchmarl   BenchMARL's models on our classes, in an environment of its own"
 
 $(INSTALLED): pyproject.toml constraints.txt
@@ -63,13 +64,24 @@ $(BENCHMARL)/.installed: pyproject.toml
 	tar xzf $(BENCHMARL)/benchmarl-1.5.2.tar.gz -C $(BENCHMARL)
 	@touch $@
 
-# What the laws find in released libraries; in BenchMARL too where make benchmarl has made its environment.
-findings: $(INSTALLED)
+# What the laws find in released libraries, some of them in environments of their own.
+FINDINGS := .venv-findings
+FINDINGS_PIP := $(FINDINGS)/bin/python -m pip --quiet --disable-pip-version-check
+
+findings: $(INSTALLED) $(BENCHMARL)/.installed $(FINDINGS)/.installed
 	$(BIN)/python findings/run.py $(ARGS)
+
+$(FINDINGS)/.installed: findings/requirements.txt findings/libraries.txt
+	test -d $(FINDINGS) || $(PYTHON) -m venv $(FINDINGS)
+	$(FINDINGS_PIP) install -r findings/requirements.txt
+	$(FINDINGS_PIP) install --no-deps -r findings/libraries.txt
+	@touch $@
+
+include properties/mutation.mk
 
 format: $(INSTALLED)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf $(VENV) .venv-jax $(BENCHMARL) runs dist .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-jax $(BENCHMARL) $(FINDINGS) $(MUTATION) runs dist .pytest_cache .ruff_cache .hypothesis

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.checkpoint import checkpoint
 
 import functional_marl as fm
-from functional_marl.evaluate import draws
+from functional_marl.evaluate import apply_directly, direct, draws
+from functional_marl.evaluate.rules import Rules
+from functional_marl.lowering import gather_slots
 from tests.builders import FLAT_SHARINGS, N, copied, numbers, same
 
 
@@ -107,10 +111,11 @@ def test_errors_at_any_call(strategy: Any) -> None:
         with pytest.raises(RuntimeError, match="size"):
             fm.apply(net, params, numbers(5, N, 3))
         assert torch.equal(fm.apply(net, params, x), good)
-    narrow = does(lambda linear, x: linear(x).sum(), out_agent_dim=1, strategy=strategy)
-    for _ in range(3):
-        with pytest.raises(fm.StructureError, match="no place for the agents at dim 1"):
-            fm.apply(narrow, fm.init_params(narrow, 0), x)
+    for out in (1, -2):
+        narrow = does(lambda linear, x: linear(x).sum(), out_agent_dim=out, strategy=strategy)
+        for _ in range(3):
+            with pytest.raises(fm.StructureError, match=f"no place for the agents at dim {out}"):
+                fm.apply(narrow, fm.init_params(narrow, 0), x)
 
 
 @pytest.mark.parametrize(
@@ -235,6 +240,26 @@ def test_generators_of_all_devices_are_put_back(monkeypatch: pytest.MonkeyPatch)
     assert draws.same_states(before, draws.rng_states([torch.empty(2, device=meta)]))
 
 
+def test_a_device_has_the_generators_of_its_own_module(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu, meta, gpu = torch.device("cpu"), torch.device("meta"), torch.device("cuda", 0)
+    assert draws._generators(gpu) is torch.cuda
+    assert draws._generators(torch.device("mps")) is torch.mps
+    assert [draws._generators(d) for d in (meta, cpu, torch.device("vulkan"))] == [None] * 3
+    assert draws._index(gpu) == (gpu,)
+    assert draws._index(torch.device("mps")) == ()
+    with FakeTensorMode():
+        tensors = [torch.empty(2, device=d) for d in (gpu, meta)]
+    given: list[torch.device] = []
+    fake = SimpleNamespace(get_rng_state=lambda d: torch.tensor(5), set_rng_state=lambda s, d: given.append(d))
+    monkeypatch.setattr(draws, "_generators", lambda d: {gpu: fake, meta: fake}[d])
+    for capturing in (False, True):  # a CUDA graph is captured: its generator cannot be read
+        monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: capturing)  # noqa: B023
+        assert draws.rng_states(tensors).keys() == {cpu, gpu, meta}
+        assert draws.rng_states(tensors, needed=False).keys() == ({cpu, meta} if capturing else {cpu, gpu, meta})
+    draws.set_rng_states(draws.rng_states(tensors))
+    assert set(given) == {gpu, meta}
+
+
 @pytest.mark.parametrize("strategy", ["auto", "loop", "vmap"])
 def test_checkpoint_goes_around_the_call(strategy: Any) -> None:
     net = fm.network(Odd, N, strategy=strategy)
@@ -247,13 +272,15 @@ def test_checkpoint_goes_around_the_call(strategy: Any) -> None:
 
 
 RULED: dict[str, Callable[[], nn.Module]] = {
-    "gru": lambda: nn.GRUCell(4, 3),
+    "gru": lambda: nn.GRUCell(4, 5),
     "rnn": lambda: nn.RNNCell(4, 3),
     "relu": lambda: nn.RNNCell(4, 3, bias=False, nonlinearity="relu"),
     "bilinear": lambda: nn.Bilinear(4, 4, 3),
     "no bias": lambda: nn.Bilinear(4, 4, 3, bias=False),
     "norm": lambda: nn.utils.parametrizations.weight_norm(nn.Linear(4, 3)),
     "norm of columns": lambda: nn.utils.parametrizations.weight_norm(nn.Linear(4, 3), dim=1),
+    "norm of a vector": lambda: nn.utils.parametrizations.weight_norm(nn.LayerNorm(4)),
+    "norm of channels": lambda: nn.utils.parametrizations.weight_norm(nn.Conv1d(5, 3, 2), dim=1),
     "norm of all": lambda: nn.utils.parametrizations.weight_norm(nn.Linear(4, 3), dim=None),  # pyright: ignore
 }
 
@@ -274,3 +301,94 @@ def test_our_rules_for_what_torch_cannot_map(sharing: Any, name: str) -> None:
     params, x = fm.init_params(net, 0), numbers(5, N, 4)
     found, wanted = (gradients(tried, params, x) for tried in (net, net.replace(strategy="loop")))
     torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-10)
+
+
+def test_a_rule_spares_a_loop_over_rows() -> None:
+    x, w = numbers(N, 5, 4), numbers(3, 4, 4)
+    mapped = torch.vmap(lambda x: torch.bilinear(x, x, w, None))
+    with pytest.warns(UserWarning, match="performance drop"):
+        wanted = mapped(x)
+    with Rules():
+        torch.testing.assert_close(mapped(x), wanted, rtol=1e-12, atol=1e-12)  # a warning would be an error
+
+
+# --- when it is taken ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("strategy", ["auto", "vmap"])
+@pytest.mark.parametrize("dims", [(-2, None), (0, None), (-4, -4), (2, 3), (1, -1)])
+@pytest.mark.parametrize("sharing", FLAT_SHARINGS.values(), ids=FLAT_SHARINGS)
+def test_it_answers_what_it_was_made_for(sharing: Any, dims: tuple[int, int | None], strategy: Any) -> None:
+    net = fm.network(Odd, N, sharing=sharing, agent_dim=dims[0], out_agent_dim=dims[1], strategy=strategy)
+    sizes = [5, 2, 6, 4]
+    sizes[dims[0]] = N
+    params, x = fm.init_params(net, 0), numbers(*sizes)
+    for train in (False, True):
+        assert apply_directly(net, params, x, train) is None  # the first call of a mode sees what the module does
+        wanted = fm.apply(net.replace(strategy="loop"), params, x, train=train)
+        fm.apply(net, params, x, train=train)
+        for _ in range(2):
+            found = apply_directly(net, params, x, train)
+            assert found is not None
+            torch.testing.assert_close(found, wanted, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("strategy", ["auto", "vmap"])
+def test_it_leaves_other_calls_to_the_general_way(strategy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    net = fm.network(Odd, N, strategy=strategy)
+    params, x = fm.init_params(net, 0), numbers(5, N, 4)
+    fm.apply(net, params, x)
+    few = {k: v for k, v in params.items() if k != "scale"}
+    for given in (few, {**params, "more": x}, {**few, "other": x}, {**few, "scale": 3}, {**few, "scale": x}):
+        assert apply_directly(net, given, x, False) is None
+    for other in (x[0, 0], x[:, :2]):
+        assert apply_directly(net, params, other, False) is None
+    assert apply_directly(net, params, x, False) is not None
+    third = fm.network(Odd, N, strategy=strategy, agent_dim=2)
+    fm.apply(third, params, numbers(5, 2, N, 4))
+    assert apply_directly(third, params, x[0], False) is None
+    with monkeypatch.context() as patched:
+        patched.setattr(torch.compiler, "is_compiling", lambda: True)
+        assert apply_directly(net, params, x, False) is None
+    monkeypatch.setattr(direct, "_callback", lambda: print)
+    assert apply_directly(net, params, x, False) is None
+
+
+def test_dynamo_is_asked_whether_it_traces_or_runs_what_is_inside(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not direct.is_compiled()
+    for place, name, value in ((torch.compiler, "is_dynamo_compiling", True), (direct, "_callback", print)):
+        with monkeypatch.context() as patched:
+            patched.setattr(place, name, lambda: value)  # noqa: B023
+            assert direct.is_compiled()
+
+
+@pytest.mark.parametrize(("sharing", "gathered"), [("independent", 0), ("shared", 0), ([1, 0, 1], 6)], ids=str)
+def test_slots_are_gathered_where_they_must_be(sharing: Any, gathered: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    net = fm.network(Odd, N, sharing=sharing)
+    params, x = fm.init_params(net, 0), numbers(5, N, 4)
+    fm.apply(net, params, x)
+    assert apply_directly(net, params, x, False) is not None
+    kept, calls = net.__dict__["_mapped"], list[Any]()
+    monkeypatch.setattr(direct, "gather_slots", lambda *given: calls.append(given) or gather_slots(*given))
+    assert apply_directly(net, params, x, False) is not None
+    assert len(calls) == gathered
+    assert net.__dict__["_mapped"] is kept
+
+
+def test_other_networks_have_no_such_way() -> None:
+    def taken(build: Callable[[], nn.Module], x: Tensor, **settings: Any) -> bool:
+        net = fm.network(build, N, **settings)
+        params = fm.init_params(net, 0)
+        for _ in range(2):
+            fm.apply(net, params, x)
+        return apply_directly(net, params, x, False) is not None
+
+    x = numbers(5, N, 4)
+    assert taken(Odd, x)
+    assert not taken(Odd, x, strategy="loop")
+    assert not taken(Odd, x, agent_dim=(-2,))
+    assert not taken(Odd, x, agent_dim=None, out_agent_dim=0)
+    assert taken(lambda: Does(lambda linear, x: x * 2), x)
+    assert not taken(lambda: Does(lambda linear, x: x * 2), x, centralized=True)
+    assert not taken(lambda: nn.Linear(4, 2).double(), x)
+    assert taken(lambda: nn.Linear(4, 2).double(), x, strategy="vmap")

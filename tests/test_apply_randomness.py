@@ -111,6 +111,42 @@ def test_same_and_different_say_whether_agents_draw_alike(
     assert not alike(torch.stack([outputs["same"][:, 0], still[:, 0]], 1), 0, 1)
 
 
+class Rolls(nn.Module):
+    """No parameters, no inputs: what tells agents apart is their draws."""
+
+    def forward(self) -> Tensor:
+        return F.dropout(torch.ones(16), 0.5, self.training)
+
+
+@pytest.mark.parametrize("randomness", KINDS)
+def test_agents_of_no_tensors_draw_too(randomness: Any) -> None:
+    net = fm.network(Rolls, N, randomness=randomness, out_agent_dim=0)
+    drawn = {s: fm.apply(net.replace(strategy=s), {}, key=KEY, train=True) for s in ("loop", "vmap", "auto")}
+    assert torch.equal(drawn["vmap"], drawn["loop"])
+    assert torch.equal(drawn["auto"], drawn["loop"])
+    assert torch.equal(drawn["loop"][0], drawn["loop"][1]) == (randomness == "same")
+
+
+@pytest.mark.parametrize("randomness", KINDS)
+@pytest.mark.parametrize("sharing", FLAT_SHARINGS.values(), ids=FLAT_SHARINGS)
+def test_the_public_vmap_serves_where_a_tracer_expects_it(
+    sharing: Any, randomness: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    same: Any = {"randomness": randomness, "strategy": "vmap", "out_agent_dim": 0}
+    net, whole = fm.network(layers, N, sharing=sharing, **same), fm.network(only_dropout, N, agent_dim=None, **same)
+    params, x = fm.init_params(net, 0), numbers(6, N, 4)
+
+    def drawn() -> list[Tensor]:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            alone = [fm.apply(whole, {}, x, train=True), fm.apply(fm.network(Rolls, N, **same), {}, train=True)]
+            return alone + [fm.apply(net, params, x, key=key, train=True) for key in (KEY, None)]
+
+    expected = drawn()
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    assert all(torch.equal(a, b) for a, b in zip(drawn(), expected, strict=True))
+
+
 @pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize("key", [KEY, None], ids=["key", "no key"])
 @pytest.mark.parametrize("sharing", FLAT_SHARINGS.values(), ids=FLAT_SHARINGS)

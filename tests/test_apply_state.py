@@ -112,12 +112,34 @@ def test_changes_that_nobody_takes_are_refused(name: str, sharing: Any, strategy
     net = fm.network(MODULES[name], N, sharing=sharing, strategy=strategy, agent_dim=0)
     params, state = fm.init_params(net, 0), fm.init_state(net)
     before = copied(state)
-    message = r"the module changed its buffers \['(mean|1.num_batches_tracked)'.*state=state, mutable=True"
+    message = r"its buffers \['(mean|1.num_batches_tracked)'.*the new state, y, state = apply.*mutable=True"
     for given in (state, None):
         with generators_untouched(), pytest.raises(fm.StructureError, match=message):
             fm.apply(net, params, numbers(N, 6, 4), state=given, train=True)
     assert same(state, before)
     assert isinstance(fm.apply(net, params, numbers(N, 6, 4)), Tensor)
+
+
+class Labelled(nn.Module):
+    """Gives a tree, with a tag in it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = Writes(_assigned)
+
+    def forward(self, x: Tensor) -> Any:
+        return {"tag": "a", "y": (self.inner(x), x.sum())}
+
+
+def test_the_state_comes_beside_a_tree_of_outputs(strategy: Any) -> None:
+    net = fm.network(Labelled, N, sharing="shared", strategy=strategy, agent_dim=0)
+    params, x = fm.init_params(net, 0), numbers(N, 6, 4)
+    got, state = fm.apply(net, params, x, train=True, mutable=True)
+    plain = fm.network(lambda: Writes(_assigned), N, sharing="shared", strategy="loop", agent_dim=0)
+    y, after = fm.apply(plain, {"scale": params["inner.scale"]}, x, train=True, mutable=True)
+    assert got["tag"] == "a"
+    torch.testing.assert_close(got["y"], (y, x.sum((1, 2))), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(state, {f"inner.{name}": leaf for name, leaf in after.items()}, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("sharing", FLAT_SHARINGS.values(), ids=FLAT_SHARINGS)

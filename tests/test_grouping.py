@@ -139,6 +139,8 @@ def test_by_spec_names_groups(specs: dict[str, int], expected: dict[str, list[st
 def test_by_spec_errors() -> None:
     with pytest.raises(GroupingError, match=r"specs: no spec for agent 'b'; given are 'a'; add it"):
         group_map(["a", "b"], by_spec({"a": 1}))
+    with pytest.raises(GroupingError, match=r"^specs: expected strings as agent names, got \[0\]"):
+        by_spec({0: 1})  # pyright: ignore[reportArgumentType]
     arrays = {"a": np.zeros(2), "b": np.zeros(2)}
     with pytest.raises(GroupingError, match=r"specs: expected True or False from comparing those of 'a' and 'b'"):
         by_spec(arrays)
@@ -186,6 +188,11 @@ def test_torchrl_refuses_the_same_maps(groups: Any, names: Any, message: str) ->
         torchrl.envs.utils.check_marl_grouping(groups, names)
 
 
+def test_no_agents_are_refused_before_their_groups() -> None:
+    with pytest.raises(GroupingError, match=r"^names: expected at least one agent, got none; pass .* the agents$"):
+        check_group_map({"g": []}, [])
+
+
 def test_check_group_map_lists_all_faults_at_once() -> None:
     with pytest.raises(GroupingError, match=r"unknown agent 'x'.*'a' is in 2 places.*'b' is in no group"):
         check_group_map({"g": ["a", "a", "x"]}, ["a", "b"])
@@ -201,7 +208,9 @@ class Foreign(enum.Enum):
 
 @pytest.mark.parametrize("grouping", ["ALL_IN_ONE_GROUP", None, 1, Foreign.ALL_IN_ONE_GROUP])
 def test_group_map_refuses_what_is_no_grouping(grouping: Any) -> None:
-    with pytest.raises(GroupingError, match=r"grouping: expected a MarlGroupMapType, a mapping .*, got .*"):
+    with pytest.raises(
+        GroupingError, match=r"^grouping: expected a MarlGroupMapType, a mapping .* from agent to group, got "
+    ):
         group_map(["a"], grouping)
 
 

@@ -96,6 +96,8 @@ def test_groups_alias_nothing_and_ungrouped_leaves_are_views(squeeze: bool) -> N
     for leaf in back.values():
         leaf += 1
     assert all((leaf == 2).all() for leaf in grouped.values())
+    lone = ungroup_agents({"solo": ["c"]}, {"solo": torch.arange(5)}, 1, squeeze_singletons=True)
+    assert lone["c"].tolist() == [0, 1, 2, 3, 4]
     array = np.zeros((1, 2))
     ungroup_agents({"g": ["a"]}, {"g": array})["a"] += 1
     assert (array == 0).all()
@@ -293,6 +295,16 @@ def test_tensordicts_of_other_make() -> None:
     assert group_agents({"g": ["a"]}, {"a": one})["g"].batch_size == torch.Size([1])
     back = ungroup_agents({"g": ["a"]}, {"g": TensorDict({"x": torch.zeros(1, 5, 3)}, [1, 5])})
     assert back["a"].batch_size == torch.Size([5])
+    # An entry without leaves is of its own size all the same; one of no batch axes is split leaf by leaf.
+    empty = ungroup_agents({"g": ["a", "b"]}, {"g": TensorDict({}, [2, 5])})
+    assert empty["b"].batch_size == torch.Size([5])
+    rows = ungroup_agents({"g": ["a", "b"]}, TensorDict({"g": TensorDict({"x": torch.tensor([3, 4])})}))
+    assert rows["b"].batch_size == torch.Size([])
+    assert rows["b", "x"] == 4
+    # The agent axis of a lone group may be a batch axis of the whole: it is none of the agents'.
+    whole = ungroup_agents({"g": ["a", "b"]}, TensorDict({"g": torch.tensor([[3, 4], [5, 6]])}, [2]))
+    assert whole.batch_size == torch.Size([])
+    assert whole["b"].tolist() == [5, 6]
     # Tensors right under the names, an empty entry, and a lazy stack.
     flat = group_agents({"g": ["a", "b"]}, TensorDict({"a": torch.zeros(5, 3), "b": torch.ones(5, 3)}, [5]), 1)
     assert flat["g"].shape == (5, 2, 3)

@@ -28,6 +28,7 @@ BAD_DATA: list[tuple[Any, int, type[Exception], str]] = [
         GroupingError,
         "per_agent: expected the agents 'a', 'b', got 'a', 'b', 'z' (missing: none; extra: 'z')",
     ),
+    ({}, 0, GroupingError, "expected the agents 'a', 'b', got none (missing: 'a', 'b'; extra: none); give every"),
     ([1, 2], 0, GroupingError, "per_agent: expected a mapping from agent to tree, got list; give every"),
     (
         {**GOOD, "b": {"x": torch.zeros(5, 4)}},
@@ -126,11 +127,12 @@ BAD_GROUPED: list[tuple[Any, int, bool, type[Exception], str]] = [
     ),
     (torch.zeros(2), 0, False, GroupingError, "grouped: expected a mapping from group to tree, got Tensor"),
     (
-        {"g": {"x": torch.zeros(3, 2), "y": torch.zeros(2)}, "solo": torch.zeros(1)},
+        {"g": {"x": torch.zeros(3, 2), "y": torch.zeros(2), "z": torch.zeros(())}, "solo": torch.zeros(1)},
         0,
         False,
         StructureError,
-        "grouped['g']['x']: expected 2 agents on axis 0, got shape [3, 2] (agents 'a', 'b'); check",
+        "grouped['g']['x']: expected 2 agents on axis 0, got shape [3, 2];"
+        " grouped['g']['z']: expected 2 agents on axis 0, got shape [] (agents 'a', 'b'); check",
     ),
     (
         {"g": torch.zeros(2), "solo": torch.zeros(1)},

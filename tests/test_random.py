@@ -81,7 +81,7 @@ def test_an_int_is_taken_wherever_a_key_is() -> None:
 
 @pytest.mark.parametrize("key", [(0, 7), (ONES, ONES), (0x80000000, 3)])
 def test_children_of_a_key_are_philox_of_their_number(key: tuple[int, int]) -> None:
-    for data in (0, 1, ONES, WORD, 2**63, 2**64 - 1, -1):
+    for data in (0, 1, ONES, WORD, 2**63, 2**64 - 1, -1, -(2**63)):
         low, high = data % WORD, data % 2**64 // WORD
         expected = list(philox(key, (low, high, 0, 0))[:2])
         assert fm.fold_in(key_of(key), data).tolist() == expected
@@ -94,6 +94,7 @@ def test_split_is_prefix_stable_and_fold_in_agrees() -> None:
     assert torch.equal(fm.split(key, 4), many[:4])
     assert torch.equal(torch.stack([fm.fold_in(key, i) for i in range(20)]), many)
     assert fm.split(key, 0).shape == (0, 2)
+    assert fm.split(key).shape == (2, 2)
 
 
 def test_keys_in_batches_are_keys_one_by_one() -> None:
@@ -141,6 +142,25 @@ def test_bernoulli_takes_two_draws_of_16_bits_from_each_word(n: int, site: int, 
         assert fr.bernoulli(key_of(key), p, (n,), site, torch.tensor(agent)).tolist() == expected
 
 
+def test_agents_in_a_column_draw_each_from_its_own_stream() -> None:
+    key, agents = key_of((0x1234, 7)), [5, 0, ONES]
+    column = torch.tensor(agents).view(-1, 1)
+    for n in (0, 3, 4, 9):
+        assert fr.words(key, n, 2, column).tolist() == [words_of((0x1234, 7), n, 2, a) for a in agents]
+    for shape in ((), (5,), (2, 3)):
+        got = fr.bernoulli(key, 0.4, shape, 2, column)
+        assert torch.equal(got, torch.stack([fr.bernoulli(key, 0.4, shape, 2, a) for a in agents]))
+
+
+def test_children_and_draws_are_where_the_key_is() -> None:
+    key = torch.empty(2, dtype=torch.int64, device="meta")
+    agents = torch.arange(3).view(-1, 1)
+    made = [fm.split(key, 3), fm.fold_in(key, 5), fm.fold_in(key, torch.tensor([5]))]
+    made += [fr.uniform(key, (4,)), fr.normal(key, (4,)), fr.bernoulli(key, 0.5, (4,))]
+    made += [fr.bernoulli(key, 0.5, (4,), agent=agents)]
+    assert [leaf.device.type for leaf in made] == ["meta"] * 7
+
+
 def test_the_probability_is_rounded_to_the_nearest_that_16_bits_can_say() -> None:
     half = words_of((1, 2), 1, 0, 0)[0] % 2**16
     for p, drawn in ((half + 0.4) / 65536, False), ((half + 0.6) / 65536, True):
@@ -161,6 +181,10 @@ def test_uniform_and_normal_follow_their_formulas() -> None:
     ]
     got = fr.normal(key_of(key), (3,), torch.float64)
     torch.testing.assert_close(got, torch.tensor(expected, dtype=torch.float64), rtol=1e-14, atol=1e-14)
+    radius, angle = single[:3], single[3:]
+    in_single = torch.sqrt(-2 * torch.log1p(-radius)) * torch.cos(2 * math.pi * angle)
+    for dtype in (torch.float16, torch.bfloat16, torch.float32):
+        assert torch.equal(fr.normal(key_of(key), (3,), dtype), in_single.to(dtype))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
@@ -235,6 +259,7 @@ BAD_KEY = "key: expected an int64 tensor of shape"
         (lambda: fr.uniform(torch.zeros(4, 2, dtype=torch.int64)), BAD_KEY + r" \[2\], got torch.int64 \[4, 2\]"),
         (lambda: fm.split(0, -1), "split: expected a number of keys, got -1"),
         (lambda: fm.fold_in(0, 2**64), "fold_in: expected an int of at most 64 bits"),
+        (lambda: fm.fold_in(0, -(2**63) - 1), "fold_in: expected an int of at most 64 bits"),
         (lambda: fm.fold_in(0, True), "fold_in: expected an int .* got True"),
         (lambda: fm.fold_in(0, 1.0), "fold_in: expected an int .* got 1.0"),  # pyright: ignore[reportArgumentType]
         (lambda: fm.fold_in(0, torch.tensor(1.0)), r"integer scalar, got torch.float32 \[\]"),

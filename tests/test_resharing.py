@@ -104,6 +104,7 @@ def test_modules_and_trees_of_agents_stack_alike() -> None:
 
 
 P, Q = {"w": torch.ones(2)}, {"w": torch.tensor([1.0, 3.5])}
+GAP = {"w": torch.tensor([1.0, float("nan")])}
 YES, NO = {"b": torch.tensor(True)}, {"b": torch.tensor(False)}
 SHARED: dict[str, Any] = {"sharing": "shared"}
 
@@ -115,16 +116,30 @@ SHARED: dict[str, Any] = {"sharing": "shared"}
         ([P, Q], SHARED, fm.SharingError, "agent 1 differs from agent 0 by up to 2.5"),
         ([P, Q], SHARED, fm.SharingError, 'give merge="mean" or merge="first"'),
         ([YES, NO], SHARED, fm.SharingError, r"b: agents .* differs from agent 0 by up to 1;"),
-        ([P, Q], {"sharing": fm.Sharing([0, 2])}, fm.SharingError, r"no agent is in the slots \[1\] .*canonical"),
+        ([P, GAP], SHARED, fm.SharingError, "agent 1 differs from agent 0 by up to nan"),
+        ([GAP, P], SHARED, fm.SharingError, "agent 1 differs from agent 0 by up to nan"),
+        (
+            [P, Q],
+            {"sharing": fm.Sharing([0, 2])},
+            fm.SharingError,
+            r"no agent is in the slots \[1\] .*; use its .canon",
+        ),
         ([P, Q], {"merge": "median"}, fm.SharingError, "'error', 'mean' or 'first', got 'median'"),
         ([P, Q], {"sharing": [0, 0, 1]}, fm.SharingError, "for each of 2 agents, got 3"),
         ([P, {"v": P["w"]}], {}, fm.StructureError, r"trees\[1\]\['w'\]: missing, expected \[2\]"),
         ([P, {**P, "v": P["w"]}], {}, fm.StructureError, r"trees\[1\]\['v'\]: not a leaf"),
         ([P, {"w": torch.ones(3)}], {}, fm.StructureError, r"trees\[1\]\['w'\]: expected \[2\], got \[3\]"),
+        (
+            [P, {"w": torch.ones(3)}, {"w": torch.ones(())}],
+            {},
+            fm.StructureError,
+            r"^stack_agents: the agents' trees differ from that of agent 0\ntrees\[1\].*\ntrees\[2\]\['w'\]: expected",
+        ),
         ([P, {"w": 1.0}], {}, fm.StructureError, r"expected a tensor \[2\], got float"),
         ([P, 3], {}, fm.StructureError, r"expected a dict of dotted names .* got int"),
-        ([], {}, fm.StructureError, "expected at least one tree, got none"),
-        (P, {}, fm.StructureError, "one tree alone needs n_agents=; several trees go in a list"),
+        (iter([P, P]), {"n_agents": 2}, fm.StructureError, r"expected a dict of dotted names .* got list_iterator"),
+        ([], {}, fm.StructureError, "^stack_agents: expected at least one tree, got none$"),
+        (P, {}, fm.StructureError, "^stack_agents: one tree alone needs n_agents=; several trees go in a list$"),
         ([P, P], {"n_agents": 3}, fm.StructureError, "expected n_agents=3 trees, got 2"),
     ],
 )
@@ -263,6 +278,12 @@ def test_params_of_another_network_are_refused() -> None:
     params = fm.init_params(net.replace(sharing="shared"), 0)
     with pytest.raises(fm.StructureError, match=r"params\['0.weight'\]: expected \[3, 5, 4\], got \[1, 5, 4\]"):
         fm.reshare(net, params, "shared")
+
+
+def test_the_mean_of_one_agent_is_that_agent_to_the_bit() -> None:
+    zeros = torch.tensor([0.0, -0.0])
+    got = fm.stack_agents([{"w": zeros}, {"w": zeros + 1}], merge="mean")["w"]
+    assert torch.equal(got[0].view(torch.int32), zeros.view(torch.int32))
 
 
 def test_the_mean_is_taken_in_every_dtype() -> None:

@@ -64,7 +64,7 @@ def test_the_two_flags_mean_what_they_say(sharing: Sharing) -> None:
 
 
 def test_equality_is_exact_and_hashes_agree() -> None:
-    assert len(set(MAPS)) == len(MAPS)
+    assert len(set(MAPS)) == len(MAPS) == len({hash(s) for s in MAPS})
     assert {Sharing(s.slots, s.n_slots) for s in MAPS} == set(MAPS)
     assert Sharing([0, 0]) != Sharing([0, 0], 2)
     assert Sharing([0, 0]) != (0, 0)
@@ -120,7 +120,7 @@ def test_repr_builds_it_again() -> None:
 @pytest.mark.parametrize(
     ("slots", "n_slots", "message"),
     [
-        ([], None, "at least one agent, got none"),
+        ([], None, "^sharing: expected at least one agent, got none$"),
         ([0, 2], 2, r"sharing \[0, 2\]: expected slots in 0..1, got agent 1 in slot 2; give n_slots="),
         ([-1, 0], None, "got agent 0 in slot -1"),
         ([-1, 7], 3, "got agent 0 in slot -1, agent 1 in slot 7"),
@@ -185,9 +185,9 @@ def test_patterns_tell_case() -> None:
     ("spec", "message"),
     [
         ("tied", "sharing: expected 'shared' or 'independent', a list of slots or a Sharing, got 'tied'"),
-        (True, "got True"),
-        (None, "got None"),
-        (3, "got 3"),
+        (True, "sharing: expected 'shared', 'independent', a list of slots or a Sharing, got True"),
+        (None, "sharing: expected 'shared', 'independent', a list of slots or a Sharing, got None"),
+        (3, "sharing: expected 'shared', 'independent', a list of slots or a Sharing, got 3"),
         ([0, 1], r"expected one slot for each of 3 agents, got 2: \[0, 1\]"),
         (Sharing([0, 1, 2, 3]), "expected one slot for each of 3 agents, got 4"),
         ({"*": [0]}, r"sharing\['\*'\]: expected one slot for each of 3 agents, got 1"),

@@ -216,12 +216,23 @@ def test_centralized_merges_the_first_input_only(strategy: Any) -> None:
     close(got, torch.stack([SCALES[i] * (a + b.sum(-1, True)) + own[:, i] * whole for i in range(N)], 1))
 
 
+def test_centralized_leaves_what_all_agents_see_as_it_is(strategy: Any) -> None:
+    x = {"goal": numbers(4, 2), "own": numbers(4, N, 2, seed=1), "past": numbers(N, 4, 5, seed=2)}
+    prefix: Any = ({"goal": None, "own": 1, "past": 0},)
+    function: Any = lambda w, x: w * torch.cat([x["goal"], x["own"]], 1).sum(1) + x["past"].sum()
+    got = call(function, x, agent_dim=prefix, out_agent_dim=0, centralized=True, strategy=strategy)
+    flat = torch.cat([x["goal"], x["own"].reshape(4, -1)], 1).sum(1)
+    close(got, torch.stack([SCALES[i] * flat + x["past"].sum() for i in range(N)]))
+
+
 def test_a_centralized_shared_network_gives_every_agent_the_same(strategy: Any) -> None:
     net = fm.network(lambda: nn.Linear(N * 2, 3).double(), N, centralized=True, sharing="shared", strategy=strategy)
     params, x = fm.init_params(net, 0), numbers(4, N, 2)
     got = fm.apply(net, params, x)
     one = x.reshape(4, -1) @ params["weight"][0].T + params["bias"][0]
     close(got, torch.stack([one] * N, 1))
+    if strategy == "vmap":  # evaluated once, and its output expanded
+        assert got.stride(1) == 0
 
 
 # --- agent ids -----------------------------------------------------------------------------------------
@@ -240,6 +251,10 @@ def test_agent_ids_are_one_hot_behind_the_features(shape: tuple[int, ...], dtype
         assert torch.equal(mine[..., : shape[-1]], x.select(dim, i))
         expected = [float(i == j) for j in range(N)]
         assert all(row == expected for row in mine[..., shape[-1] :].reshape(-1, N).tolist())
+
+
+def test_agent_ids_are_made_where_the_input_is() -> None:
+    assert fm.with_agent_ids(torch.empty(4, N, 2, device="meta")).device.type == "meta"
 
 
 @pytest.mark.parametrize("dim", [-1, 2, 3, -4])
@@ -262,6 +277,7 @@ X = torch.zeros(4, N, 2, dtype=torch.float64)
         ({"agent_dim": 3}, (X,), None, r"has no such dim; agent_dim= takes a prefix with None"),
         ({}, (X, X[:, 0]), None, r"inputs\[1\]: expected 3 agents at dim 1, got 2 in shape \[4, 2\]"),
         ({}, ({"a": X, "b": [X, X[0]]},), None, r"inputs\[0\]\['b'\]\[1\]: expected 3 agents at dim 1"),
+        ({}, ({"a": X[:, :2]},), None, r"inputs\[0\]\['a'\]: expected 3 agents at dim -2, got 2"),
         ({}, (X,), {"y": X[0, 0]}, r"kwargs\['y'\]: expected 3 agents at dim 1, got shape \[2\]"),
         ({"agent_dim": (1, None)}, (X,), None, r"agent_dim: expected an int, None or a prefix of the tree"),
         ({"agent_dim": ({"a": 1},)}, ({"a": X, "b": X},), None, "agent_dim: expected an int, None or a prefix"),
@@ -278,7 +294,7 @@ X = torch.zeros(4, N, 2, dtype=torch.float64)
             {"centralized": True, "agent_dim": (None,)},
             (X,),
             None,
-            r"inputs\[0\]: expected a positional input that",
+            r"^inputs\[0\]: expected a positional input that carries .* centralized merges their axis; got none$",
         ),
         ({"centralized": True}, (), {"x": X}, r"inputs\[0\]: expected a positional input that carries the agents"),
     ],
