@@ -261,9 +261,6 @@ def show(path: Path, sharing: str, team: Team, params: Params, settings: Setting
 
 def run(sharings: Sequence[str], settings: Settings, seed: int, out: Path) -> int:
     """Train under each sharing in turn, leave all files in ``out``, and give the exit code."""
-    for pattern in ("curves.png", "metrics.csv", "rollout_*.png", "parameters_*.safetensors"):
-        for stale in out.glob(pattern):
-            stale.unlink()
     ceilings = CEILINGS if settings.agents == 2 else {}
     curves: dict[str, list[tuple[float, float]]] = {}
     fields = ["sharing", "iteration", "frames", "reward", "policy_loss", "value_loss", "entropy", "seconds"]

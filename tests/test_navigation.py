@@ -82,13 +82,20 @@ def test_files_of_a_run(tmp_path: Path):
         assert {shape[0] for shape in shapes.values()} == {slots}
 
 
-def test_a_second_run_replaces_the_files_of_the_first(tmp_path: Path):
-    (tmp_path / "rollout_0-1.png").write_text("stale")
-    (tmp_path / "notes.txt").write_text("mine")
+def test_a_second_run_replaces_files_of_the_same_names_and_no_others(tmp_path: Path):
+    (tmp_path / "parameters_mine.safetensors").write_text("mine")
     navigation.run(["shared"], SMALL, 0, tmp_path)
+    before = (tmp_path / "parameters_shared.safetensors").read_bytes()
     navigation.run(["independent"], SMALL, 0, tmp_path)
-    left = {"curves.png", "metrics.csv", "rollout_independent.png", "parameters_independent.safetensors"}
-    assert {path.name for path in tmp_path.iterdir()} == left | {"notes.txt"}
+    left = {f"{kind}_{name}.{end}" for kind, end in (("rollout", "png"), ("parameters", "safetensors"))
+            for name in ("shared", "independent")}  # fmt: skip
+    assert {path.name for path in tmp_path.iterdir()} == left | {
+        "curves.png",
+        "metrics.csv",
+        "parameters_mine.safetensors",
+    }
+    assert (tmp_path / "parameters_mine.safetensors").read_text() == "mine"
+    assert (tmp_path / "parameters_shared.safetensors").read_bytes() == before
     assert [row["sharing"] for row in read_metrics(tmp_path)] == ["independent"] * 2
 
 
