@@ -38,6 +38,7 @@ from functional_marl.sharing import Sharing as Sharing
 from functional_marl.views import with_agent_ids as with_agent_ids
 
 if TYPE_CHECKING:
+    from functional_marl import laws as laws
     from functional_marl import nn as nn
 
 __version__ = "0.1.0"
@@ -81,8 +82,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
-    if name == "nn":  # the facade needs tensordict, which takes a second to import
+    if name in ("laws", "nn"):  # the facade needs tensordict, which takes a second to import
         import importlib
 
-        return importlib.import_module("functional_marl.nn")
+        return importlib.import_module(f"functional_marl.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from functional_marl.checks import check_params, check_state
+from functional_marl.checks import check_network, check_params, check_state
 from functional_marl.errors import StructureError
 from functional_marl.evaluate import Call, Result, apply_directly, evaluate_loop, evaluate_plan, evaluate_vmap
 from functional_marl.evaluate.direct import is_compiled
@@ -80,6 +80,8 @@ def apply(
     >>> apply(net, init_params(net, 0), torch.zeros(5, 3, 4)).shape
     torch.Size([5, 3, 2])
     """
+    if not isinstance(net, Network):  # pyright: ignore[reportUnnecessaryIsInstance]
+        check_network(net)
     if len(inputs) == 1 and kwargs is None and state is None and not mutable and key is None and type(params) is dict:
         x = inputs[0]
         if isinstance(x, Tensor):
@@ -145,10 +147,15 @@ def _evaluate(call: Call) -> Result:
             _give_up(error, before)
             # The loop's own error, should it fail too, is the plainer one: nothing in it is about vmap.
             result = evaluate_loop(call)
-            net.template.no_vmap[train] = f"vmap raised {type(error).__name__}: {str(error).splitlines()[0]}"
+            net.template.no_vmap[train] = f"vmap raised {type(error).__name__}: {_short(error)}"
             net.template.unmapped.add(_kind(call))
             return result
     return evaluate_loop(call)
+
+
+def _short(error: Exception) -> str:
+    line = (str(error).splitlines() or [""])[0]
+    return line if len(line) <= 100 else f"{line[:97]}..."
 
 
 def _unmapped(call: Call) -> bool:
@@ -210,6 +217,7 @@ def tabulate(net: Network) -> str:
     bias    [1, 2]     shared                 2
     3 agents, 18 numbers; strategy auto: plan in evaluation, plan in training
     """
+    check_network(net)
     rows = [("leaf", "shape", "agents -> slots", "numbers")]
     total = 0
     for shapes, slots, mark in (
@@ -233,6 +241,9 @@ def tabulate(net: Network) -> str:
 def _way(net: Network, train: bool) -> str:
     """The way that apply takes in a mode, and why not a faster one."""
     plan, no_vmap = net.plans[train], net.template.no_vmap[train]
+    why = {"plan": plan if isinstance(plan, str) else "", "vmap": net.template.never_vmap}.get(net.strategy, "")
+    if why:
+        return f"none ({net.strategy} was asked for: {why})"
     if net.strategy != "auto":
         return net.strategy
     if isinstance(plan, Plan):

@@ -11,9 +11,18 @@ from functional_marl.errors import StructureError
 from functional_marl.network import Network
 from functional_marl.sharing import Sharing
 
-__all__ = ["Params", "check_params", "check_state", "mismatches", "slot_maps"]
+__all__ = ["Params", "check_network", "check_params", "check_state", "mismatches", "slot_maps"]
 
 Params = dict[str, Tensor]
+
+
+def check_network(net: Any) -> None:
+    """Raise StructureError where something else stands in a network's place."""
+    if not isinstance(net, Network):
+        raise StructureError(
+            f"net: expected a network, got {type(net).__name__}; make one: fm.network(build, n_agents=3), "
+            "where build returns one agent's module"
+        )
 
 
 def mismatches(given: Mapping[str, Any], expected: Mapping[str, tuple[int, ...]], what: str) -> list[str]:
@@ -42,11 +51,18 @@ def _check(given: Mapping[str, Any], net: Network, expected: Mapping[str, tuple[
         else:
             return
     lines = mismatches(given, expected, what)
-    raise StructureError(
-        "\n".join(lines)
-        + f"\nleaves are [slots, *shape of one agent's]; the network has {net.n_agents} agents; use fm.init_params, "
-        "fm.stack_agents (from one-agent trees) or fm.reshare (from another sharing)"
-    )
+    lines.append(f"leaves are [slots, *shape of one agent's]; the network has {net.n_agents} agents; {_FIX[what]}")
+    if given.keys() == expected.keys() and all(
+        isinstance(v, Tensor) and tuple(v.shape[1:]) == expected[k] for k, v in given.items()
+    ):
+        lines.append("every leaf has one axis more in front: map over a population by torch.func.vmap")
+    raise StructureError("\n".join(lines))
+
+
+_FIX = {
+    "params": "use fm.init_params, fm.stack_agents (from one-agent trees) or fm.reshare (from another sharing)",
+    "state": "use fm.init_state, or the state that apply(..., mutable=True) returned",
+}
 
 
 def check_params(net: Network, params: Mapping[str, Any]) -> None:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from functional_marl.checks import Params
+from functional_marl.checks import Params, check_network
 from functional_marl.errors import StructureError
 from functional_marl.network import Network
 from functional_marl.random import Key, as_key, split
@@ -26,6 +26,12 @@ def _draw(
     device: Any,
     dtype: torch.dtype | None,
 ) -> Params:
+    check_network(net)
+    if torch._C._functorch.is_batchedtensor(key):  # pyright: ignore[reportAttributeAccessIssue]
+        raise StructureError(
+            "key: the factory cannot run inside vmap; give the batch of keys itself: "
+            "fm.init_params(net, fm.split(key, 8)) gives [8, slots, *leaf]"
+        )
     shapes = net.param_shapes if kind == "_parameters" else net.state_shapes
     out: Params = {}
     batch = tuple(key.shape[:-1])

@@ -106,6 +106,9 @@ class ConvNet(nn.Module):
 def gru(inputs: int, hidden: int) -> Callable[[], nn.Module]:
     """A GRU over time (Cho et al. 2014, arXiv:1406.1078): see :class:`GRU`.
 
+    An agent sees ``[*B, T, F]`` and a state ``[*B, H]``: agents go behind the batch, ``agent_dim=1`` for inputs
+    ``[B, n, T, F]`` and states ``[B, n, H]``.
+
     >>> outputs, last = gru(4, 8)()(torch.zeros(5, 7, 4))
     >>> outputs.shape, last.shape
     (torch.Size([5, 7, 8]), torch.Size([5, 8]))

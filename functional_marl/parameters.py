@@ -226,11 +226,11 @@ def reshare(
 def partition(params: Mapping[str, Any], patterns: Mapping[str, str]) -> dict[str, dict[str, Any]]:
     """Split params by name into labelled parts: freeze some, train others at another rate.
 
-    Patterns are shell patterns over the names, the first match wins; each label is a key of the result,
-    also where nothing matches it. The leaves are the same tensors. As ``optax.partition`` labels.
+    Patterns are shell patterns over the names, the first match wins; each label is a key of the result.
+    The leaves are the same tensors. As ``optax.partition`` labels.
 
     Raises:
-        StructureError: a leaf that no pattern matches.
+        StructureError: a leaf that no pattern matches, or a pattern that matches no leaf.
 
     >>> parts = partition({"0.w": 1, "2.w": 2}, {"0.*": "frozen", "*": "trained"})
     >>> parts
@@ -249,6 +249,11 @@ def partition(params: Mapping[str, Any], patterns: Mapping[str, str]) -> dict[st
             parts[label][name] = leaf
     if unmatched:
         raise StructureError(f"partition: no pattern of {list(patterns)} matches {unmatched}; end with '*'")
+    idle = [p for p in patterns if not any(fnmatchcase(name, p) for name in params)]
+    if params and idle:
+        raise StructureError(
+            f"partition: the patterns {idle} match no leaf; patterns are shell patterns, as '0.*', over {list(params)}"
+        )
     return parts
 
 

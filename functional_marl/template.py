@@ -347,11 +347,12 @@ class _Redraw:
 def _why_not_vmap(name: str, part: nn.Module) -> str:
     """Why ``torch.func.vmap`` cannot run a module with this part, or runs it wrongly; or nothing."""
     kind = type(part).__name__
+    where = f" ({name!r})" if name else ""
     if isinstance(part, _LOOPED):
-        return f"torch.func.vmap has no batching rule for {kind} ({name!r})"
+        return f"torch.func.vmap has no batching rule for {kind}{where}"
     # Mapped weights lose the padding index, and mapped indices count in the frequencies of all agents.
     if isinstance(part, nn.Embedding) and (part.padding_idx is not None or part.scale_grad_by_freq):
-        return f"torch.func.vmap trains {kind} ({name!r}) wrongly with padding_idx or scale_grad_by_freq"
+        return f"torch.func.vmap trains {kind}{where} wrongly with padding_idx or scale_grad_by_freq"
     return ""
 
 

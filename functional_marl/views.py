@@ -111,7 +111,10 @@ def _positive(leaf: Tensor, dim: int, n_agents: int, name: str) -> int:
             "agent_dim= takes a prefix with None for inputs that all agents see whole"
         )
     if shape[dim] != n_agents:
-        raise StructureError(f"{name}: expected {n_agents} agents at dim {dim}, got {shape[dim]} in shape {shape}")
+        raise StructureError(
+            f"{name}: expected {n_agents} agents at dim {dim}, got {shape[dim]} in shape {shape}; agent_dim= of the "
+            "network says where they are, one int for all inputs or one for each"
+        )
     return dim % leaf.ndim
 
 

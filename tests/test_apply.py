@@ -211,7 +211,7 @@ def test_what_a_module_raises_comes_out_and_the_next_call_is_sound(error: Except
     with generators_untouched(), pytest.raises(type(error), match="mine") as caught:
         fm.apply(net, params, x, train=True)
     if strategy == "loop":
-        assert any("while evaluating agent 0 of 3" in note for note in caught.value.__notes__)
+        assert any("agent 0 of 3, which sees inputs of shape [5, 4]" in note for note in caught.value.__notes__)
     broken[0] = False
     close(fm.apply(net, params, x), looped(net, params, x).detach())
 
@@ -271,8 +271,39 @@ def test_what_vmap_would_train_wrongly_is_looped_too() -> None:
     builds = (lambda: nn.Embedding(4, 3, padding_idx=0), lambda: nn.Embedding(4, 3, scale_grad_by_freq=True))
     for build in builds:
         net = fm.network(build, N, strategy="vmap")
-        with pytest.raises(fm.StructureError, match=r"torch.func.vmap trains Embedding \(''\) wrongly"):
+        with pytest.raises(fm.StructureError, match=r"torch.func.vmap trains Embedding wrongly"):
             fm.apply(net, fm.init_params(net, 0), torch.zeros(N, 2, dtype=torch.int64))
+
+
+def test_an_input_that_a_module_does_not_take_is_not_left_out_in_silence() -> None:
+    for strategy in STRATEGIES:
+        net = fm.network(mlp, N, strategy=strategy)
+        params, x = fm.init_params(net, 0), numbers(5, N, 4)
+        for inputs, kwargs in (((x, x), None), ((x,), {"y": x})):
+            with pytest.raises(fm.StructureError if strategy == "plan" else TypeError, match=r"takes|unexpected"):
+                fm.apply(net, params, *inputs, kwargs=kwargs)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_cell_may_share_its_hidden_state(strategy: Any) -> None:
+    net = fm.network(lambda: nn.GRUCell(4, 5).double(), N, strategy=strategy, agent_dim=(1, None))
+    params, x, h = fm.init_params(net, 0), numbers(6, N, 4), numbers(6, 5, seed=1)
+    each = [fm.agent_module(net, params, i)(x[:, i], h).detach() for i in range(N)]
+    close(fm.apply(net, params, x, h), torch.stack(each, 1))
+
+
+@pytest.mark.parametrize(
+    ("build", "inputs", "message"),
+    [
+        (mlp, (3,), '^strategy="plan": the plan takes tensors; use "auto", which takes another way'),
+        (mlp, (numbers(2, N, 4), numbers(2, N, 4)), '^strategy="plan": the plan takes one tensor; use "auto"'),
+        (lambda: nn.GRUCell(4, 5), [numbers(2, N, 4)] * 4, r'^strategy="plan": .* positional arguments .*; use "auto"'),
+    ],
+)
+def test_inputs_that_a_plan_does_not_take_are_refused(build: Any, inputs: Any, message: str) -> None:
+    net = fm.network(build, N, strategy="plan", out_agent_dim=0)
+    with pytest.raises(fm.StructureError, match=message):
+        fm.apply(net, fm.init_params(net, 0), *inputs)
 
 
 def test_a_plan_that_cannot_be_is_refused_and_says_why() -> None:
@@ -338,7 +369,7 @@ class Holder:
         ),
         (
             lambda linear, x: (linear(x), Holder(x)),
-            "tree of tensors and plain values, got a Holder; return its tensors",
+            r"got a Holder; return its tensors in a tuple or dict \(of a distribution the parameters\)",
         ),
         (lambda linear, x: {"y": linear(x), "n": x.detach().numpy}, "tree of tensors and plain values, got a "),
     ],
@@ -356,13 +387,13 @@ def test_outputs_that_hold_tensors_out_of_sight_are_refused(function: Any, messa
         (lambda linear, x: float(x.sum()), r"outputs: agents return different shapes or values: \["),
         (lambda linear, x: x[x > 0], r"outputs: agents return different shapes or values: \[\["),
         (lambda linear, x: x if bool(x.sum() > 0) else 0.0, "outputs: agents return different shapes or values"),
-        (lambda linear, x: {"a" if bool(x.sum() > 0) else "b": x}, "outputs: agents return different trees"),
+        (lambda linear, x: {"a" if bool(x.sum() > 0) else "b": x}, r"different trees: \[\[\"y\['[ab]'\]\"\], \["),
         (lambda linear, x: (x,) if bool(x.sum() > 0) else (x, x), "outputs: agents return different trees"),
     ],
 )
 def test_agents_whose_outputs_differ_in_form_are_refused(function: Any, message: str, strategy: Any) -> None:
     net = does(function, strategy=strategy)
-    x = numbers(5, N, 4)
-    assert len({bool(x[:, i].sum() > 0) for i in range(N)}) == 2
-    with pytest.raises(fm.StructureError, match=message):
-        fm.apply(net, fm.init_params(net, 0), x)
+    for odd in torch.eye(N, dtype=torch.float64):
+        x = (odd - 0.5)[:, None].expand(5, N, 4)  # the sum is above 0 for one agent
+        with pytest.raises(fm.StructureError, match=message):
+            fm.apply(net, fm.init_params(net, 0), x)

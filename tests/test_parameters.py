@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 import functional_marl as fm
+from functional_marl.fresh import default_state
 from tests.builders import SHARINGS, N, Tensors, copied, generators_untouched, mlp, numbers, own, same
 
 NAMES = ["0.weight", "0.bias", "2.weight", "2.bias"]
@@ -58,6 +59,15 @@ def test_a_slot_depends_on_the_key_and_on_itself_alone(sharing: Any) -> None:
     assert len(rows) == 14
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_leaf_of_fewer_slots_moves_no_draw_of_the_others(dtype: torch.dtype) -> None:
+    build = lambda: nn.Sequential(nn.Linear(4, 5, dtype=dtype), nn.Tanh(), nn.Linear(5, 2, dtype=dtype))
+    many = fm.init_params(fm.network(build, 7), 3)
+    for spec in ({"0.*": "shared", "*": "independent"}, {"2.*": "shared", "*": "independent"}):
+        some = fm.init_params(fm.network(build, 7, sharing=spec), 3)
+        assert same(some, {name: many[name][: len(some[name])] for name in NAMES})
+
+
 def test_a_batch_of_keys_is_one_key_after_the_other(sharing: Any) -> None:
     net = fm.network(normed, N, sharing=sharing if not isinstance(sharing, dict) else [0, 0, 1])
     keys = fm.split(fm.key(0), 6)
@@ -77,7 +87,15 @@ def test_dtype_is_that_of_floating_leaves_and_device_is_taken(dtype: torch.dtype
     assert same(cast, {k: v.to(dtype) if v.is_floating_point() else v for k, v in plain.items()})
     for state in (fm.init_state(net, dtype=dtype), fm.init_state(net, 0, dtype=dtype, device=torch.device("cpu"))):
         assert same(state, {k: v.to(dtype) if v.is_floating_point() else v for k, v in fm.init_state(net).items()})
-    assert {leaf.device.type for leaf in fm.init_params(net, 0, device="meta").values()} == {"meta"}
+
+
+@pytest.mark.parametrize("agents", [1, N])  # one module is built, several are drawn in a faster way
+@pytest.mark.parametrize("draw", [fm.init_params, fm.init_state])
+def test_leaves_are_where_they_are_asked_to_be_and_else_where_the_factory_puts_them(draw: Any, agents: int) -> None:
+    elsewhere = lambda: nn.BatchNorm1d(4, device="meta")
+    for build, device, expected in ((normed, None, "cpu"), (normed, "meta", "meta"), (elsewhere, None, "meta")):
+        leaves = draw(fm.network(build, agents), 0, device=device)
+        assert {leaf.device.type for leaf in leaves.values()} == {expected}
 
 
 def test_unused_slots_are_drawn_too() -> None:
@@ -95,6 +113,38 @@ def test_initial_buffers_are_those_of_the_module(sharing: Any) -> None:
     state["1.running_mean"] += 1
     assert float(fm.init_state(net)["1.running_mean"].sum()) == 0
     assert fm.init_state(fm.network(mlp, N)) == {}
+
+
+def test_a_state_left_out_goes_where_the_params_are_in_their_dtype() -> None:
+    net = fm.network(normed, N)
+    params = fm.init_params(net, 0, dtype=torch.bfloat16, device="meta")
+    state = default_state(net, params)
+    assert {name: leaf.dtype for name, leaf in state.items()} == {
+        "1.running_mean": torch.bfloat16,
+        "1.running_var": torch.bfloat16,
+        "1.num_batches_tracked": torch.int64,
+    }
+    assert {leaf.device.type for leaf in state.values()} == {"meta"}
+    assert same(default_state(net, {"count": torch.tensor([[1, 2]] * N)}), fm.init_state(net))  # no float among them
+
+
+class Noisy(nn.Module):
+    """A buffer drawn at random."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("noise", torch.randn(4))
+
+
+def test_a_random_buffer_needs_a_key() -> None:
+    net = fm.network(Noisy, N)
+    message = (
+        r"^state: the factory draws the buffers \['noise'\] at random; give fm.init_state\(net, key\), or state= w"
+    )
+    with pytest.raises(fm.StructureError, match=message):
+        fm.init_state(net)
+    rows = fm.init_state(net, 0)["noise"]
+    assert len({tuple(row.tolist()) for row in rows}) == N
 
 
 def test_modules_without_leaves_have_empty_params() -> None:
@@ -232,7 +282,7 @@ def test_all_that_is_wrong_with_params_is_named_at_once() -> None:
 
 def test_parts_hold_the_same_tensors_and_combine_again() -> None:
     params = fm.init_params(fm.network(mlp, N), 0)
-    parts = fm.partition(params, {"0.*": "frozen", "*.bias": "slow", "9.*": "none", "*": "trained"})
+    parts = fm.partition(params, {"0.*": "frozen", "*.bias": "slow", "0.bias": "none", "*": "trained"})
     assert {label: list(part) for label, part in parts.items()} == {
         "frozen": ["0.weight", "0.bias"],
         "slow": ["2.bias"],

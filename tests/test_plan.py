@@ -232,43 +232,6 @@ def test_cell(cell: str, sharing: str) -> None:
             assert_plan_is_loop(net, inputs(batch))
 
 
-@pytest.mark.parametrize("mask", [draw(N, 5, 4), draw(N, 5, 4) > 1, draw(N, 10, 5, 4)[:, :2] > 1])
-def test_masks_of_attention(mask: Tensor) -> None:
-    lone = mask.ndim == 3
-    net = fm.network(lambda: nn.MultiheadAttention(8, 2, batch_first=True), N, agent_dim=0)
-    inputs = [draw(N, *([] if lone else [1]), steps, 8) for steps in (5, 4, 4)]
-    assert_plan_is_loop(net, tuple(inputs), kwargs={"attn_mask": mask})
-
-
-def test_what_attention_has_no_rule_for_is_left_to_the_module() -> None:
-    x = draw(N, 5, 8)
-    for build, y, kwargs in (
-        (lambda: nn.MultiheadAttention(8, 2), x, {"need_weights": False}),
-        (lambda: nn.MultiheadAttention(8, 2, add_bias_kv=True), x, {}),
-        (lambda: nn.MultiheadAttention(8, 2, add_zero_attn=True), x, {}),
-        (lambda: nn.MultiheadAttention(8, 2, kdim=6, vdim=6), x[..., :6], {}),
-    ):
-        net = fm.network(build, N, agent_dim=0)
-        params = fm.init_params(net, 0, dtype=torch.float64)
-        outs = [fm.apply(net.replace(strategy=s), params, x, y, y, kwargs=kwargs)[0] for s in ("auto", "loop")]
-        torch.testing.assert_close(*outs, rtol=1e-10, atol=1e-10)
-        with pytest.raises(fm.StructureError, match='strategy="plan"'):
-            fm.apply(net.replace(strategy="plan"), params, x, y, y, kwargs=kwargs)
-
-
-def no_layers() -> nn.Module:
-    encoder = nn.TransformerEncoder(transformer(), 1)
-    encoder.layers = nn.ModuleList()
-    encoder.scale = nn.Parameter(torch.ones(1))
-    return encoder
-
-
-def test_a_transformer_of_no_layers_has_no_plan() -> None:
-    net = fm.network(no_layers, N, strategy="plan")
-    with pytest.raises(fm.StructureError, match="nothing is computed"):
-        fm.apply(net, fm.init_params(net, 0), draw(2, N, 4))
-
-
 @pytest.mark.parametrize("layers", [[], [nn.MaxPool2d(2)]])
 def test_images_come_out_in_the_layout_of_the_loop(layers: list[nn.Module]) -> None:
     net = fm.network(lambda: seq(nn.Conv2d(2, 4, 3), *layers), N, agent_dim=1)
@@ -348,27 +311,12 @@ def patched() -> nn.Module:
     return module
 
 
-def transformer(**settings: Any) -> Any:
-    return nn.TransformerEncoderLayer(4, 2, 3, batch_first=True, **settings)
-
-
-def patched_transformer(part: str) -> nn.Module:
-    module = transformer()
-    owner, name = (module.self_attn, "forward") if part == "attention" else (module, "_ff_block")
-    before = getattr(owner, name)
-    setattr(owner, name, lambda *args, **kwargs: before(*args, **kwargs))
-    return module
-
-
 OTHERS: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "subclass": (lambda: Doubled(4, 2), "no rule for Doubled"),
     "hook": (hooked, "hooks"),
     "hook inside": (lambda: seq(nn.Linear(4, 4), hooked()), r"1 \(Linear\) has hooks"),
     "patched": (patched, "methods of its own"),
     "parametrized": (lambda: parametrizations.weight_norm(nn.Linear(4, 2)), "no rule for ParametrizedLinear"),
-    "patched attention": (lambda: patched_transformer("attention"), "an attention of its own"),
-    "patched transformer": (lambda: patched_transformer("_ff_block"), "methods of its own"),
-    "another activation": (lambda: transformer(activation=F.silu), "no rule for activation=<function silu"),
     "nothing": (lambda: seq(nn.Identity(), nn.Flatten(-1)), "nothing is computed"),
     "padding": (
         lambda: seq(nn.Unflatten(-1, torch.Size((1, 4))), nn.Conv1d(1, 1, 3, padding=1, padding_mode="circular")),
@@ -383,7 +331,7 @@ def test_what_has_no_plan_falls_back(case: str) -> None:
     net = fm.network(build, N)
     params = fm.init_params(net, 0)
     x = torch.randn(5, N, 4)
-    if "patched" not in case:  # a forward put on an instance computes with that instance's parameters
+    if case != "patched":  # a forward put on an instance computes with that instance's parameters
         torch.testing.assert_close(fm.apply(net, params, x), fm.apply(net.replace(strategy="loop"), params, x))
     with pytest.raises(fm.StructureError, match=why):
         fm.apply(net.replace(strategy="plan"), params, x)

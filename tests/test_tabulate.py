@@ -69,7 +69,7 @@ def test_the_last_line_says_how_apply_evaluates_and_why() -> None:
     for strategy in ("loop", "vmap"):
         net = fm.network(mlp, N, strategy=strategy)  # pyright: ignore[reportArgumentType]
         assert last(net).endswith(f"strategy {strategy}: {strategy} in evaluation, {strategy} in training")
-    assert "loop (torch.func.vmap has no batching rule for GRU ('')) in evaluation" in last(
+    assert "loop (torch.func.vmap has no batching rule for GRU) in evaluation" in last(
         fm.network(lambda: nn.GRU(4, 2), N)
     )
     net = fm.network(Branches, N)

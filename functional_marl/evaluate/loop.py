@@ -53,7 +53,9 @@ def _loop(call: Call, drawless: bool = False) -> Result:
             output, after = _one_agent(call, agent, drawless)
         except Exception as error:
             if not torch.compiler.is_dynamo_compiling():
-                error.add_note(f"functional_marl: while evaluating agent {agent} of {call.net.n_agents}")
+                error.add_note(
+                    f"functional_marl: agent {agent} of {call.net.n_agents}, which sees {_seen(call, agent)}"
+                )
             raise
         outputs.append(output)
         buffers.append(after)
@@ -89,6 +91,12 @@ def _one_agent(call: Call, agent: int, drawless: bool) -> tuple[Tree, dict[str, 
     return output, after
 
 
+def _seen(call: Call, agent: int) -> str:
+    args, kwargs = call.inputs.of_agent(agent)
+    shapes = [list(leaf.shape) for leaf in flatten((args, kwargs))[0] if isinstance(leaf, Tensor)]
+    return f"inputs of shape {', '.join(map(str, shapes))}"
+
+
 def _traced() -> bool:
     """Whether a tracer records the call: it sees each draw, and no generator that is put back between them."""
     if torch.compiler.is_dynamo_compiling():
@@ -121,7 +129,8 @@ def plain(leaf: Any) -> Any:
 def _stack_outputs(outputs: list[Tree]) -> Tree:
     """``n`` trees of leaves ``[...]`` to one of ``[n, ...]``; leaves that are no tensors must agree."""
     leaves, rebuild = zip(*[flatten(output) for output in outputs], strict=True)
-    if not isinstance(outputs[0], Tensor) and any(leaf_names(o) != leaf_names(outputs[0]) for o in outputs[1:]):
+    trees = not all(isinstance(output, Tensor) for output in outputs)
+    if trees and any(leaf_names(o) != leaf_names(outputs[0]) for o in outputs[1:]):
         raise StructureError(f"outputs: agents return different trees: {[leaf_names(o, 'y') for o in outputs]}")
     stacked: list[Any] = []
     for column in zip(*leaves, strict=True):

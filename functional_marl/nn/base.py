@@ -95,6 +95,8 @@ class MultiAgentNetBase(Registered):
     ) -> None:
         super().__init__()
         centralized = kwargs.pop("centralised", centralized)
+        if "sharing" in kwargs:
+            raise TypeError("sharing: these classes call it share_params, which takes any sharing")
         for name, value in (("centralized", centralized), ("share_params", share_params), ("agent_dim", agent_dim)):
             if value is None:
                 raise TypeError(f"{name}: expected a value, got None; pass {name}=")

@@ -136,6 +136,8 @@ def convert_state_dict(
     >>> own.load_state_dict(convert_state_dict(shared.state_dict(), own))
     <All keys matched successfully>
     """
+    if not isinstance(module, MultiAgentNetBase):
+        raise StructureError(_not_ours(module))
     layout, slots = module._layout, module._sharing
     if not module.initialized:
         raise StructureError("module: its lazy leaves have no shapes yet; call it once, or give its input features")
@@ -143,7 +145,8 @@ def convert_state_dict(
     roots = [root for root in ("params.", "_empty_net.") if any(k.startswith(root) for k in ours)]
     if not roots:
         raise StructureError(
-            f"state_dict: expected keys {prefix}params.* or {prefix}_empty_net.*, got {list(state_dict)[:8]}"
+            f"state_dict: expected keys {prefix}params.* or {prefix}_empty_net.*, got {list(state_dict)[:8]}; "
+            "prefix= says where the module is inside of a larger one, as 'module.0.'"
         )
     # tensordict 0.11 writes batch sizes and devices among the tensors
     given = {k[len(roots[0]) :]: v for k, v in ours.items() if k.startswith(roots[0]) and isinstance(v, Tensor)}
@@ -174,6 +177,16 @@ def convert_state_dict(
     leaves = {k: new[layout.aliases.get(k, k)] for k in layout.names}
     others = {k: v for k, v in state_dict.items() if not k.startswith((prefix + "params.", prefix + "_empty_net."))}
     return {**others, **{root + k: leaf[0] if bare else leaf for k, leaf in leaves.items()}}
+
+
+def _not_ours(module: Any) -> str:
+    inside = [
+        (name, part)
+        for name, part in (module.named_modules() if isinstance(module, nn.Module) else ())
+        if isinstance(part, MultiAgentNetBase)
+    ]
+    found = f"; it holds one: give that, and prefix={inside[0][0] + '.'!r}" if inside else ""
+    return f"module: expected a module of functional_marl.nn, got {type(module).__name__}{found}"
 
 
 def _as_spec(sharing: bool | SharingSpec) -> SharingSpec:
