@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import functional_marl as fm
+from functional_marl.evaluate import vmap as vmap_way
 
 N = 3
 
@@ -107,3 +108,61 @@ def test_a_network_is_gone_when_nobody_holds_it() -> None:
         assert gone() is None
     finally:
         gc.enable()
+
+
+# --- agents in chunks ----------------------------------------------------------------------------------
+
+
+class Several(nn.Module):
+    """No plan: a buffer, a weight of its own, outputs in a tuple with a word."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 6)
+        self.register_buffer("shift", torch.randn(6))
+
+    def forward(self, x: Tensor, y: Tensor) -> Any:
+        return self.linear(x) + self.shift, "word", (x * y).sum(-1)
+
+
+@pytest.mark.parametrize("size", [1, 200, 500])
+@pytest.mark.parametrize("sharing", ["shared", "independent", [0, 1, 0, 2, 1]])
+@pytest.mark.parametrize("dims", [(1, 1), (0, None), (-1, 1)])
+def test_agents_in_chunks_are_agents(
+    size: int, sharing: Any, dims: tuple[int, int | None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    whole = vmap_way._map
+    monkeypatch.setattr(vmap_way, "_map", lambda function, n, *rest: asked.append(n) or whole(function, n, *rest))
+    monkeypatch.setattr(vmap_way, "CHUNK_ABOVE", 0)
+    monkeypatch.setattr(vmap_way, "CHUNK", size)
+    net = fm.network(Several, 5, sharing=sharing, agent_dim=dims, out_agent_dim=0)
+    params, state = fm.init_params(net, 0), fm.init_state(net, 0)
+    x, y = (torch.randn(7, 4).unsqueeze(0).repeat(5, 1, 1) * torch.arange(1, 6)[:, None, None] for _ in range(2))
+    inputs = [t[0] if dim is None else t.movedim(0, dim) for t, dim in zip((x, y), dims, strict=True)]
+    loop = fm.apply(net.replace(strategy="loop"), params, *inputs, state=state)
+    with torch.no_grad():
+        for _ in range(3):
+            out = fm.apply(net, params, *inputs, state=state)
+            assert out[1] == loop[1] == "word"
+            torch.testing.assert_close(out[::2], loop[::2])
+    assert len(asked) == 3 * -(-5 // asked[0])
+    assert sum(asked) == 15
+    assert asked[0] < 5 or size == 500
+    fm.apply(net, params, *inputs, state=state)  # where gradients may be recorded, all at once
+    assert asked[-1] == 5
+
+
+def test_large_calls_of_the_commonest_kind_go_in_chunks_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    whole = vmap_way._map
+    monkeypatch.setattr(vmap_way, "_map", lambda function, n, *rest: asked.append(n) or whole(function, n, *rest))
+    net = fm.network(DrawsForMany, 5)
+    params, x = fm.init_params(net, 0), torch.randn(2, 5, 4)
+    with torch.no_grad():
+        wanted = [fm.apply(net, params, x) for _ in range(3)][-1]
+        asked.clear()
+        monkeypatch.setattr(vmap_way, "CHUNK_ABOVE", 0)
+        monkeypatch.setattr(vmap_way, "CHUNK", 64)
+        torch.testing.assert_close(fm.apply(net, params, x), wanted)
+    assert asked == [2, 2, 1]

@@ -15,7 +15,15 @@ import torch
 from torch import Tensor
 
 from functional_marl.evaluate.draws import RngStates, rng_states, same_states, set_rng_states
-from functional_marl.evaluate.vmap import ANSWERS, FAILURES, load, primitives, quiet
+from functional_marl.evaluate.vmap import (
+    ANSWERS,
+    FAILURES,
+    activation_bytes,
+    in_chunks,
+    load,
+    primitives,
+    quiet,
+)
 from functional_marl.lowering import Plan, gather_slots
 from functional_marl.network import Network
 from functional_marl.sharing import Sharing
@@ -62,6 +70,7 @@ class _Mapped:
         load()
         # not the network itself, which holds this
         self.template, self.train, self.n_agents, self.randomness = net.template, train, net.n_agents, net.randomness
+        self.widest = max((shape[1] for shape in net.param_shapes.values() if len(shape) > 1), default=1)
         self.count, self.dim, self.out_dim = len(net.param_shapes), cast(int, net.agent_dim), net.out_agent_dim
         first = {name: name for name in net.param_shapes} | net.template.param_aliases
         self.names = frozenset(first)
@@ -82,6 +91,8 @@ class _Mapped:
         if self.off or template.no_vmap[self.train] or not skeleton.tried or len(params) != self.count:
             return None
         if not -x.dim() <= dim < x.dim() or x.shape[dim] != self.n_agents:
+            return None
+        if in_chunks(activation_bytes(x, self.widest)):
             return None
         if places and places[0][0][places[0][1]] is not None:  # a forward that applies its own network
             return None
