@@ -68,7 +68,10 @@ def batch_axes_are_free(s: Foreign) -> None:
     """
     other, host = s.redrawn(s.seed + 1), s.host
     wanted = [host.run(one.leaves, train=False, seed=0) for one in (s, other)]
-    both = host.run([torch.stack(pair) for pair in zip(s.leaves, other.leaves, strict=True)], train=False, seed=0)
+    try:
+        both = host.run([torch.stack(pair) for pair in zip(s.leaves, other.leaves, strict=True)], train=False, seed=0)
+    except Exception as error:
+        raise CheckError(f"the module takes no further batch axis: {type(error).__name__}: {error}") from None
     for k, want in enumerate(wanted):
         for got, leaf in zip(flatten(both)[0], flatten(want)[0], strict=True):
             agree(got[k], leaf, f"row {k} of one more batch axis: output")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -178,10 +178,15 @@ def gradients(s: Case, params: Mapping[str, Tensor]) -> list[list[Tensor | None]
 def _draws(host: Host, train: bool) -> Iterator[Case]:
     """Inputs for which agents who share see the same: equal inputs, then each other's in turn.
 
-    A unit that is dead for one agent's input is then dead for all, and no sharing looks like less than it is.
+    A unit that is dead for one agent's input is then dead for all, and no sharing looks like less than it is. Where
+    only a part is shared, units are dead for one agent's weights: large inputs of both signs wake those of the first
+    layer. A deeper one may stay dead, and its shared numbers then look unshared.
     """
     for seed in range(3):
-        yield Case(host, rows=None, seed=seed, train=train).alike()
+        drawn = Case(host, rows=None, seed=seed, train=train).alike()
+        yield drawn
+        for scale in (30, -30) if any(leaf.is_floating_point() for leaf in drawn.leaves) else ():
+            yield replace(drawn, leaves=tuple(x * scale if x.is_floating_point() else x for x in drawn.leaves))
     if host.n_agents <= 8:
         drawn = Case(host, seed=3, train=train)
         groups = sorted({host.group_of(i) for i in range(host.n_agents)})
