@@ -80,8 +80,7 @@ def apply(
     >>> apply(net, init_params(net, 0), torch.zeros(5, 3, 4)).shape
     torch.Size([5, 3, 2])
     """
-    if not isinstance(net, Network):  # pyright: ignore[reportUnnecessaryIsInstance]
-        check_network(net)
+    check_network(net)
     if len(inputs) == 1 and kwargs is None and state is None and not mutable and key is None and type(params) is dict:
         x = inputs[0]
         if isinstance(x, Tensor):

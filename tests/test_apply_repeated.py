@@ -166,3 +166,24 @@ def test_large_calls_of_the_commonest_kind_go_in_chunks_too(monkeypatch: pytest.
         monkeypatch.setattr(vmap_way, "CHUNK", 64)
         torch.testing.assert_close(fm.apply(net, params, x), wanted)
     assert asked == [2, 2, 1]
+
+
+def test_what_all_agents_share_is_evaluated_once_in_chunks_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+
+    class Joint(nn.Linear):
+        def forward(self, input: Tensor) -> Tensor:
+            calls.append(1)
+            return super().forward(input)
+
+    net = fm.network(lambda: Joint(20, 6), 5, sharing="shared", centralized=True)
+    params, x = fm.init_params(net, 0), torch.randn(7, 5, 4)
+    wanted = fm.apply(net.replace(strategy="loop"), params, x)
+    monkeypatch.setattr(vmap_way, "CHUNK_ABOVE", 0)
+    monkeypatch.setattr(vmap_way, "CHUNK", 64)
+    calls.clear()
+    with torch.no_grad():
+        y = fm.apply(net, params, x)
+    assert len(calls) == 1
+    assert y.stride(1) == 0  # an expanded view, as the docstring of apply says
+    torch.testing.assert_close(y, wanted)

@@ -23,6 +23,7 @@ from functional_marl.evaluate.vmap import (
     load,
     primitives,
     quiet,
+    widest_leaf,
 )
 from functional_marl.lowering import Plan, gather_slots
 from functional_marl.network import Network
@@ -70,7 +71,7 @@ class _Mapped:
         load()
         # not the network itself, which holds this
         self.template, self.train, self.n_agents, self.randomness = net.template, train, net.n_agents, net.randomness
-        self.widest = max((shape[1] for shape in net.param_shapes.values() if len(shape) > 1), default=1)
+        self.widest = widest_leaf(net)
         self.count, self.dim, self.out_dim = len(net.param_shapes), cast(int, net.agent_dim), net.out_agent_dim
         first = {name: name for name in net.param_shapes} | net.template.param_aliases
         self.names = frozenset(first)

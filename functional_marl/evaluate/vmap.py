@@ -18,6 +18,7 @@ from functional_marl.evaluate.loop import buffers_changed, plain
 from functional_marl.evaluate.rules import Rules
 from functional_marl.lowering import gather_slots
 from functional_marl.modes import run_keyed
+from functional_marl.network import Network
 from functional_marl.sharing import Sharing
 from functional_marl.skeleton import written
 from functional_marl.trees import Tree, flatten
@@ -34,7 +35,16 @@ except (ImportError, AttributeError):  # pragma: no cover
     primitives = None
     load = None
 
-__all__ = ["ANSWERS", "FAILURES", "activation_bytes", "evaluate_vmap", "in_chunks", "primitives", "quiet"]
+__all__ = [
+    "ANSWERS",
+    "FAILURES",
+    "activation_bytes",
+    "evaluate_vmap",
+    "in_chunks",
+    "primitives",
+    "quiet",
+    "widest_leaf",
+]
 
 # What torch raises where it has no batching rule, or where a module does not get what it needs.
 FAILURES = (RuntimeError, ValueError, NotImplementedError, IndexError)
@@ -47,6 +57,11 @@ ANSWERS = (StructureError, RandomnessError, torch.OutOfMemoryError)
 # 17 MB for 102. Below it chunks lose, and under backward they add up full-size gradients, up to 28x as slow.
 CHUNK_ABOVE = 16 << 20
 CHUNK = 2 << 20
+
+
+def widest_leaf(net: Network) -> int:
+    """The most features that a leaf ``[S, features, ...]`` gives."""
+    return max((shape[1] for shape in net.param_shapes.values() if len(shape) > 1), default=1)
 
 
 def activation_bytes(x: Tensor, widest: int) -> int:
@@ -65,8 +80,7 @@ def _chunk(call: Call) -> int:
     inputs = [leaf for leaf in call.inputs.leaves if isinstance(leaf, Tensor)]
     if call.train or call.mutable or call.net.randomness == "same" or not inputs or torch.compiler.is_compiling():
         return n  # "same": chunks would draw apart
-    widest = max((shape[1] for shape in call.net.param_shapes.values() if len(shape) > 1), default=1)
-    size = max(activation_bytes(x, widest) for x in inputs)
+    size = max(activation_bytes(x, widest_leaf(call.net)) for x in inputs)
     return min(n, max(1, CHUNK * n // size)) if in_chunks(size) else n
 
 
@@ -167,8 +181,8 @@ def _map_chunks(
     tensors: list[Tensor],
     dims: list[int | None],
 ) -> list[Tensor]:
-    """:func:`_map`, of so many agents at a time."""
-    if chunk == n:
+    """:func:`_map`, of so many agents at a time; what all share is evaluated once and expanded all the same."""
+    if chunk == n or all(dim is None for dim in dims):
         return _map(function, n, randomness, tensors, dims)
     pieces: list[list[Tensor]] = []
     for start in range(0, n, chunk):

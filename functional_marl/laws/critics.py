@@ -10,13 +10,14 @@ from torch import Tensor, nn
 
 from functional_marl.interop import to_tensordict
 from functional_marl.laws.law import agree, broken, law, zero
+from functional_marl.laws.modules import Words
 from functional_marl.laws.subject import LIBRARY, Ops
 
 __all__ = ["Critics", "detached_groups_get_no_gradient"]
 
 
 @dataclass(frozen=True)
-class Critics:
+class Critics(Words):
     """A critic over groups, by its constructor's words, and observations for it.
 
     Args:
@@ -36,13 +37,6 @@ class Critics:
     batch: tuple[int, ...] = ()
     seed: int = 0
     ops: Ops = field(default=LIBRARY, repr=False)
-
-    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
-        printer.text(repr(self))  # the call that makes it again, without the operations
-
-    def answers(self, word: str) -> bool:
-        """No law asks for more."""
-        return False
 
     def critic(self, detached: tuple[int, ...]) -> nn.Module:
         """The critic; its parameters are those of the seed, whoever is detached."""

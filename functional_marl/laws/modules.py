@@ -12,11 +12,22 @@ from torch import Tensor, nn
 from functional_marl.laws.law import agree, broken, differ, law
 from functional_marl.laws.subject import LIBRARY, Ops
 
-__all__ = ["Facade", "facade_is_functional", "lazy_is_eager", "state_dicts_carry_over"]
+__all__ = ["Facade", "Words", "facade_is_functional", "lazy_is_eager", "state_dicts_carry_over"]
+
+
+class Words:
+    """What a law is asked of where a constructor's words are all there is: the modules of the facade."""
+
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        printer.text(repr(self))  # the call that makes it again, without the operations
+
+    def answers(self, word: str) -> bool:
+        """No law asks for more."""
+        return False
 
 
 @dataclass(frozen=True)
-class Facade:
+class Facade(Words):
     """A module of :mod:`functional_marl.nn` by its constructor's words, and an input for it.
 
     Args:
@@ -40,13 +51,6 @@ class Facade:
     options: tuple[tuple[str, Any], ...] = ()
     seed: int = 0
     ops: Ops = field(default=LIBRARY, repr=False)
-
-    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
-        printer.text(repr(self))  # the call that makes it again, without the operations
-
-    def answers(self, word: str) -> bool:
-        """No law asks for more."""
-        return False
 
     def module(self, *, lazy: bool = False, fold: int = 0, **changed: Any) -> Any:
         """The module, drawn under its seed; ``changed`` words of the constructor."""
