@@ -66,8 +66,8 @@ def test_slots_that_overlap() -> None:
     assert found.sharing is None
 
 
-def test_dead_units_and_unused_leaves_are_nobodys() -> None:
-    class Dead(nn.Module):
+def test_unused_leaves_are_nobodys() -> None:
+    class Half(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.used, self.unused = nn.Linear(6, 2), nn.Linear(6, 2)
@@ -75,7 +75,7 @@ def test_dead_units_and_unused_leaves_are_nobodys() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.used(x)
 
-    found = infer_sharing(Dead(), **AGENTS)
+    found = infer_sharing(Half(), **AGENTS)
     assert found.sharing == "shared"
     assert str(found["unused.weight"]) == "no agent"
 
@@ -94,6 +94,30 @@ def test_rare_units_are_shared_all_the_same() -> None:
             first.bias.sub_(1.5)  # most units are dead for most inputs
         net = nn.Sequential(first, nn.ReLU(), nn.Linear(32, 2))
         assert infer_sharing(net, n_agents=3, example=X[:2]).sharing == "shared"
+
+
+class Behind(nn.Module):
+    """Weights of each agent, biases of all; a deeper unit of agent 0 is dead, whatever the input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Parameter(torch.ones(3))
+        self.second = nn.Parameter(torch.tensor([-1.0, 1.0, 1.0]))
+        self.biases = nn.Parameter(torch.zeros(2))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        hidden = torch.relu(x * self.first[:, None] + self.biases[0])
+        return torch.relu(hidden * self.second[:, None] + self.biases[1])
+
+
+def test_deep_units_that_one_agents_weights_kill_are_shared_all_the_same() -> None:
+    module = Behind()
+    before = {name: leaf.detach().clone() for name, leaf in module.named_parameters()}
+    found = infer_sharing(module, n_agents=3, example=torch.zeros(2, 3, 1))
+    assert found.slots == {"first": ((0,), (1,), (2,)), "second": ((0,), (1,), (2,)), "biases": ((0, 1, 2),)}
+    for name, leaf in module.named_parameters():  # other weights were tried, and put back
+        assert torch.equal(leaf, before[name]), name
+    assert module.biases.grad is None
 
 
 def test_groups() -> None:

@@ -1,17 +1,22 @@
-"""Which agents' losses reach which elements of which parameter: sharing, found by gradients alone."""
+"""Which agents' losses reach which elements of which parameter: sharing, found by gradients alone.
+
+An element is an agent's where some input and some weights give the agent's loss a gradient on it: under the
+module's own weights first, then under others, for sharing must outlast any training.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
+from itertools import count
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from functional_marl.laws.case import Case
-from functional_marl.laws.host import AUTO, CheckError, Host, agents_of, module_of
+from functional_marl.laws.host import AUTO, CheckError, Host, agents_of, kept, module_of
 from functional_marl.sharing import Sharing
 
 __all__ = ["Inferred", "Reached", "infer_sharing", "inferred"]
@@ -126,6 +131,11 @@ class Inferred:
         return found
 
     @property
+    def settled(self) -> bool:
+        """Whether each agent is in one slot of all that is reached: nothing looks shared by some alone."""
+        return all(leaf.sharing(self.n_agents) for leaf in self.leaves if leaf.sets)
+
+    @property
     def apart(self) -> list[list[tuple[str, tuple[Any, ...]]]] | None:
         """For each agent the parts that it uses, ``(parameter, index)``; None where they do not line up."""
         if not all(leaf.lines_up for leaf in self.leaves):
@@ -178,15 +188,9 @@ def gradients(s: Case, params: Mapping[str, Tensor]) -> list[list[Tensor | None]
 def _draws(host: Host, train: bool) -> Iterator[Case]:
     """Inputs for which agents who share see the same: equal inputs, then each other's in turn.
 
-    A unit that is dead for one agent's input is then dead for all, and no sharing looks like less than it is. Where
-    only a part is shared, units are dead for one agent's weights: large inputs of both signs wake those of the first
-    layer. A deeper one may stay dead, and its shared numbers then look unshared.
+    A unit that is dead for one agent's input is then dead for all, and no sharing looks like less than it is.
     """
-    for seed in range(3):
-        drawn = Case(host, rows=None, seed=seed, train=train).alike()
-        yield drawn
-        for scale in (30, -30) if any(leaf.is_floating_point() for leaf in drawn.leaves) else ():
-            yield replace(drawn, leaves=tuple(x * scale if x.is_floating_point() else x for x in drawn.leaves))
+    yield from (Case(host, rows=None, seed=seed, train=train).alike() for seed in range(3))
     if host.n_agents <= 8:
         drawn = Case(host, seed=3, train=train)
         groups = sorted({host.group_of(i) for i in range(host.n_agents)})
@@ -196,6 +200,30 @@ def _draws(host: Host, train: bool) -> Iterator[Case]:
                 for k, agent in enumerate(group):
                     order[agent] = group[(k + turn) % len(group)]
             yield drawn.taking(order)
+
+
+def _redraws(host: Host, train: bool) -> Generator[Case]:
+    """Other weights, without end: each leaf as large as it was, all positive in turn with any sign. Frozen ones stay.
+
+    Where only a part is shared, a unit may be dead for one agent's own weights and every input, and what is shared
+    behind it looks like another's alone. Positive weights and inputs wake most rectifiers, and evaluation drops none.
+    """
+    weights = [leaf for leaf in host.params().values() if leaf.requires_grad]
+    sizes = [float(leaf.detach().double().square().mean().sqrt()) or 1.0 for leaf in weights]
+    with kept(host.module):
+        for seed in count():
+            positive = seed % 2 == 0
+            generator = torch.Generator().manual_seed(seed)
+            with torch.no_grad():
+                for leaf, size in zip(weights, sizes, strict=True):
+                    drawn = size * torch.randn(leaf.shape, generator=generator)
+                    leaf.copy_(drawn.abs() if positive else drawn)
+            case = Case(host, rows=None, seed=seed, train=train and not positive).alike()
+            yield replace(case, leaves=tuple(map(_absolute, case.leaves))) if positive else case
+
+
+def _absolute(leaf: Tensor) -> Tensor:
+    return leaf.abs() if leaf.is_floating_point() else leaf
 
 
 def inferred(host: Host, train: bool = False) -> Inferred:
@@ -210,13 +238,35 @@ def _infer(host: Host, train: bool) -> Inferred:
         raise CheckError(f"the module raises on the example: {type(host.fault).__name__}: {host.fault}")
     params = host.params()
     masks = {name: torch.zeros((host.n_agents, *leaf.shape), dtype=torch.bool) for name, leaf in params.items()}
-    with _trainable(host.module):
-        for s in _draws(host, train):
-            for i, row in enumerate(gradients(s, params)):
-                for name, gradient in zip(params, row, strict=True):
-                    if gradient is not None:
-                        masks[name][i] |= (gradient != 0).cpu()
+    for s in _draws(host, train):
+        _mark(masks, s, params)
+    found, quiet = _read(host, masks), 0
+    with closing(_redraws(host, train)) as redraws:
+        for s in redraws:
+            quiet += 1
+            with suppress(ValueError, RuntimeError):  # weights that the module does not take say nothing
+                if _mark(masks, s, params):
+                    found, quiet = _read(host, masks), 0
+            if quiet >= (8 if found.settled else 64):
+                break
+    return found
+
+
+def _read(host: Host, masks: Mapping[str, Tensor]) -> Inferred:
     return Inferred(host.n_agents, tuple(_reached(name, mask) for name, mask in masks.items()))
+
+
+def _mark(masks: Mapping[str, Tensor], s: Case, params: Mapping[str, Tensor]) -> bool:
+    """Add what each agent's loss reaches in this case; whether that is new."""
+    new = False
+    with _trainable(s.host.module):
+        for i, row in enumerate(gradients(s, params)):
+            for name, gradient in zip(params, row, strict=True):
+                if gradient is not None:
+                    reached = (gradient.nan_to_num() != 0).cpu() & ~masks[name][i]
+                    masks[name][i] |= reached
+                    new |= bool(reached.any())
+    return new
 
 
 def _reached(name: str, mask: Tensor) -> Reached:
@@ -267,6 +317,9 @@ def infer_sharing(
     train: bool = False,
 ) -> Inferred:
     """Who shares what in a module from any library, by which agents' losses reach which elements.
+
+    Trainable parameters are given other values for a while, for a unit that is dead now may be woken by training; no
+    gradient is written, and all is put back.
 
     Args:
         subject: a module, called as ``module(*example)``; parameters may be stacked, listed, shared, in
