@@ -1,13 +1,16 @@
 """Hypothesis profiles: ``HYPOTHESIS_PROFILE=ci python -m pytest properties``.
 
 Examples for each law: 25 for a quick look (dev), 100 by default (test), 200 (ci), 2,000 (nightly). All but the
-last draw the same at each run, so that nothing fails by chance.
+last draw the same at each run, so that nothing fails by chance; and in all but the last, laws whose cases take long
+get fewer. Compilers and statistics, 20 times as slow as the rest and more, get fewer in each.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 
+import pytest
 from hypothesis import HealthCheck, settings
 
 # Networks take milliseconds to make, and the draws of a subject are many: neither is a sign of trouble here.
@@ -18,3 +21,11 @@ for _name, _examples in (("dev", 25), ("test", 100), ("ci", 200)):
     )
 settings.register_profile("nightly", _USUAL, max_examples=2000, print_blob=True)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "test"))
+
+
+@pytest.fixture(scope="session")
+def examples() -> Callable[[int], int]:
+    """How many examples a law gets whose case costs so many usual ones."""
+    most = settings().max_examples
+    free = 20 if most == settings.get_profile("nightly").max_examples else 1
+    return lambda cost: max(1, most if cost < free else most // cost)

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -21,15 +22,15 @@ from functional_marl.laws.subject import Ops
 
 # One law asked of one module is a few cases of its own, and calls of the module to find out what it is.
 COST = 10
-# By a compiler, and by threads that wait for each other.
-SLOW = {"compile_is_eager": 400, "threads_agree": 20}
+# By a compiler.
+SLOW = {"compile_is_eager": 400}
 
 
 @pytest.mark.parametrize("law", [pytest.param(law, id=law.name) for law in FOREIGN.values()])
 @pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")
 @pytest.mark.filterwarnings("ignore:Initializing zero-element tensors:UserWarning")
-def test_law(law: Law) -> None:
-    @settings(max_examples=max(1, settings().max_examples // SLOW.get(law.name, COST)))
+def test_law(law: Law, examples: Callable[[int], int]) -> None:
+    @settings(max_examples=examples(SLOW.get(law.name, COST)))
     @given(facades(), st.booleans(), st.booleans())
     def holds(case: Facade, lazy: bool, train: bool) -> None:
         module = case.module(lazy=lazy)

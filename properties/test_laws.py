@@ -6,6 +6,8 @@ A failure prints the call that makes its subject again, ready to paste:
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 from hypothesis import Phase, given, settings
 
@@ -33,13 +35,11 @@ def _marked(law: Law) -> object:
 
 
 @pytest.mark.parametrize("law", [_marked(law) for law in LAWS.values()])
-def test_law(law: Law) -> None:
-    examples = max(1, settings().max_examples // law.cost)
-
+def test_law(law: Law, examples: Callable[[int], int]) -> None:
     # Where one case takes seconds, a failure is shown as it was found.
     phases = [phase for phase in Phase if law.cost < 20 or phase is not Phase.shrink]
 
-    @settings(max_examples=examples, phases=phases)
+    @settings(max_examples=examples(law.cost), phases=phases)
     @given(cases(law))
     def holds(case: object) -> None:
         law(case)
