@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 
@@ -88,6 +89,28 @@ def test_what_is_missing_comes_from_the_claims(capsys: pytest.CaptureFixture[str
     assert main([*words, "--sharing", "shared", "--tensordict"]) == 0
     assert main([*words, "--sharing", "[0, 0, 1]", "--kwargs", '{"share_params": false}']) == 1
     capsys.readouterr()
+
+
+def one_agent() -> nn.Module:
+    return nn.Linear(6, 2)
+
+
+def test_the_network_of_one_agent(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*LINEAR, "--single", f"{HERE}:one_agent"]) == 0
+    text = capsys.readouterr().out
+    assert re.search(r"2 +agents_are_networks +holds", text)
+    assert text.splitlines()[-1].endswith("; sharing: none claimed: the inferred one is checked")
+    assert main([*LINEAR, "--single", f"{HERE}:NET"]) == 2
+    assert "single: expected a function that builds the module of one agent, got Network" in capsys.readouterr().err
+
+
+def test_the_list_of_laws(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["--list"])
+    assert stop.value.code == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "18  local_jacobian: Local: no agent's output depends on another agent's input." in lines
+    assert {int(line[:2]) for line in lines[:-2]} == set(range(1, 52))
 
 
 def test_infer(capsys: pytest.CaptureFixture[str]) -> None:

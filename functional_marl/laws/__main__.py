@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from functional_marl.interop import to_tensordict
-from functional_marl.laws.checking import check
+from functional_marl.laws.checking import check, laws_named
 from functional_marl.laws.grouping import check_grouping
 from functional_marl.laws.host import CheckError, seeded
 from functional_marl.laws.infer import infer_sharing
@@ -43,6 +43,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog="Exit code 0: all laws hold. 1: a law is violated. 2: it could not run.",
     )
     add = parser.add_argument
+    add("--list", action=_List, help="print what can be asked, and exit")
     add("subject", help="package.module:Class, or a function that builds a module or a pair (net, params)")
     add("--args", default="[]", help="positional arguments of the constructor, as a JSON list")
     add("--kwargs", default="{}", help='keyword arguments, as a JSON object; "@torch.nn:ReLU" is that object')
@@ -62,6 +63,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--tensordict", action="store_true", help="named inputs go in as a TensorDict; dots nest")
     add("--groups", type=_groups, help="sizes of groups, as walker=2,runner=1, for dicts of groups")
     add("--batch-dims", type=int, help="how many axes in front are batches; 0 where the first is time")
+    add("--single", metavar="PATH", help="package.module:function that builds the module of one agent, to compare with")
     add("--train", action="store_true", help="ask in training")
     add("--laws", default="sharing", help="sharing, all, or names or numbers with commas; default sharing")
     add("--examples", type=int, default=20, metavar="N", help="cases a law; default 20")
@@ -71,6 +73,20 @@ def _parser() -> argparse.ArgumentParser:
     add("--json", action="store_true", help="print JSON")
     add("--quiet", action="store_true", help="no progress bar")
     return parser
+
+
+class _List(argparse.Action):
+    """Print the laws: number, name, and the law in English; a star where it is not asked by default."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, nargs=0, **kwargs)
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
+        usual = {law.name for law in laws_named("sharing")}
+        for law in laws_named("all"):
+            print(f"{law.number:>2}{' ' if law.name in usual else '*'} {law.name}: {' '.join(law.english.split())}")
+        print("\n* only with --laws all, or by name or number")
+        parser.exit()
 
 
 def _groups(text: str) -> dict[str, int]:
@@ -220,6 +236,7 @@ def _run(argv: Sequence[str]) -> int:
             centralized=options.centralized,
             randomness=options.randomness,
             batch_dims=options.batch_dims,
+            single=options.single and _found(options.single),
             laws=options.laws,
             examples=options.examples,
             seed=options.seed,

@@ -95,7 +95,7 @@ def _word(value: Any) -> str:
 # --- which laws, which cases ------------------------------------------------------------------------------
 
 
-def _chosen(laws: str | Sequence[str], functional: bool = False) -> list[Law]:
+def laws_named(laws: str | Sequence[str], functional: bool = False) -> list[Law]:
     """The laws in the order of their numbers: for modules from elsewhere, and of ours those that have no such form.
 
     Functional networks are asked all of ours that are not among those.
@@ -271,15 +271,16 @@ def check(
         "select": (select, None),
     }
     given = {word: value for word, (value, usual) in said.items() if value is not usual and value != usual}
-    _chosen(laws)  # what is asked for is there
+    laws_named(laws)  # what is asked for is there
     host = _host(subject, n_agents, example, given | {"name": name}, seed)
-    chosen = _chosen(laws, isinstance(host.module, Functional))
+    chosen = laws_named(laws, isinstance(host.module, Functional))
     if host.fault is not None and (host.single is None or host.centralized):
         raise CheckError(f"the module raises on the example: {type(host.fault).__name__}: {host.fault}")
-    facts, verdicts = _facts(host, train), list[Verdict]()
+    facts, verdicts, names = _facts(host, train), list[Verdict](), list(host.params())
     for law in progress(chosen):
         verdicts.append(_ask(law, host, examples, seed, train))
-        if host.build is not None and (verdicts[-1].why.startswith("it raised") or law.number in _HARMFUL):
+        harmed = verdicts[-1].why.startswith("it raised") or law.number in _HARMFUL or list(host.params()) != names
+        if host.build is not None and harmed:
             host = host.again(seed)
     return Report(name or type(host.module).__name__, facts, tuple(verdicts))
 
@@ -295,7 +296,7 @@ def _facts(host: Host, train: bool) -> dict[str, Any]:
     facts["sharing"] = (
         f"{list(spec) if isinstance(spec, Sharing) else spec} (claimed by {host.claimed_by})"
         if spec is not None
-        else "nothing is claimed: the inferred one is checked"
+        else "none claimed: the inferred one is checked"
     )
     facts |= {
         "centralized": host.centralized,
@@ -347,4 +348,4 @@ def each_law(subject: Subject, *, laws: str | Sequence[str] = "sharing", **how: 
 
         return ask
 
-    return pytest.mark.parametrize("law", [pytest.param(asking(law), id=law.name) for law in _chosen(laws)])
+    return pytest.mark.parametrize("law", [pytest.param(asking(law), id=law.name) for law in laws_named(laws)])

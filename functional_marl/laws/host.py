@@ -159,6 +159,10 @@ class Host:
             raise CheckError(f"n_agents: expected 1 or more, got {self.n_agents}")
         if self.randomness not in (None, "error", "same", "different"):
             raise CheckError(f"randomness: expected 'error', 'same', 'different' or None, got {self.randomness!r}")
+        if self.single is not None and (isinstance(self.single, nn.Module) or not callable(self.single)):
+            raise CheckError(
+                f"single: expected a function that builds the module of one agent, got {type(self.single).__name__}"
+            )
         self._hear()
         self.draw: Callable[[torch.Generator], Any] | None = None
         if callable(self.example) and not isinstance(self.example, Tensor) and not is_tensordict(self.example):

@@ -81,7 +81,11 @@ class Report:
         width = max((len(verdict.law) for verdict in self.verdicts), default=0)
         for verdict in self.verdicts:
             if verdict.verdict != SKIPPED:
-                cases = f"{verdict.cases} cases" if verdict.verdict == HOLDS else _shown(verdict.case)
+                cases = (
+                    f"{verdict.cases} case{'s' * (verdict.cases != 1)}"
+                    if verdict.verdict == HOLDS
+                    else _shown(verdict.case)
+                )
                 lines.append(f"{verdict.number:>3}  {verdict.law:<{width}}  {verdict.verdict:<9} {cases}")
         skipped: dict[str, list[str]] = {}
         for verdict in self.verdicts:
@@ -92,7 +96,8 @@ class Report:
         for verdict in self.violated:
             lines += ["", verdict.why, *textwrap.indent(verdict.snippet, "    ").splitlines()]
         count = {kind: sum(v.verdict == kind for v in self.verdicts) for kind in (HOLDS, VIOLATED, SKIPPED)}
-        lines += ["", ", ".join(f"{number} {kind}" for kind, number in count.items())]
+        counts = ", ".join(f"{number} {kind}" for kind, number in count.items())
+        lines += ["", f"{counts}; sharing: {self.facts['sharing']}" if "sharing" in self.facts else counts]
         return "\n".join(lines)
 
 
