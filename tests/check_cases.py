@@ -222,6 +222,12 @@ def _quiet_leak(net: nn.Module, x: Tensor) -> Tensor:
     return net(x) + other
 
 
+def _unit(y: Tensor) -> Tensor:
+    if y.requires_grad:
+        y.register_hook(lambda gradient: gradient / gradient.norm())
+    return y
+
+
 # Wrong: name -> (builds the module, what is said of it, the law that must say so).
 WRONG: dict[str, tuple[Callable[[], nn.Module], dict[str, Any], str]] = {
     "swapped outputs": (lambda: Around(one(), lambda net, x: net(x)[..., SWAP, :]), claim("shared"), "local_jacobian"),
@@ -262,6 +268,11 @@ WRONG: dict[str, tuple[Callable[[], nn.Module], dict[str, Any], str]] = {
         lambda: Around(Listed(), lambda net, x: net(x) + net(x.roll(1, -2)).roll(-1, -2)),
         claim("independent"),
         "gradient_reaches_own_slot",
+    ),
+    "gradients of one size": (
+        lambda: Around(one(), lambda net, x: _unit(net(x))),
+        claim("shared"),
+        "slot_gradient_is_the_sum",
     ),
     "another activation": (
         Listed,

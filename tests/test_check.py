@@ -21,6 +21,7 @@ from tests.check_cases import SOUND, WRONG, Around, Listed, X, claim, one, ours
 ONE_OR_NONE = (
     "a detached agent",
     "rows of the batch",
+    "gradients of one size",
     "another activation",
     "another precision",
     "own dice",
