@@ -103,7 +103,6 @@ def _misfits(per_agent: Tree, members: Sequence[str], dim: int) -> list[str]:
     wrong: list[str] = []
     for agent, leaves in found.items():
         for path in {**first, **leaves}:
-            problem = ""
             if path not in leaves:
                 problem = "expected a leaf, got none"
             elif path not in first:

@@ -175,8 +175,8 @@ def mean_rows(rows: Sequence[Tensor]) -> Tensor:
     stacked = torch.stack(list(rows))
     if not (stacked.is_floating_point() or stacked.is_complex()):
         return stacked.amax(0)
-    # The mean is taken of the differences: agents that agree keep their value to the bit, infinities too.
-    return rows[0] + torch.where(stacked == rows[0], 0, stacked - rows[0]).mean(0)
+    # Agents that agree keep their value to the bit: the mean of three equal numbers may be another.
+    return torch.where((stacked == rows[0]).all(0), rows[0], stacked.mean(0))
 
 
 def reshare(

@@ -186,5 +186,5 @@ def with_agent_ids(x: Tensor, agent_dim: int = -2) -> Tensor:
         )
     dim = agent_dim % x.ndim
     n = x.shape[dim]
-    ids = torch.eye(n, dtype=x.dtype, device=x.device).view(*[1] * dim, n, *[1] * (x.ndim - dim - 2), n)
+    ids = torch.eye(n, dtype=x.dtype, device=x.device).view(n, *[1] * (x.ndim - dim - 2), n)
     return torch.cat((x, ids.expand(*x.shape[:-1], n)), -1)

@@ -286,6 +286,13 @@ def test_the_mean_of_one_agent_is_that_agent_to_the_bit() -> None:
     assert torch.equal(got[0].view(torch.int32), zeros.view(torch.int32))
 
 
+def test_the_mean_of_agents_that_agree_is_theirs_to_the_bit() -> None:
+    numbers = torch.tensor([0.8597666025161743, -0.0, 3e38, float("inf")])
+    assert numbers.expand(3, 4).mean(0).tolist()[::2] != numbers.tolist()[::2]  # it rounds, and overflows
+    got = fm.stack_agents([{"w": numbers}] * 3, sharing="shared", merge="mean")["w"]
+    assert torch.equal(got[0].view(torch.int32), numbers.view(torch.int32))
+
+
 def test_the_mean_is_taken_in_every_dtype() -> None:
     for dtype in (torch.float16, torch.bfloat16, torch.float64, torch.complex64):
         leaves: list[Tensor] = [torch.tensor([1.0, 2.0], dtype=dtype), torch.tensor([3.0, 2.0], dtype=dtype)]

@@ -44,8 +44,8 @@ def same_states(a: RngStates, b: RngStates) -> bool:
 
 
 def _generators(device: torch.device) -> Any:
-    """The module of functions for a device, ``torch.cuda`` for one; None for "meta", which draws nothing."""
-    found: Any = None if device.type == "meta" else getattr(torch, device.type, None)
+    """The module of functions for a device, ``torch.cuda`` for one; None for one that draws nothing, as "meta"."""
+    found: Any = getattr(torch, device.type, None)
     return found if hasattr(found, "get_rng_state") else None
 
 
