@@ -22,11 +22,24 @@ __all__ = ["GRU", "LSTM", "ConvNet", "convnet", "gru", "lstm", "mlp"]
 Activation = Callable[[], nn.Module]
 
 
+def _check_activation(where: str, activation: Activation) -> None:
+    try:
+        made: object = activation()
+    except TypeError:
+        made = None
+    if not isinstance(made, nn.Module):
+        raise StructureError(
+            f"{where}: expected as activation a module class such as nn.ReLU, or a function that builds a module, "
+            f"got {activation!r}"
+        )
+
+
 def mlp(*sizes: int, activation: Activation = nn.Tanh) -> Callable[[], nn.Module]:
     """A multi-layer perceptron over the last axis: ``[*B, sizes[0]] -> [*B, sizes[-1]]``.
 
     Raises:
-        StructureError: fewer than two sizes, or one that is not a positive int.
+        StructureError: fewer than two sizes, one that is not a positive int, or an ``activation`` that builds no
+            module (a name, a function of tensors, a module that is built already).
 
     >>> mlp(4, 8, 2)()
     Sequential(
@@ -37,6 +50,7 @@ def mlp(*sizes: int, activation: Activation = nn.Tanh) -> Callable[[], nn.Module
     """
     if len(sizes) < 2 or any(not isinstance(s, int) or s < 1 for s in sizes):
         raise StructureError(f"mlp: expected at least an input and an output size, positive ints, got {sizes}")
+    _check_activation("mlp", activation)
     return partial(_mlp, sizes, activation)
 
 
@@ -61,7 +75,8 @@ def convnet(
     or one a layer.
 
     Raises:
-        StructureError: fewer than two channel counts, or a list of another length.
+        StructureError: fewer than two channel counts, a list of another length, or an ``activation`` that builds no
+            module.
 
     >>> convnet([3, 8, 8])()(torch.zeros(5, 3, 9, 9)).shape
     torch.Size([5, 200])
@@ -72,6 +87,7 @@ def convnet(
     each = [list(v) if isinstance(v, Sequence) else [v] * n for v in (kernel, stride, padding)]
     if any(len(v) != n for v in each):
         raise StructureError(f"convnet: expected {n} kernels, strides and paddings, got {each}")
+    _check_activation("convnet", activation)
     return partial(ConvNet, tuple(channels), *map(tuple, each), activation)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -25,6 +26,23 @@ from tests.builders import N, mlp, numbers
 def test_something_else_in_the_place_of_a_network(call: Any) -> None:
     with pytest.raises(fm.StructureError, match=r"net: expected a network, got Linear; make one: fm.network\(build"):
         call(nn.Linear(4, 2))
+
+
+@pytest.mark.parametrize("activation", ["relu", torch.relu, nn.ReLU()])
+def test_an_activation_that_builds_no_module(activation: Any) -> None:
+    with pytest.raises(fm.StructureError, match=r"mlp: expected as activation a module class such as nn.ReLU, .* got"):
+        fm.nets.mlp(4, 5, 2, activation=activation)
+    with pytest.raises(fm.StructureError, match="convnet: expected as activation"):
+        fm.nets.convnet([3, 4], activation=activation)
+
+
+@pytest.mark.parametrize("sharing", ["shared", "independent", [0, 0, 1]])
+def test_inputs_that_a_layer_does_not_take_are_told_as_one_agent_sees_them(sharing: Any) -> None:
+    net = fm.network(fm.nets.mlp(4, 5, 2), N, sharing=sharing)
+    for x, seen in ((torch.zeros(6, N, 4).double(), r"\[6, 4\] \(float64\)"), (torch.zeros(6, N, 3), r"\[6, 3\] \(fl")):
+        with pytest.raises(RuntimeError, match="mat1 and mat2") as caught:
+            fm.apply(net, fm.init_params(net, 0), x)
+        assert any(re.search(f"agent 0 of 3, which sees inputs of shape {seen}", n) for n in caught.value.__notes__)
 
 
 def test_initialisation_inside_vmap_is_told_of_batches_of_keys() -> None:

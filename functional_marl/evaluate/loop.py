@@ -93,8 +93,10 @@ def _one_agent(call: Call, agent: int, drawless: bool) -> tuple[Tree, dict[str, 
 
 def _seen(call: Call, agent: int) -> str:
     args, kwargs = call.inputs.of_agent(agent)
-    shapes = [list(leaf.shape) for leaf in flatten((args, kwargs))[0] if isinstance(leaf, Tensor)]
-    return f"inputs of shape {', '.join(map(str, shapes))}"
+    leaves = [leaf for leaf in flatten((args, kwargs))[0] if isinstance(leaf, Tensor)]
+    kinds = ", ".join(f"{list(leaf.shape)} ({str(leaf.dtype).removeprefix('torch.')})" for leaf in leaves)
+    whose = ", the features of all agents in one" if call.net.centralized else ""
+    return f"inputs of shape {kinds}{whose}"
 
 
 def _traced() -> bool:

@@ -54,6 +54,8 @@ class Direct:
             if bias_name is not None and (not isinstance(bias, Tensor) or bias.shape != bias_shape):
                 return None
             weights.append((weight, bias, activations))
+        if weights[0][0].dtype is not x.dtype:  # the loop's error is the plainer one
+            return None
         run = traced if tracing else product
         if self.shared:  # agents are rows like others
             if batch == 1 and not tracing:  # they stand so already, and two views cost a tenth of the call
