@@ -11,7 +11,7 @@ from torch import Tensor
 
 from functional_marl.trees import Tree, flatten, leaf_names
 
-__all__ = ["LAWS", "Broken", "Law", "LawViolation", "NotApplicable", "agree", "broken", "differ", "law", "zero"]
+__all__ = ["LAWS", "Broken", "Law", "LawViolation", "NotApplicable", "agree", "broken", "differ", "gap", "law", "zero"]
 
 
 class Broken(AssertionError):
@@ -122,11 +122,11 @@ def agree(found: Tree, wanted: Tree, where: str, *, exact: bool = False) -> None
             broken(f"{name}: expected shape {list(want.shape)}, got {list(leaf.shape)}")
         elif leaf.dtype != want.dtype:
             broken(f"{name}: expected {want.dtype}, got {leaf.dtype}")
-        elif gap := _gap(leaf, want, exact):
-            broken(f"{name}: {gap}")
+        elif off := gap(leaf, want, exact=exact):
+            broken(f"{name}: {off}")
 
 
-def _gap(leaf: Tensor, want: Tensor, exact: bool) -> str:
+def gap(leaf: Tensor, want: Tensor, *, exact: bool = False) -> str:
     """Where and by how much two tensors differ; empty if they do not."""
     leaf, want = leaf.detach(), want.detach()
     same = (leaf == want) | ((leaf != leaf) & (want != want))
