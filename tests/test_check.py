@@ -15,7 +15,7 @@ import functional_marl as fm
 from functional_marl.laws import LAWS, CheckError, LawViolation, assert_laws, check, each_law, foreign, infer_sharing
 from functional_marl.laws.asking import FOREIGN
 from functional_marl.laws.functional import as_module
-from tests.check_cases import SOUND, WRONG, Around, Listed, X, claim, one, ours
+from tests.check_cases import DICE, SOUND, WRONG, Around, Listed, X, claim, one, ours
 
 # Wrong without a second agent.
 ONE_OR_NONE = (
@@ -148,6 +148,22 @@ def test_a_module_that_a_law_breaks_is_built_again() -> None:
 
     report = check(Fragile, **claim("independent"), **QUICK, laws=["empty_batches", "slots_differ"])
     assert [verdict.verdict for verdict in report] == ["not applicable", "holds"]
+
+
+def test_draws_that_no_output_shows_are_draws() -> None:
+    unseen = Around(one(), lambda net, x: net(x) + 0 * torch.rand(1))
+    assert not foreign(unseen, example=X, n_agents=3).answers("nothing random")
+    assert foreign(one(), example=X, n_agents=3).answers("nothing random")
+    own = Around(one(), lambda net, x: net(x) + torch.rand(1, generator=DICE))  # not of torch's global generator
+    assert not foreign(own, example=X, n_agents=3).answers("nothing random")
+
+
+def test_masks_that_are_one_by_chance_or_seldom_seen_are_no_violation() -> None:
+    net = built(lambda: nn.Sequential(nn.Linear(6, 1), nn.ReLU(), nn.Dropout(0.5), nn.Linear(1, 1)))
+    said = claim("shared", randomness="different", example=X[:1])
+    for seed in range(20):
+        law = check(net, **said, laws=["45"], examples=1, seed=seed)
+        assert law["randomness_has_one_meaning"].verdict == "holds"
 
 
 def test_nothing_claimed_is_inferred() -> None:

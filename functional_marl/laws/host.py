@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from functional_marl.errors import SharingError, StructureError
+from functional_marl.evaluate.draws import rng_states, same_states
 from functional_marl.laws.facades import build_of, said_by, template_of
 from functional_marl.laws.functional import Functional, as_module
 from functional_marl.sharing import Sharing, SharingSpec, resolve
@@ -287,15 +288,24 @@ class Host:
 
     def run(self, leaves: Sequence[Tensor], *, train: bool, seed: int) -> Tree:
         """One call; parameters, buffers and generators are as before, afterwards."""
-        args, kwargs = self.rebuild(leaves)
         with kept(self.module), seeded(seed), _derivable():
-            self.module.train(train)
-            output = self.module(*args, **kwargs)
-            if self.select is not None:
-                output = self.select(output)
-            elif is_tensordict(output):
-                output = self._written(output, leaves)
-        return output
+            return self._output(leaves, train)
+
+    def draws(self, leaves: Sequence[Tensor], *, train: bool) -> bool:
+        """Whether a call draws from torch's generators, be it seen in the outputs or not."""
+        with kept(self.module), seeded(0), _derivable():
+            tensors = [*leaves, *self.module.parameters()]
+            before = rng_states(tensors)
+            self._output(leaves, train)
+            return not same_states(before, rng_states(tensors))
+
+    def _output(self, leaves: Sequence[Tensor], train: bool) -> Tree:
+        args, kwargs = self.rebuild(leaves)
+        self.module.train(train)
+        output = self.module(*args, **kwargs)
+        if self.select is not None:
+            return self.select(output)
+        return self._written(output, leaves) if is_tensordict(output) else output
 
     def _written(self, output: Any, given: Sequence[Tensor]) -> dict[str, Any]:
         """What a module has put into a TensorDict: its ``out_keys``, or all that is new."""
