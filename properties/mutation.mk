@@ -6,17 +6,17 @@ EVALUATE := loop vmap plan direct draws rules
 MUTATED := sharing parameters fresh views groups grouping random $(EVALUATE)
 TESTS_sharing := sharing
 TESTS_parameters := parameters resharing
-TESTS_fresh := parameters apply_state
+TESTS_fresh := parameters apply_state messages
 TESTS_views := views views_tensordict
 TESTS_groups := groups groups_errors apply_groups
 TESTS_grouping := grouping
 TESTS_random := random
 TESTS_loop := apply apply_state apply_randomness apply_loop
-TESTS_vmap := apply apply_state apply_randomness apply_vmap
+TESTS_vmap := apply apply_state apply_randomness apply_vmap apply_repeated
 TESTS_plan := plan apply apply_state
-TESTS_direct := apply apply_direct
+TESTS_direct := apply apply_direct apply_repeated
 TESTS_draws := apply apply_direct apply_randomness
-TESTS_rules := apply_direct
+TESTS_rules := apply_direct apply_repeated
 define NEWLINE
 
 

@@ -39,6 +39,8 @@ def test_rejected(mutant: Mutant) -> None:
     with pytest.raises(LawViolation, match=rf"law {mutant.law.number} \({mutant.law.name}\): ") as found:
         search()
     assert found.value.law is mutant.law
+    assert found.value.snippet.splitlines()[-1].strip() in str(found.value)
+    exec(found.value.snippet, {})  # of the case alone, which the library answers rightly
 
 
 def test_every_law_has_a_mutant() -> None:

@@ -29,7 +29,7 @@ def asked(number: int, *where: str, default: bool = True, cost: int = 1) -> Call
     """Make a function a law for modules from elsewhere; ``default`` ones are about sharing."""
 
     def enter(check: Callable[[Any], None]) -> Law:
-        made = Law(number, check, where, default, cost)
+        made = Law(number, check, where, default, cost, "FOREIGN")
         FOREIGN[made.name] = made
         return made
 

@@ -172,17 +172,14 @@ def _ask(law: Law, host: Host, examples: int, seed: int, train: bool) -> Verdict
     asked, raised = 0, ""
     once = law.number in (20, 35) and law.name in FOREIGN  # says the same for every case
     for case in itertools.islice(_cases(host, law, examples, seed, train), 1 if once else None):
-        form = "FOREIGN" if law.name in FOREIGN else "LAWS"
         try:
-            law(case if form == "FOREIGN" else case.functional())
+            law(case if law.name in FOREIGN else case.functional())
         except LawViolation as violation:
             at: dict[str, Any] = {"rows": case.rows or list(host.batch), "seed": case.seed}
             found = _AGENTS.findall(str(violation).splitlines()[0])
             named = sorted({int(agent) for pair in found for agent in pair if agent})
             at = {"agents": named, **at} if named else at
-            called = repr(case) if form == "FOREIGN" else f"{case!r}.functional()"
-            snippet = f"from functional_marl.laws import {form}, foreign\n{form}[{law.name!r}]({called})"
-            return Verdict(law.number, law.name, VIOLATED, str(violation), asked + 1, at, snippet)
+            return Verdict(law.number, law.name, VIOLATED, violation.why, asked + 1, at, violation.snippet)
         except CheckError as error:
             raised = str(error)
         except Exception as error:

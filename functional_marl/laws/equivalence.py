@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -195,7 +195,7 @@ class Patterns:
     names: tuple[str, ...]
     n_agents: int
     spec: tuple[tuple[str, Any], ...]
-    ops: Ops = LIBRARY
+    ops: Ops = field(default=LIBRARY, repr=False)
 
     def answers(self, word: str) -> bool:
         """No law asks for more."""

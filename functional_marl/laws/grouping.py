@@ -42,7 +42,7 @@ def check_grouping(
                     f"from functional_marl.laws import check_grouping\ncheck_grouping({name or '...'}, {case.names})"
                 )
                 at = {"names": case.names}
-                verdict = Verdict(law.number, law.name, VIOLATED, str(violation), count, at, snippet)
+                verdict = Verdict(law.number, law.name, VIOLATED, violation.why, count, at, snippet)
                 break
             except Exception as error:
                 why = f"it raised {type(error).__name__}: {error}"

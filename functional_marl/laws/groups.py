@@ -10,6 +10,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from functional_marl.laws.again import code
 from functional_marl.laws.law import agree, broken, law
 from functional_marl.laws.subject import LIBRARY, Ops
 from functional_marl.trees import flatten, leaf_names
@@ -34,6 +35,9 @@ class Grouped:
     squeeze: bool
     ops: Ops = LIBRARY
 
+    def __repr__(self) -> str:
+        return f"Grouped({self.groups}, {code(self.per_agent)}, {self.batch_dims}, {self.squeeze})"
+
     def answers(self, word: str) -> bool:
         """No law asks for more."""
         return False
@@ -46,11 +50,15 @@ class Grouped:
 
 @dataclass(frozen=True)
 class Named:
-    """Agents' names and how to group them."""
+    """Agents' names and how to group them; ``words`` is the grouping as Python, where its repr is not."""
 
     names: list[str]
     grouping: Any
     ops: Ops = LIBRARY
+    words: str = ""
+
+    def __repr__(self) -> str:
+        return f"Named({self.names}, {self.words or code(self.grouping)})"
 
     def answers(self, word: str) -> bool:
         """No law asks for more."""

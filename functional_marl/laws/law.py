@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import inspect
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from functional_marl.laws.again import snippet
 from functional_marl.trees import Tree, flatten, leaf_names
 
 __all__ = ["LAWS", "Broken", "Law", "LawViolation", "NotApplicable", "agree", "broken", "differ", "gap", "law", "zero"]
@@ -19,11 +21,19 @@ class Broken(AssertionError):
 
 
 class LawViolation(AssertionError):
-    """A subject breaks a law: the message names the law, the agents, the leaf and the numbers."""
+    """A subject breaks a law: the message names the law, the agents, the leaf and the numbers, and how to see it again.
 
-    def __init__(self, law: Law, found: str) -> None:
-        super().__init__(f"law {law.number} ({law.name}): {found}\n    {law.formula}")
+    Args:
+        law: the law.
+        found: what is wrong, with the agents, the leaf or input, and the numbers.
+        case: what breaks it; its repr is the Python that makes it again.
+    """
+
+    def __init__(self, law: Law, found: str, case: object) -> None:
         self.law = law
+        self.why = f"law {law.number} ({law.name}): {found}\n    {law.formula}"
+        self.snippet = snippet(law.table, law.name, case)
+        super().__init__("\n".join([self.why, *textwrap.indent(self.snippet, "    ").splitlines()]))
 
 
 class NotApplicable(ValueError):
@@ -40,13 +50,20 @@ class Law:
         foreign: whether it is asked by default of modules from elsewhere, which may well be sound
             without it (not thread-safe, say).
         cost: how much one case costs, in cases of an ordinary law.
+        table: where it is found by its name.
 
     Raises:
         LawViolation: when called, if the subject breaks the law. NotApplicable: it does not apply.
     """
 
     def __init__(
-        self, number: int, check: Callable[[Any], None], where: Sequence[str], foreign: bool, cost: int
+        self,
+        number: int,
+        check: Callable[[Any], None],
+        where: Sequence[str],
+        foreign: bool,
+        cost: int,
+        table: str = "LAWS",
     ) -> None:
         formula, _, english = inspect.cleandoc(check.__doc__ or "").partition("\n\n")
         self.number = number
@@ -56,6 +73,7 @@ class Law:
         self.where = tuple(where)
         self.foreign = foreign
         self.cost = cost
+        self.table = table
         self.check = check
         self.__doc__ = check.__doc__
         self.__wrapped__ = check
@@ -73,7 +91,7 @@ class Law:
         try:
             self.check(subject)
         except Broken as found:
-            raise LawViolation(self, str(found)) from None
+            raise LawViolation(self, str(found), subject) from None
 
     def __repr__(self) -> str:
         return f"<law {self.number}: {self.name}>"

@@ -264,8 +264,15 @@ def groupings(draw: st.DrawFn, more: Sequence[Any] = ()) -> Named:
     table = draw(partitions(names))
     home = {name: group for group, members in table.items() for name in members}
     specs = {name: draw(st.integers(0, 2)) for name in names}
-    kinds: list[Any] = [*MarlGroupMapType, *more, by_prefix, table, home.__getitem__, by_spec(specs)]
-    return Named(names, draw(st.sampled_from(kinds)))
+    kinds: list[tuple[Any, str]] = [
+        *((kind, "") for kind in (*MarlGroupMapType, *more)),
+        (by_prefix, "by_prefix"),
+        (table, ""),
+        (home.__getitem__, f"{home}.__getitem__"),
+        (by_spec(specs), f"by_spec({specs})"),
+    ]
+    grouping, words = draw(st.sampled_from(kinds))
+    return Named(names, grouping, words=words)
 
 
 def _structures() -> st.SearchStrategy[Any]:
