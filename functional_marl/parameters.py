@@ -151,7 +151,7 @@ def _merged(leaves: Sequence[Tensor], sharing: Sharing, merge: Merge, name: str)
     for slot in range(sharing.n_slots):
         agents = list(sharing.members(slot))
         leader = leaves[agents[0]].detach()
-        if merge == "mean" and len(agents) > 1:
+        if merge == "mean":
             leader = mean_rows([leaves[i].detach() for i in agents])
         elif merge == "error":
             differ = [i for i in agents if not _equal(leaves[i].detach(), leader)]

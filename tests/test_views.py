@@ -272,7 +272,13 @@ X = torch.zeros(4, N, 2, dtype=torch.float64)
     ("settings", "inputs", "kwargs", "message"),
     [
         ({}, (X[:, :2],), None, r"inputs\[0\]: expected 3 agents at dim -2, got 2 in shape \[4, 2, 2\]"),
-        ({"agent_dim": 0}, (X,), None, r"inputs\[0\]: expected 3 agents at dim 0, got 4 in shape"),
+        (
+            {"agent_dim": 0},
+            (X,),
+            None,
+            r"inputs\[0\]: expected 3 agents at dim 0, got 4 in shape .*; agent_dim= of the "
+            r"network says where they are, one int for all inputs or one for each$",
+        ),
         ({}, (X[0, 0],), None, r"inputs\[0\]: expected 3 agents at dim -2, got shape \[2\], which has no such dim"),
         ({"agent_dim": 3}, (X,), None, r"has no such dim; agent_dim= takes a prefix with None"),
         ({}, (X, X[:, 0]), None, r"inputs\[1\]: expected 3 agents at dim 1, got 2 in shape \[4, 2\]"),
