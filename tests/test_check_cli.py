@@ -127,6 +127,15 @@ def test_functions_that_group(capsys: pytest.CaptureFixture[str]) -> None:
     assert check_grouping(lambda names: {names[9]: names}, ["a"]).verdicts[0].why.startswith("it raised IndexError")
 
 
+def interrupted() -> nn.Module:
+    raise KeyboardInterrupt
+
+
+def test_an_interrupt_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([f"{HERE}:interrupted", "--n-agents", "3", "--input", "4,3,6"]) == 130
+    assert capsys.readouterr().err == "functional_marl.laws: interrupted\n"
+
+
 @pytest.mark.parametrize(
     ("words", "line"),
     [

@@ -1,6 +1,6 @@
 """``python -m functional_marl.laws package.module:Class``: ask a class from any library for its sharing.
 
-Exit code 0: all laws hold; 1: one is violated; 2: it could not run.
+Exit code 0: all laws hold; 1: one is violated; 2: it could not run; 130: it was interrupted.
 """
 
 from __future__ import annotations
@@ -259,6 +259,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     try:
         return _run(sys.argv[1:] if argv is None else argv)
+    except KeyboardInterrupt:
+        print("functional_marl.laws: interrupted", file=sys.stderr)
+        return 130
     except Exception as error:
         text = str(error) if isinstance(error, CheckError) else f"{type(error).__name__}: {error}"
         print(f"functional_marl.laws: could not run: {' '.join(text.split())}", file=sys.stderr)
