@@ -168,6 +168,48 @@ def test_large_calls_of_the_commonest_kind_go_in_chunks_too(monkeypatch: pytest.
     assert asked == [2, 2, 1]
 
 
+@pytest.mark.parametrize(
+    ("settings", "how"),
+    [({}, {"train": True}), ({}, {"mutable": True}), ({"randomness": "same"}, {})],
+    ids=["training", "a state is wanted", "same draws"],
+)
+def test_what_may_draw_or_gives_a_state_is_mapped_at_once(
+    settings: Any, how: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    whole = vmap_way._map
+    monkeypatch.setattr(vmap_way, "_map", lambda function, n, *rest: asked.append(n) or whole(function, n, *rest))
+    monkeypatch.setattr(vmap_way, "CHUNK_ABOVE", 0)
+    monkeypatch.setattr(vmap_way, "CHUNK", 64)
+    net = fm.network(Several, 5, agent_dim=1, out_agent_dim=0, strategy="vmap", **settings)
+    params, state = fm.init_params(net, 0), fm.init_state(net, 0)
+    with torch.no_grad():
+        fm.apply(net, params, torch.randn(2, 5, 4), torch.randn(2, 5, 4), state=state, **how)
+    assert asked == [5]
+
+
+def test_a_network_that_sees_no_tensor_is_mapped() -> None:
+    class Scaled(nn.Linear):
+        def forward(self, input: Any) -> Tensor:
+            return self.weight * input
+
+    net = fm.network(lambda: Scaled(4, 2), N, out_agent_dim=0, strategy="vmap")
+    params = fm.init_params(net, 0)
+    assert torch.equal(fm.apply(net, params, 2.0), 2 * params["weight"])
+
+
+def test_how_much_activations_take() -> None:
+    wide = fm.network(lambda: nn.Sequential(nn.Linear(4, 6), nn.LayerNorm(9)), N)
+    assert vmap_way.widest_leaf(wide) == 9
+    assert vmap_way.widest_leaf(fm.network(nn.Tanh, N)) == 1
+    for shape, rows in (((7, 5, 4), 35), ((3, 1), 3), ((), 1), ((3, 0), 0)):
+        assert vmap_way.activation_bytes(torch.zeros(shape), 6) == rows * 6 * 4
+    assert vmap_way.activation_bytes(torch.zeros(7, 4, dtype=torch.float64), 6) == 7 * 6 * 8
+    with torch.no_grad():
+        assert [vmap_way.in_chunks(vmap_way.CHUNK_ABOVE + more) for more in (0, 1)] == [False, True]
+    assert not vmap_way.in_chunks(vmap_way.CHUNK_ABOVE + 1)
+
+
 def test_what_all_agents_share_is_evaluated_once_in_chunks_too(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[int] = []
 

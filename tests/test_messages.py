@@ -45,6 +45,18 @@ def test_inputs_that_a_layer_does_not_take_are_told_as_one_agent_sees_them(shari
         assert any(re.search(f"agent 0 of 3, which sees inputs of shape {seen}", n) for n in caught.value.__notes__)
 
 
+def test_a_critic_is_told_that_it_sees_all_features_in_one() -> None:
+    critic = fm.network(fm.nets.mlp(4, 5, 2), N, centralized=True)
+    with pytest.raises(RuntimeError) as caught:
+        fm.apply(critic, fm.init_params(critic, 0), torch.zeros(6, N, 4))
+    seen = "functional_marl: agent 0 of 3, which sees inputs of shape [6, 12] (float32)"
+    assert caught.value.__notes__ == [f"{seen}, the features of all agents in one"]
+    cell = fm.network(lambda: nn.GRUCell(4, 5), N, agent_dim=1, strategy="loop")
+    with pytest.raises(RuntimeError) as caught:
+        fm.apply(cell, fm.init_params(cell, 0), torch.zeros(6, N, 4), torch.zeros(6, N, 4).double())
+    assert caught.value.__notes__ == [f"{seen.replace('12', '4')}, [6, 4] (float64)"]
+
+
 def test_initialisation_inside_vmap_is_told_of_batches_of_keys() -> None:
     net = fm.network(mlp, N)
     with pytest.raises(fm.StructureError, match=r"give the batch of keys itself: fm.init_params\(net, fm.split"):
