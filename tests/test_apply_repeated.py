@@ -113,6 +113,21 @@ def test_a_network_is_gone_when_nobody_holds_it() -> None:
 # --- agents in chunks ----------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many agents have been mapped at a time."""
+    numbers: list[int] = []
+    whole = vmap_way._map
+    monkeypatch.setattr(vmap_way, "_map", lambda function, n, *rest: numbers.append(n) or whole(function, n, *rest))
+    return numbers
+
+
+def chunks_of(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+    """Agents go in chunks of so many bytes, however few they are."""
+    monkeypatch.setattr(vmap_way, "CHUNK_ABOVE", 0)
+    monkeypatch.setattr(vmap_way, "CHUNK", size)
+
+
 class Several(nn.Module):
     """No plan: a buffer, a weight of its own, outputs in a tuple with a word."""
 
@@ -129,13 +144,9 @@ class Several(nn.Module):
 @pytest.mark.parametrize("sharing", ["shared", "independent", [0, 1, 0, 2, 1]])
 @pytest.mark.parametrize("dims", [(1, 1), (0, None), (-1, 1)])
 def test_agents_in_chunks_are_agents(
-    size: int, sharing: Any, dims: tuple[int, int | None], monkeypatch: pytest.MonkeyPatch
+    size: int, sharing: Any, dims: tuple[int, int | None], asked: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: list[int] = []
-    whole = vmap_way._map
-    monkeypatch.setattr(vmap_way, "_map", lambda function, n, *rest: asked.append(n) or whole(function, n, *rest))
-    monkeypatch.setattr(vmap_way, "CHUNK_ABOVE", 0)
-    monkeypatch.setattr(vmap_way, "CHUNK", size)
+    chunks_of(monkeypatch, size)
     net = fm.network(Several, 5, sharing=sharing, agent_dim=dims, out_agent_dim=0)
     params, state = fm.init_params(net, 0), fm.init_state(net, 0)
     x, y = (torch.randn(7, 4).unsqueeze(0).repeat(5, 1, 1) * torch.arange(1, 6)[:, None, None] for _ in range(2))
@@ -153,17 +164,13 @@ def test_agents_in_chunks_are_agents(
     assert asked[-1] == 5
 
 
-def test_large_calls_of_the_commonest_kind_go_in_chunks_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[int] = []
-    whole = vmap_way._map
-    monkeypatch.setattr(vmap_way, "_map", lambda function, n, *rest: asked.append(n) or whole(function, n, *rest))
+def test_large_calls_of_the_commonest_kind_go_in_chunks_too(asked: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     net = fm.network(DrawsForMany, 5)
     params, x = fm.init_params(net, 0), torch.randn(2, 5, 4)
     with torch.no_grad():
         wanted = [fm.apply(net, params, x) for _ in range(3)][-1]
         asked.clear()
-        monkeypatch.setattr(vmap_way, "CHUNK_ABOVE", 0)
-        monkeypatch.setattr(vmap_way, "CHUNK", 64)
+        chunks_of(monkeypatch, 64)
         torch.testing.assert_close(fm.apply(net, params, x), wanted)
     assert asked == [2, 2, 1]
 
@@ -174,13 +181,9 @@ def test_large_calls_of_the_commonest_kind_go_in_chunks_too(monkeypatch: pytest.
     ids=["training", "a state is wanted", "same draws"],
 )
 def test_what_may_draw_or_gives_a_state_is_mapped_at_once(
-    settings: Any, how: Any, monkeypatch: pytest.MonkeyPatch
+    settings: Any, how: Any, asked: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: list[int] = []
-    whole = vmap_way._map
-    monkeypatch.setattr(vmap_way, "_map", lambda function, n, *rest: asked.append(n) or whole(function, n, *rest))
-    monkeypatch.setattr(vmap_way, "CHUNK_ABOVE", 0)
-    monkeypatch.setattr(vmap_way, "CHUNK", 64)
+    chunks_of(monkeypatch, 64)
     net = fm.network(Several, 5, agent_dim=1, out_agent_dim=0, strategy="vmap", **settings)
     params, state = fm.init_params(net, 0), fm.init_state(net, 0)
     with torch.no_grad():
@@ -221,8 +224,7 @@ def test_what_all_agents_share_is_evaluated_once_in_chunks_too(monkeypatch: pyte
     net = fm.network(lambda: Joint(20, 6), 5, sharing="shared", centralized=True)
     params, x = fm.init_params(net, 0), torch.randn(7, 5, 4)
     wanted = fm.apply(net.replace(strategy="loop"), params, x)
-    monkeypatch.setattr(vmap_way, "CHUNK_ABOVE", 0)
-    monkeypatch.setattr(vmap_way, "CHUNK", 64)
+    chunks_of(monkeypatch, 64)
     calls.clear()
     with torch.no_grad():
         y = fm.apply(net, params, x)
