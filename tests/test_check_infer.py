@@ -120,6 +120,18 @@ def test_deep_units_that_one_agents_weights_kill_are_shared_all_the_same() -> No
     assert module.biases.grad is None
 
 
+def test_a_module_that_takes_no_other_weights_is_asked_with_its_own() -> None:
+    class Fixed(nn.Linear):
+        def forward(self, input: Tensor) -> Tensor:
+            assert torch.equal(self.bias.detach(), was), "no weights but mine"
+            return super().forward(input)
+
+    net = Fixed(6, 2)
+    was = net.bias.detach().clone()
+    assert infer_sharing(net, **AGENTS).sharing == "shared"
+    assert torch.equal(net.bias.detach(), was)
+
+
 def test_groups() -> None:
     found = infer_sharing(Groups(), **GROUPS)
     assert found.slots["nets.walker.weight"] == ((0, 1),)

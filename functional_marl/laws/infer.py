@@ -244,7 +244,7 @@ def _infer(host: Host, train: bool) -> Inferred:
     with closing(_redraws(host, train)) as redraws:
         for s in redraws:
             quiet += 1
-            with suppress(ValueError, RuntimeError):  # weights that the module does not take say nothing
+            with suppress(Exception):  # weights that the module does not take say nothing
                 if _mark(masks, s, params):
                     found, quiet = _read(host, masks), 0
             if quiet >= (8 if found.settled else 64):
