@@ -227,7 +227,8 @@ def check(
             ``torch.Generator`` that draws them. Integers are picked from those that the example has.
         sharing: the claim: ``"shared"``, ``"independent"``, ``[0, 0, 1]``, or patterns over parameter names.
             None: what torchrl's and our classes say of themselves, else what gradients say.
-        centralized: whether each agent sees all inputs; None: what the module says, else False.
+        centralized: whether each agent's network sees all inputs; None: what the module says, else False. Agents
+            that exchange messages are neither: name the laws to ask (not 15 or 18; 20 only if they share).
         agent_dim: where inputs have the agents: an int, resolved on the first input, or a tree of positions
             over the example; None for what all agents see.
         out_agent_dim: the same for outputs; by default where the first input has them.
