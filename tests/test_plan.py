@@ -232,6 +232,27 @@ def test_cell(cell: str, sharing: str) -> None:
             assert_plan_is_loop(net, inputs(batch))
 
 
+@pytest.mark.parametrize("sharing", SHARINGS)
+@pytest.mark.parametrize(
+    ("cell", "names"),
+    [
+        ("gru", ("x", "h", "reset")),
+        ("lstm", ("x", "state", "reset")),
+        ("gru cell", ("input", "hx")),
+        ("lstm cell", ("input", "hx")),
+        ("attention", ("query", "key", "value", "key_padding_mask")),
+        ("bilinear", ("input1", "input2")),
+    ],
+)
+def test_cells_know_their_inputs_by_name(cell: str, names: tuple[str, ...], sharing: str) -> None:
+    build, kinds = CELLS[cell]
+    net = network(build, SHARINGS[sharing], agent_dim=1)
+    first, *others = kinds[-1]([4])
+    assert_plan_is_loop(net, (first,), kwargs=dict(zip(names[1:], others, strict=True)))
+    with pytest.raises(TypeError, match="unexpected keyword argument 'other'"):
+        fm.apply(net, fm.init_params(net, 0, dtype=torch.float64), first, kwargs={"other": others[0]})
+
+
 @pytest.mark.parametrize("layers", [[], [nn.MaxPool2d(2)]])
 def test_images_come_out_in_the_layout_of_the_loop(layers: list[nn.Module]) -> None:
     net = fm.network(lambda: seq(nn.Conv2d(2, 4, 3), *layers), N, agent_dim=1)

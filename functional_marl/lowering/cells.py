@@ -17,7 +17,7 @@ from functional_marl.nets import GRU, LSTM, gru_scan, gru_step, lstm_scan, lstm_
 
 __all__ = ["Cell", "lower_cell"]
 
-# Inputs that all agents have ahead, [n, ...] a tensor, or None -> outputs [n, ...]
+# Inputs that all agents have ahead, [n, ...] a tensor, or None -> outputs [n, ...]; named as the module names them
 Cell = Callable[..., Any]
 
 
@@ -52,37 +52,38 @@ def _lstm(module: LSTM, leaves: Leaves) -> Cell:
 
 
 def _gru_cell(module: nn.GRUCell, leaves: Leaves) -> Cell:
-    def cell(run: Run, x: Tensor, h: Tensor | None = None) -> Tensor:
-        h = x.new_zeros(*x.shape[:-1], module.hidden_size) if h is None else h
-        _expect(x, *x.shape[:-1][:2], module.input_size)  # [n, F] or [n, B, F], as the module takes
-        _expect(h, *x.shape[:-1], module.hidden_size)
-        from_x = linear_of(run, leaves, "weight_ih", "bias_ih")(x)
+    def cell(run: Run, input: Tensor, hx: Tensor | None = None) -> Tensor:
+        h = input.new_zeros(*input.shape[:-1], module.hidden_size) if hx is None else hx
+        _expect(input, *input.shape[:-1][:2], module.input_size)  # [n, F] or [n, B, F], as the module takes
+        _expect(h, *input.shape[:-1], module.hidden_size)
+        from_x = linear_of(run, leaves, "weight_ih", "bias_ih")(input)
         return gru_step(from_x, linear_of(run, leaves, "weight_hh", "bias_hh")(h), h)
 
     return cell
 
 
 def _lstm_cell(module: nn.LSTMCell, leaves: Leaves) -> Cell:
-    def cell(run: Run, x: Tensor, state: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
-        zeros = x.new_zeros(*x.shape[:-1], module.hidden_size)
-        h, c = (zeros, zeros) if state is None else state
-        _expect(x, *x.shape[:-1][:2], module.input_size)
+    def cell(run: Run, input: Tensor, hx: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
+        zeros = input.new_zeros(*input.shape[:-1], module.hidden_size)
+        h, c = (zeros, zeros) if hx is None else hx
+        _expect(input, *input.shape[:-1][:2], module.input_size)
         for tensor in (h, c):
             _expect(tensor, *zeros.shape)
-        gates = linear_of(run, leaves, "weight_ih", "bias_ih")(x) + linear_of(run, leaves, "weight_hh", "bias_hh")(h)
+        from_x = linear_of(run, leaves, "weight_ih", "bias_ih")(input)
+        gates = from_x + linear_of(run, leaves, "weight_hh", "bias_hh")(h)
         return lstm_step(gates, c)
 
     return cell
 
 
 def _bilinear(module: nn.Bilinear, leaves: Leaves) -> Cell:
-    def cell(run: Run, left: Tensor, right: Tensor) -> Tensor:
+    def cell(run: Run, input1: Tensor, input2: Tensor) -> Tensor:
         weight, bias = leaves.rows(run, "weight"), leaves.rows(run, "bias")
         assert weight is not None
-        lead = left.shape[:-1]
-        _expect(right, *lead, module.in2_features)
+        lead = input1.shape[:-1]
+        _expect(input2, *lead, module.in2_features)
         k = weight.shape[0]
-        x, y = left.reshape(k, -1, left.shape[-1]), right.reshape(k, -1, right.shape[-1])
+        x, y = input1.reshape(k, -1, input1.shape[-1]), input2.reshape(k, -1, input2.shape[-1])
         out = torch.einsum("kbi,koij,kbj->kbo", x, weight, y)
         out = out if bias is None else out + bias.unsqueeze(1)
         return out.reshape(*lead, out.shape[-1])
