@@ -13,6 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import functional_marl as fm
 from functional_marl.evaluate import vmap as vmap_way
+from functional_marl.evaluate.rules import Rules
 
 N = 3
 
@@ -96,6 +97,14 @@ def test_inputs_of_two_batches_are_refused_as_torch_refuses_them(build: Any, str
     assert fm.apply(net, params, torch.ones(5, N, 4), torch.ones(5, N, 6)).shape[:2] == (5, N)
     with pytest.raises(RuntimeError):
         fm.apply(net, params, torch.ones(5, N, 4), torch.ones(1, N, 6))
+
+
+def test_a_rule_takes_words_and_any_number_of_batch_axes() -> None:
+    x, y, w, b = (torch.randn(shape) for shape in ((N, 5, 6, 4), (N, 5, 6, 3), (2, 4, 3), (2,)))
+    wanted = torch.stack([torch.bilinear(x[i], y[i], w, b) for i in range(N)])
+    with Rules():  # where a rule is not taken torch warns, and a warning is an error
+        found = torch.vmap(lambda x, y: torch.bilinear(x, y, w, bias=b))(x, y)
+    torch.testing.assert_close(found, wanted)
 
 
 def test_a_network_is_gone_when_nobody_holds_it() -> None:

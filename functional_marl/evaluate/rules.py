@@ -9,7 +9,7 @@ rule here.
 
 from __future__ import annotations
 
-import functools
+from functools import partial
 from typing import Any
 
 import torch
@@ -43,20 +43,16 @@ def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
     return v * (g / (torch.linalg.vector_norm(v, dim=others, keepdim=dim != -1) if others else v.abs()))
 
 
-def _alike(function: Any, rule: Any) -> Any:
+def _alike(function: Any, rule: Any, x: Tensor, y: Tensor, *rest: Any, **named: Any) -> Any:
     """The rule, for two inputs of one batch: others torch refuses, and a rule would broadcast."""
-
-    def checked(x: Tensor, y: Tensor, *rest: Any, **named: Any) -> Any:
-        return (rule if x.shape[:-1] == y.shape[:-1] else function)(x, y, *rest, **named)
-
-    return checked
+    return (rule if x.shape[:-1] == y.shape[:-1] else function)(x, y, *rest, **named)
 
 
 _RULES: dict[Any, Any] = {
-    torch.gru_cell: _alike(torch.gru_cell, _gru_cell),
-    torch.rnn_tanh_cell: _alike(torch.rnn_tanh_cell, functools.partial(_rnn_cell, torch.tanh)),
-    torch.rnn_relu_cell: _alike(torch.rnn_relu_cell, functools.partial(_rnn_cell, torch.relu)),
-    torch.bilinear: _alike(torch.bilinear, _bilinear),
+    torch.gru_cell: partial(_alike, torch.gru_cell, _gru_cell),
+    torch.rnn_tanh_cell: partial(_alike, torch.rnn_tanh_cell, partial(_rnn_cell, torch.tanh)),
+    torch.rnn_relu_cell: partial(_alike, torch.rnn_relu_cell, partial(_rnn_cell, torch.relu)),
+    torch.bilinear: partial(_alike, torch.bilinear, _bilinear),
     torch._weight_norm: _weight_norm,  # pyright: ignore[reportPrivateImportUsage]
 }
 
