@@ -10,6 +10,8 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
+from types import BuiltinFunctionType
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -22,12 +24,10 @@ __all__ = ["GRU", "LSTM", "ConvNet", "convnet", "gru", "lstm", "mlp"]
 Activation = Callable[[], nn.Module]
 
 
-def _check_activation(where: str, activation: Activation) -> None:
-    try:
-        made: object = activation()
-    except TypeError:
-        made = None
-    if not isinstance(made, nn.Module):
+def _check_activation(where: str, activation: Any) -> None:
+    """Refuse what can be seen to build no module, without a call: a builder may draw."""
+    builds = issubclass(activation, nn.Module) if isinstance(activation, type) else callable(activation)
+    if not builds or isinstance(activation, nn.Module | BuiltinFunctionType):
         raise StructureError(
             f"{where}: expected as activation a module class such as nn.ReLU, or a function that builds a module, "
             f"got {activation!r}"

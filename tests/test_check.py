@@ -9,12 +9,15 @@ from typing import Any
 
 import pytest
 import torch
+from tensordict import TensorDict
 from torch import Tensor, nn
 
 import functional_marl as fm
 from functional_marl.laws import LAWS, CheckError, LawViolation, assert_laws, check, each_law, foreign, infer_sharing
 from functional_marl.laws.asking import FOREIGN
+from functional_marl.laws.checking import _word
 from functional_marl.laws.functional import as_module
+from functional_marl.trees import flatten
 from tests.check_cases import DICE, SOUND, WRONG, Around, Listed, X, claim, one, ours
 
 # Wrong without a second agent.
@@ -108,6 +111,25 @@ def test_the_snippet_breaks_the_law_again() -> None:
         exec(report.violated[0].snippet, names)
 
 
+@pytest.mark.parametrize(
+    "example",
+    [
+        X,
+        (X, X),
+        {"a": {"b": X}, "c": [X.double(), torch.tensor([[[1, 2, 0]]])]},
+        TensorDict({"a": {"b": X}}, [4]),
+        torch.arange(6).view(1, 3, 2),
+        (torch.zeros(1, 3, dtype=torch.bool),),
+    ],
+)
+def test_examples_are_printed_as_python(example: Any) -> None:
+    again = eval(_word(example), {"torch": torch, "TensorDict": TensorDict})
+    assert type(again) is type(example)
+    for a, b in zip(flatten(again)[0], flatten(example)[0], strict=True):
+        assert torch.equal(a, b)
+        assert a.dtype == b.dtype
+
+
 def test_the_module_is_left_as_it_was() -> None:
     module = built(lambda: nn.Sequential(nn.Linear(6, 4), nn.Dropout(0.5), nn.Linear(4, 2)))
     module.get_submodule("1").eval()
@@ -150,12 +172,34 @@ def test_a_module_that_a_law_breaks_is_built_again() -> None:
     assert [verdict.verdict for verdict in report] == ["not applicable", "holds"]
 
 
-def test_draws_that_no_output_shows_are_draws() -> None:
+def test_draws_are_those_that_outputs_show_and_be_it_seldom() -> None:
     unseen = Around(one(), lambda net, x: net(x) + 0 * torch.rand(1))
-    assert not foreign(unseen, example=X, n_agents=3).answers("nothing random")
-    assert foreign(one(), example=X, n_agents=3).answers("nothing random")
+    assert foreign(unseen, example=X, n_agents=3).answers("nothing random")
     own = Around(one(), lambda net, x: net(x) + torch.rand(1, generator=DICE))  # not of torch's global generator
     assert not foreign(own, example=X, n_agents=3).answers("nothing random")
+    for seed in range(10):
+        torch.manual_seed(seed)
+        masked = nn.Sequential(nn.Linear(6, 1), nn.ReLU(), nn.Dropout(0.5))  # one unit, and one row
+        assert not foreign(masked, example=X[:1], n_agents=3, train=True).answers("nothing random")
+
+
+def test_a_wrong_module_that_draws_out_of_sight_is_wrong() -> None:
+    place = torch.arange(1.0, 4.0)[:, None]
+
+    def act(net: nn.Module, x: Tensor) -> Any:
+        y = net(x) * place
+        return y, y.softmax(-1).flatten(0, -2).multinomial(1)
+
+    report = check(Around(one(), act), **claim("shared", select=lambda out: out[0]), **QUICK)
+    assert report["shared_equivariance"].verdict == "violated"
+
+
+def test_a_frozen_parameter_blinds_nobody() -> None:
+    net = built(one)
+    net.get_parameter("2.bias").requires_grad_(False)
+    report = check(net, **claim("independent"), **QUICK)
+    assert report["gradient_reaches_own_slot"].verdict == "violated"
+    assert not net.get_parameter("2.bias").requires_grad
 
 
 def test_masks_that_are_one_by_chance_or_seldom_seen_are_no_violation() -> None:

@@ -132,6 +132,76 @@ def test_a_module_that_takes_no_other_weights_is_asked_with_its_own() -> None:
     assert torch.equal(net.bias.detach(), was)
 
 
+class Routed(Listed):
+    """Which network an agent has stands in a parameter that no gradient reaches."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.route = nn.Parameter(torch.eye(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.stack([self.nets[k](x[..., i, :]) for i, k in enumerate(self.route.argmax(-1).tolist())], -2)
+
+
+class Blocks(nn.Module):
+    """One weight over all agents whose other blocks are zero, and get no gradient."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.block_diag(*torch.randn(3, 2, 6)))
+        mask = (self.weight.detach() != 0).float()
+        self.weight.register_hook(lambda gradient: gradient * mask)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x.flatten(-2) @ self.weight.T).unflatten(-1, (3, 2))
+
+
+@pytest.mark.parametrize("build", [Routed, Blocks])
+def test_what_no_training_changes_is_not_redrawn(build: Any) -> None:
+    found = infer_sharing(build(), **AGENTS)
+    assert {agents for leaf in found.leaves for agents in leaf.sets} == {(0,), (1,), (2,)}
+
+
+def test_training_is_asked_in_training() -> None:
+    class Ensemble(Listed):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) if self.training else torch.stack([net(x) for net in self.nets]).mean(0)
+
+    assert infer_sharing(Ensemble(), **AGENTS, train=True).sharing == "independent"
+    assert infer_sharing(Ensemble(), **AGENTS).sharing == "shared"
+
+
+def test_units_behind_frozen_weights_are_shared_all_the_same() -> None:
+    class Encoders(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.own, self.head = Listed(build=lambda: nn.Linear(6, 2)), nn.Linear(2, 2)
+            self.own.requires_grad_(False)
+            self.own.nets[0].get_parameter("bias").sub_(8)  # dead for usual inputs
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(torch.relu(self.own(x)))
+
+    assert infer_sharing(Encoders(), **AGENTS)["head.weight"].slots == ((0, 1, 2),)
+
+
+def test_a_graph_of_the_users_and_an_expanded_leaf_survive() -> None:
+    net = Listed()
+    loss = net(X).sum()
+    infer_sharing(net, **AGENTS)
+    loss.backward()
+
+    class Expanded(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(6, 2).expand(3, 6, 2))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.einsum("bni,nio->bno", x, self.weight)
+
+    assert infer_sharing(Expanded(), **AGENTS).sharing == "independent"
+
+
 def test_groups() -> None:
     found = infer_sharing(Groups(), **GROUPS)
     assert found.slots["nets.walker.weight"] == ((0, 1),)

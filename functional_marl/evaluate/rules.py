@@ -20,17 +20,17 @@ from torch.overrides import TorchFunctionMode
 __all__ = ["Rules"]
 
 
-def _gru_cell(x: Tensor, h: Tensor, w_x: Tensor, w_h: Tensor, b_x: Tensor | None = None, b_h: Any = None) -> Tensor:
-    reset_x, update_x, new_x = linear(x, w_x, b_x).chunk(3, -1)
-    reset_h, update_h, new_h = linear(h, w_h, b_h).chunk(3, -1)
+def _gru_cell(x: Tensor, h: Tensor, w_ih: Tensor, w_hh: Tensor, b_ih: Any = None, b_hh: Any = None) -> Tensor:
+    reset_x, update_x, new_x = linear(x, w_ih, b_ih).chunk(3, -1)
+    reset_h, update_h, new_h = linear(h, w_hh, b_hh).chunk(3, -1)
     new = torch.tanh(new_x + torch.sigmoid(reset_x + reset_h) * new_h)
     return new + torch.sigmoid(update_x + update_h) * (h - new)
 
 
 def _rnn_cell(
-    act: Any, x: Tensor, h: Tensor, w_x: Tensor, w_h: Tensor, b_x: Tensor | None = None, b_h: Tensor | None = None
+    act: Any, x: Tensor, h: Tensor, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor | None = None, b_hh: Tensor | None = None
 ) -> Tensor:
-    return act(linear(x, w_x, b_x) + linear(h, w_h, b_h))
+    return act(linear(x, w_ih, b_ih) + linear(h, w_hh, b_hh))
 
 
 def _bilinear(x: Tensor, y: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -40,7 +40,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="python -m functional_marl.laws",
         description="Ask a multi-agent network from any library whether it shares what it claims.",
-        epilog="Exit code 0: all laws hold. 1: a law is violated. 2: it could not run.",
+        epilog="Exit code 0: all laws hold. 1: a law is violated. 2: it could not run. 130: interrupted.",
     )
     add = parser.add_argument
     add("--list", action=_List, help="print what can be asked, and exit")

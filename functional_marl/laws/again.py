@@ -15,6 +15,8 @@ __all__ = ["code", "snippet"]
 # What the calls that make cases speak of; the rest is the user's, say ``module``.
 _IMPORTS = {
     "torch": "import torch",
+    "nan": "from math import nan",
+    "inf": "from math import inf",
     "TensorDict": "from tensordict import TensorDict",
     **{name: f"from functional_marl import {name}" for name in ("MarlGroupMapType", "Sharing", "by_prefix", "by_spec")},
 }
@@ -51,6 +53,8 @@ def code(value: Any) -> str:
         return f"TensorDict({code(dict(value.items()))}, {list(value.batch_size)})"
     if isinstance(value, dict):
         return "{" + ", ".join(f"{k!r}: {code(v)}" for k, v in cast("dict[Any, Any]", value).items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(code, cast("list[Any]", value))) + "]"
     if type(value) is tuple:
         return "tuple([" + ", ".join(map(code, cast("tuple[Any, ...]", value))) + "])"
     return f"{type(value).__name__}.{value.name}" if isinstance(value, enum.Enum) else repr(value)

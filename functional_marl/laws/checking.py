@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from functional_marl.laws import asking_more as asking_more
+from functional_marl.laws.again import code
 from functional_marl.laws.asking import FOREIGN
 from functional_marl.laws.foreign_subject import REASONS, Foreign
 from functional_marl.laws.functional import Functional
@@ -20,6 +21,7 @@ from functional_marl.laws.law import LAWS, Law, LawViolation
 from functional_marl.laws.report import HOLDS, SKIPPED, VIOLATED, Report, Verdict
 from functional_marl.network import Network
 from functional_marl.sharing import Sharing, SharingSpec
+from functional_marl.trees import is_tensordict
 
 __all__ = ["assert_laws", "check", "each_law", "foreign"]
 
@@ -64,7 +66,9 @@ def foreign(
 
 
 def _host(subject: Any, n_agents: int | None, example: Any, said: dict[str, Any], seed: int) -> Host:
-    name = said.pop("name", "") or ("module" if not isinstance(subject, tuple) else "(net, params)")
+    name = said.pop("name", "")
+    if not name.isidentifier():
+        name = "(net, params)" if isinstance(subject, tuple) else "module"
     build = None
     if callable(subject) and not isinstance(subject, nn.Module):
         build = cast("Callable[[], Any]", subject)
@@ -79,17 +83,18 @@ def _host(subject: Any, n_agents: int | None, example: Any, said: dict[str, Any]
 
 
 def _word(value: Any) -> str:
-    """A value as Python, or the name that it has in :func:`check`."""
+    """A value as Python; ``...`` for what has no such form. Of float inputs the shape says all."""
     if isinstance(value, Tensor):
         kind = "" if value.dtype is torch.float32 else f", dtype={value.dtype}"
-        return f"torch.zeros({list(value.shape)}{kind})"
-    if isinstance(value, tuple) and all(isinstance(v, Tensor) for v in value):  # pyright: ignore
-        return f"({', '.join(map(_word, value))},)"  # pyright: ignore
-    if isinstance(value, Mapping) and all(isinstance(v, Tensor) for v in value.values()):
-        return "{" + ", ".join(f"{k!r}: {_word(v)}" for k, v in value.items()) + "}"
-    if isinstance(value, str | int | float | bool | Sharing | list | tuple | dict | None):
-        return repr(value)
-    return "..."
+        return f"torch.zeros({list(value.shape)}{kind})" if value.is_floating_point() else code(value)
+    if is_tensordict(value):
+        return f"TensorDict({_word(dict(value.items()))}, {list(value.batch_size)})"
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{k!r}: {_word(v)}" for k, v in cast("Mapping[Any, Any]", value).items()) + "}"
+    if type(value) in (tuple, list):
+        inside = ", ".join(map(_word, value))
+        return f"[{inside}]" if type(value) is list else f"({inside}{',' * (len(value) == 1)})"
+    return repr(value) if isinstance(value, str | int | float | Sharing | None) else "..."
 
 
 # --- which laws, which cases ------------------------------------------------------------------------------

@@ -132,8 +132,8 @@ class Inferred:
 
     @property
     def settled(self) -> bool:
-        """Whether each agent is in one slot of all that is reached: nothing looks shared by some alone."""
-        return all(leaf.sharing(self.n_agents) for leaf in self.leaves if leaf.sets)
+        """Whether one sharing fits all, or each parameter that is reached: none looks shared by some alone."""
+        return self.sharing is not None or all(leaf.sharing(self.n_agents) for leaf in self.leaves if leaf.sets)
 
     @property
     def apart(self) -> list[list[tuple[str, tuple[Any, ...]]]] | None:
@@ -176,21 +176,27 @@ def _trainable(module: nn.Module) -> Generator[None]:
 def gradients(s: Case, params: Mapping[str, Tensor]) -> list[list[Tensor | None]]:
     """For each agent's loss, its gradient with respect to each parameter."""
     rows: list[list[Tensor | None]] = []
-    for output in s.outputs():
-        loss = s.loss(output)
-        found: Sequence[Tensor | None] = [None] * len(params)
-        if loss.requires_grad:
-            found = torch.autograd.grad(loss, list(params.values()), retain_graph=True, allow_unused=True)
-        rows.append(list(found))
+    with _trainable(s.host.module):
+        for output in s.outputs():
+            loss = s.loss(output)
+            found: Sequence[Tensor | None] = [None] * len(params)
+            if loss.requires_grad:
+                found = torch.autograd.grad(loss, list(params.values()), retain_graph=True, allow_unused=True)
+            rows.append(list(found))
     return rows
 
 
 def _draws(host: Host, train: bool) -> Iterator[Case]:
     """Inputs for which agents who share see the same: equal inputs, then each other's in turn.
 
-    A unit that is dead for one agent's input is then dead for all, and no sharing looks like less than it is.
+    A unit that is dead for one agent's input is then dead for all, and no sharing looks like less than it is. Large
+    inputs of both signs wake the units behind frozen weights.
     """
-    yield from (Case(host, rows=None, seed=seed, train=train).alike() for seed in range(3))
+    for seed in range(3):
+        drawn = Case(host, rows=None, seed=seed, train=train).alike()
+        yield drawn
+        for scale in (30, -30) if any(leaf.is_floating_point() for leaf in drawn.leaves) else ():
+            yield replace(drawn, leaves=tuple(x * scale if x.is_floating_point() else x for x in drawn.leaves))
     if host.n_agents <= 8:
         drawn = Case(host, seed=3, train=train)
         groups = sorted({host.group_of(i) for i in range(host.n_agents)})
@@ -202,23 +208,28 @@ def _draws(host: Host, train: bool) -> Iterator[Case]:
             yield drawn.taking(order)
 
 
-def _redraws(host: Host, train: bool) -> Generator[Case]:
-    """Other weights, without end: each leaf as large as it was, all positive in turn with any sign. Frozen ones stay.
+def _redraws(host: Host, train: bool, masks: Mapping[str, Tensor]) -> Generator[Case]:
+    """Other weights, without end: each leaf as large as it was, all positive in turn with any sign.
 
     Where only a part is shared, a unit may be dead for one agent's own weights and every input, and what is shared
-    behind it looks like another's alone. Positive weights and inputs wake most rectifiers, and evaluation drops none.
+    behind it looks like another's alone. Positive weights and inputs wake most rectifiers. What no training changes
+    stays: what is frozen, or a leaf that no loss reaches, or zeros that none does.
     """
-    weights = [leaf for leaf in host.params().values() if leaf.requires_grad]
-    sizes = [float(leaf.detach().double().square().mean().sqrt()) or 1.0 for leaf in weights]
+    weights: list[tuple[Tensor, Tensor, float]] = []
+    for name, leaf in host.params().items():
+        reached = masks[name].any(0).to(leaf.device)
+        if leaf.requires_grad and bool(reached.any()) and 0 not in leaf.stride():  # expanded ones cannot be written
+            size = float(leaf.detach().double().square().mean().sqrt()) or 1.0
+            weights.append((leaf, reached | (leaf.detach() != 0), size))
     with kept(host.module):
         for seed in count():
             positive = seed % 2 == 0
             generator = torch.Generator().manual_seed(seed)
-            with torch.no_grad():
-                for leaf, size in zip(weights, sizes, strict=True):
-                    drawn = size * torch.randn(leaf.shape, generator=generator)
-                    leaf.copy_(drawn.abs() if positive else drawn)
-            case = Case(host, rows=None, seed=seed, train=train and not positive).alike()
+            for leaf, free, size in weights:
+                drawn = (size * torch.randn(leaf.shape, generator=generator)).to(leaf)
+                # as data: a graph of the user's may hold the leaf
+                leaf.data.copy_(torch.where(free, drawn.abs() if positive else drawn, leaf.detach()))
+            case = Case(host, rows=None, seed=seed, train=train).alike()
             yield replace(case, leaves=tuple(map(_absolute, case.leaves))) if positive else case
 
 
@@ -241,7 +252,7 @@ def _infer(host: Host, train: bool) -> Inferred:
     for s in _draws(host, train):
         _mark(masks, s, params)
     found, quiet = _read(host, masks), 0
-    with closing(_redraws(host, train)) as redraws:
+    with closing(_redraws(host, train, masks)) as redraws:
         for s in redraws:
             quiet += 1
             with suppress(Exception):  # weights that the module does not take say nothing
@@ -259,13 +270,12 @@ def _read(host: Host, masks: Mapping[str, Tensor]) -> Inferred:
 def _mark(masks: Mapping[str, Tensor], s: Case, params: Mapping[str, Tensor]) -> bool:
     """Add what each agent's loss reaches in this case; whether that is new."""
     new = False
-    with _trainable(s.host.module):
-        for i, row in enumerate(gradients(s, params)):
-            for name, gradient in zip(params, row, strict=True):
-                if gradient is not None:
-                    reached = (gradient.nan_to_num() != 0).cpu() & ~masks[name][i]
-                    masks[name][i] |= reached
-                    new |= bool(reached.any())
+    for i, row in enumerate(gradients(s, params)):
+        for name, gradient in zip(params, row, strict=True):
+            if gradient is not None:
+                reached = (gradient.nan_to_num() != 0).cpu() & ~masks[name][i]
+                masks[name][i] |= reached
+                new |= bool(reached.any())
     return new
 
 
