@@ -13,7 +13,17 @@ from tensordict import TensorDict
 from torch import Tensor, nn
 
 import functional_marl as fm
-from functional_marl.laws import LAWS, CheckError, LawViolation, assert_laws, check, each_law, foreign, infer_sharing
+from functional_marl.laws import (
+    LAWS,
+    CheckError,
+    Facade,
+    LawViolation,
+    assert_laws,
+    check,
+    each_law,
+    foreign,
+    infer_sharing,
+)
 from functional_marl.laws.asking import FOREIGN
 from functional_marl.laws.checking import _word
 from functional_marl.laws.functional import as_module
@@ -181,6 +191,14 @@ def test_draws_are_those_that_outputs_show_and_be_it_seldom() -> None:
         torch.manual_seed(seed)
         masked = nn.Sequential(nn.Linear(6, 1), nn.ReLU(), nn.Dropout(0.5))  # one unit, and one row
         assert not foreign(masked, example=X[:1], n_agents=3, train=True).answers("nothing random")
+
+
+def test_a_violation_that_is_a_draw_is_none() -> None:
+    """Found by hypothesis: a unit that is dead for nearly every input, with a mask behind it."""
+    options: Any = (("num_cells", [1]), ("activation_class", "ReLU"), ("dropout", 0.5))
+    case = Facade("mlp", 3, [2, 0, 1], use_td_params=False, randomness="same", batch=(2,), options=options, seed=703)
+    report = check(case.module(), example=case.input(), laws=["2"], examples=3, train=True, seed=703)
+    assert report["agents_are_networks"].why == "calls draw random numbers"
 
 
 def test_a_wrong_module_that_draws_out_of_sight_is_wrong() -> None:

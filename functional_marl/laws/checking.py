@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from functional_marl.laws import asking_more as asking_more
 from functional_marl.laws.again import code
 from functional_marl.laws.asking import FOREIGN
-from functional_marl.laws.foreign_subject import REASONS, Foreign
+from functional_marl.laws.foreign_subject import REASONS, Foreign, draws_here
 from functional_marl.laws.functional import Functional
 from functional_marl.laws.host import AUTO, CheckError, Host, agents_of, module_of, seeded
 from functional_marl.laws.infer import inferred
@@ -180,6 +180,8 @@ def _ask(law: Law, host: Host, examples: int, seed: int, train: bool) -> Verdict
         try:
             law(case if law.name in FOREIGN else case.functional())
         except LawViolation as violation:
+            if any(word.startswith("nothing random") for word in law.where) and draws_here(case):
+                return Verdict(law.number, law.name, SKIPPED, REASONS["nothing random"], asked)
             at: dict[str, Any] = {"rows": case.rows or list(host.batch), "seed": case.seed}
             found = _AGENTS.findall(str(violation).splitlines()[0])
             named = sorted({int(agent) for pair in found for agent in pair if agent})

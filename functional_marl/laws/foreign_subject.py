@@ -17,7 +17,7 @@ from functional_marl.laws.infer import gradients, inferred
 from functional_marl.laws.subject import Subject
 from functional_marl.laws.values import subject_of
 
-__all__ = ["REASONS", "WORDS", "Foreign"]
+__all__ = ["REASONS", "WORDS", "Foreign", "draws_here"]
 
 
 class Foreign(Case):
@@ -97,6 +97,20 @@ def draws(s: Foreign, train: bool) -> bool:
         for seed in range(32 if s.host.draws(case.leaves, train=train) else 2):
             drawn = case.redrawn(seed)
             if not _same(drawn.outputs(train=train, seed=1), drawn.outputs(train=train, seed=2)):
+                return True
+    except Exception as error:
+        return "random" in str(error)
+    return False
+
+
+def draws_here(s: Foreign) -> bool:
+    """Whether outputs of this very case depend on the seed, seldom as others may: a violation may be a draw."""
+    try:
+        if not s.host.draws(s.leaves, train=s.train):
+            return False
+        for case in (s, s.taking(s.permutation())):
+            outputs = case.outputs(seed=0)
+            if not all(_same(case.outputs(seed=seed), outputs) for seed in range(1, 16)):
                 return True
     except Exception as error:
         return "random" in str(error)
