@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from functional_marl import _torch_compat
 from functional_marl.checks import Params, check_network
 from functional_marl.errors import StructureError
 from functional_marl.network import Network
@@ -27,7 +28,7 @@ def _draw(
     dtype: torch.dtype | None,
 ) -> Params:
     check_network(net)
-    if torch._C._functorch.is_batchedtensor(key):  # pyright: ignore[reportAttributeAccessIssue]
+    if _torch_compat.is_batched(key):
         raise StructureError(
             "key: the factory cannot run inside vmap; give the batch of keys itself: "
             "fm.init_params(net, fm.split(key, 8)) gives [8, slots, *leaf]"

@@ -11,33 +11,20 @@ import functools
 import sys
 import types
 from collections.abc import Callable, Generator
-from typing import Any, Self
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from functional_marl import _torch_compat
+from functional_marl._torch_compat import LocalMode, schema
 from functional_marl.dropout import DROPOUTS, Dropout, dropped, forbidden, mask_shape, rounded
 from functional_marl.errors import RandomnessError
 from functional_marl.random import bernoulli
 
-try:  # private; without them the public way serves
-    from torch.utils._python_dispatch import _get_current_dispatch_mode as _top_mode
-    from torch.utils._python_dispatch import (
-        _pop_mode,  # pyright: ignore[reportPrivateUsage, reportUnknownVariableType]
-        _push_mode,  # pyright: ignore[reportPrivateUsage, reportUnknownVariableType]
-    )
-except ImportError:  # pragma: no cover
-    _push_mode: Any = None
-    _pop_mode: Any = None
-
-    def _top_mode() -> Any:
-        return None
-
-
-__all__ = ["Guard", "LocalMode", "drawing_from", "is_random", "run_keyed"]
+__all__ = ["Guard", "drawing_from", "is_random", "run_keyed"]
 
 _SEEDING = ("manual_seed", "seed", "set_state", "set_offset")
 
@@ -51,7 +38,7 @@ def _quiet_arguments(func: Any) -> list[tuple[int, str, Any]] | None:
     """Where an op has arguments that keep it from drawing, and their defaults; None if it never draws."""
     if torch.Tag.nondeterministic_seeded not in func.tags:
         return None
-    arguments = enumerate(func._schema.arguments)
+    arguments = enumerate(schema(func).arguments)
     return [(place, a.name, a.default_value) for place, a in arguments if a.name in _QUIET]
 
 
@@ -64,28 +51,6 @@ def is_random(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         if (args[place] if place < len(args) else kwargs.get(name, default)) == _QUIET[name]:
             return False
     return True
-
-
-class LocalMode(TorchDispatchMode):
-    """A dispatch mode that is local to its thread in every respect.
-
-    The public ``__enter__`` also sets process-wide flags, saved and put back by each thread: of eight
-    threads that entered and left 3,000 times, one left them set for good, and torch.compile then skips
-    every frame without a word. Pushing the mode alone has no such effect.
-    """
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        return False  # else the first call imports torch._dynamo: 1.4 s
-
-    if _push_mode is not None:
-
-        def __enter__(self) -> Self:
-            _push_mode(self)
-            return self
-
-        def __exit__(self, *exception: object) -> None:
-            _pop_mode(None)
 
 
 class Guard(LocalMode):
@@ -137,7 +102,7 @@ class DrawFrom(LocalMode):
         if "device" in kwargs:
             kwargs["device"] = torch.device("cpu")
         drawn = overload(*[a.cpu() if isinstance(a, Tensor) else a for a in args], **kwargs)
-        if tensor is not None and func._schema.is_mutable:
+        if tensor is not None and schema(func).is_mutable:
             return tensor.copy_(drawn)
         return drawn.to(device)
 
@@ -145,13 +110,13 @@ class DrawFrom(LocalMode):
 @functools.cache
 def _with_generator(func: Any) -> Any:
     """The overload of an aten op that takes ``generator=`` and is otherwise called alike."""
-    names = [a.name for a in func._schema.arguments]
+    names = [a.name for a in schema(func).arguments]
     if "generator" in names:
         return func
     for other in func.overloadpacket.overloads():
         candidate = getattr(func.overloadpacket, other)
-        if [a.name for a in candidate._schema.arguments if a.name != "generator"] == names and any(
-            a.name == "generator" for a in candidate._schema.arguments
+        if [a.name for a in schema(candidate).arguments if a.name != "generator"] == names and any(
+            a.name == "generator" for a in schema(candidate).arguments
         ):
             return candidate
     raise RandomnessError(
@@ -231,13 +196,6 @@ _WHY = (
 )
 
 _MHA = F.multi_head_attention_forward
-# The same code with its check for overrides off: run with the mode on, the dropout inside it is seen.
-_MHA_OPEN = types.FunctionType(
-    _MHA.__code__,
-    {**_MHA.__globals__, "has_torch_function": lambda *_: False},  # pyright: ignore[reportUnknownLambdaType]
-    _MHA.__name__,
-    _MHA.__defaults__,
-)
 
 
 class Keyed(TorchFunctionMode):
@@ -283,15 +241,9 @@ class Keyed(TorchFunctionMode):
         self.site += 1
         shape = mask_shape(kind, tuple(x.shape))
         # The guard need not watch 140 integer operations: it makes each of them a call of Python.
-        watched = self.guard is not None and _top_mode() is self.guard
-        if watched:
-            _pop_mode(None)
-        try:
+        with contextlib.nullcontext() if self.guard is None else _torch_compat.set_aside(self.guard):
             drop = bernoulli(self.key.to(x.device), p, shape, self.site, self.agent)
             return dropped(x, ~drop, rounded(p), kind.alpha)
-        finally:
-            if watched:
-                _push_mode(self.guard)
 
 
 def _drops_between_layers(args: tuple[Any, ...]) -> bool:
@@ -337,7 +289,7 @@ def _attention(mode: Keyed, func: Any, args: tuple[Any, ...], kwargs: dict[str, 
 
 def _multihead(mode: Keyed, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     with mode:
-        return _MHA_OPEN(*args, **kwargs)
+        return _torch_compat.open_attention(*args, **kwargs)
 
 
 _SERVED: dict[Any, Callable[..., Any]] = {

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
+from functional_marl import _torch_compat
 from functional_marl.errors import StructureError
 
 __all__ = [
@@ -31,8 +32,6 @@ __all__ = [
     "skeleton_pair",
     "written",
 ]
-
-_functorch: Any = torch._C._functorch  # pyright: ignore[reportAttributeAccessIssue]
 
 Place = tuple[dict[str, Any], str]  # where a module keeps a tensor, and under which name
 
@@ -122,14 +121,13 @@ def fill(module: nn.Module, tensors: Mapping[str, Tensor], aliases: Mapping[str,
         place = owner._parameters if attribute in owner._parameters else owner._buffers
         place[attribute] = cast(Any, tensor)
         if isinstance(owner, nn.RNNBase):
-            owner._init_flat_weights()  # pyright: ignore[reportUnknownMemberType]
+            _torch_compat.read_flat_weights(owner)
 
 
 def forget_flat_weights(part: nn.Module) -> None:
     """Make a recurrent module read its weights anew: it keeps them in a list beside its parameters."""
     if isinstance(part, nn.RNNBase):
-        part._flat_weights = [None] * len(part._flat_weights)
-        cast(Any, part)._flat_weight_refs = [lambda: None] * len(part._flat_weights)
+        _torch_compat.forget_flat_weights(part)
 
 
 def plain_tensors(module: nn.Module, hooked: bool = False) -> dict[str, Tensor]:
@@ -180,9 +178,8 @@ def written(clone: Tensor) -> bool:
     """Whether a clone, made in this call, was written to; False for tensors that do not count their writes."""
     if torch.compiler.is_dynamo_compiling():
         return False
-    while _functorch.is_functorch_wrapped_tensor(clone):  # vmap counts in the tensor that it wraps only
-        clone = _functorch.get_unwrapped(clone)
-    return not clone.is_inference() and clone._version > 0
+    clone = _torch_compat.unwrapped(clone)  # vmap counts in the tensor that it wraps only
+    return not clone.is_inference() and _torch_compat.version(clone) > 0
 
 
 def is_float(tensor: Tensor) -> bool:

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from functional_marl.modes import LocalMode, is_random
+from functional_marl._torch_compat import LocalMode, schema, storage_id
+from functional_marl.modes import is_random
 from functional_marl.skeleton import named_tensors
 
 __all__ = ["Tape", "record"]
@@ -127,16 +128,16 @@ class _Recorder(LocalMode):
         draws = is_random(func, args, kwargs)
         result = func(*args, **kwargs)
         where = next((k for k, value in enumerate(args) if isinstance(value, torch.Generator)), len(args))
-        kwargs = {**kwargs, **{a.name: v for a, v in zip(func._schema.arguments[where:], args[where:], strict=False)}}
+        kwargs = {**kwargs, **{a.name: v for a, v in zip(schema(func).arguments[where:], args[where:], strict=False)}}
         args = args[:where]  # a generator by its name, everywhere
         tensors = [result] if isinstance(result, Tensor) else list(result) if isinstance(result, (tuple, list)) else []
         out = tuple(value for value in tensors if isinstance(value, Tensor))
-        read = frozenset(map(_storage, _tensors(args)))
-        into = [a for a, s in zip(args, func._schema.arguments, strict=False) if s.alias_info and s.alias_info.is_write]
-        wrote = frozenset(map(_storage, (*out, *_tensors(into))))
+        read = frozenset(map(storage_id, _tensors(args)))
+        into = [a for a, s in zip(args, schema(func).arguments, strict=False) if s.alias_info and s.alias_info.is_write]
+        wrote = frozenset(map(storage_id, (*out, *_tensors(into))))
         # What Python does may depend on a number, or on a shape that numbers decide; the rest has no place among
         # arguments or results.
-        self.opaque |= _decides(func, args) or func._schema.name in _RESHAPING
+        self.opaque |= _decides(func, args) or schema(func).name in _RESHAPING
         self.opaque |= len(out) != len(tensors) or any(True for _ in _tensors(tuple(kwargs.values())))
         if func is torch.ops.aten.lift_fresh.default:  # torch.tensor(...): fresh numbers at each call
             func = torch.ops.aten.clone.default
@@ -179,12 +180,8 @@ def _tensors(values: Sequence[Any]) -> Iterator[Tensor]:
             yield from _tensors(value)
 
 
-def _storage(tensor: Tensor) -> int:
-    return tensor.untyped_storage()._cdata
-
-
 def _place(tensor: Tensor) -> _Place:
-    return _storage(tensor), tensor.storage_offset(), tensor.shape, tensor.stride(), tensor.dtype
+    return storage_id(tensor), tensor.storage_offset(), tensor.shape, tensor.stride(), tensor.dtype
 
 
 def record(draw: Callable[[int], nn.Module]) -> Tape | None:
@@ -205,7 +202,7 @@ def record(draw: Callable[[int], nn.Module]) -> Tape | None:
 
 def _tape(log: list[_Done], leaves: Mapping[str, Tensor]) -> Tape | None:
     drawn = _drawn(log)
-    empty = {_place(leaf): name for name, leaf in leaves.items() if _storage(leaf) in drawn}
+    empty = {_place(leaf): name for name, leaf in leaves.items() if storage_id(leaf) in drawn}
     values: list[Tensor | None] = []
     places: dict[_Place, int] = {}
     rows: list[tuple[str, int]] = []
@@ -227,9 +224,9 @@ def _tape(log: list[_Done], leaves: Mapping[str, Tensor]) -> Tape | None:
         if done.operation in _EMPTY and _place(done.out[0]) in empty:
             rows.append((empty.pop(_place(done.out[0])), new(done.out[0], None)))
             continue
-        if any(_storage(t) in drawn and _place(t) not in places for t in _tensors(done.args)):
+        if any(storage_id(t) in drawn and _place(t) not in places for t in _tensors(done.args)):
             return None  # made where no operation shows it
-        in_place = done.operation._schema.is_mutable
+        in_place = schema(done.operation).is_mutable
         if not in_place and all(_place(out) in places for out in done.out):
             continue  # detach: the same numbers in the same place
         inputs = tuple(
@@ -241,14 +238,14 @@ def _tape(log: list[_Done], leaves: Mapping[str, Tensor]) -> Tape | None:
         kwargs = {key: value for key, value in done.kwargs.items() if key != "generator"}
         outputs = () if in_place else tuple(new(out, None) for out in done.out)
         # The method of the same name takes 1.4 us less than the operation: 19 against 14 ms for 512 agents' MLPs.
-        method = getattr(Tensor, done.operation._schema.name.removeprefix("aten::"), None) if in_place else None
+        method = getattr(Tensor, schema(done.operation).name.removeprefix("aten::"), None) if in_place else None
         steps.append(_Step(method or done.operation, args, inputs, kwargs, done.draws, outputs))
     whole = {name for name, _ in rows}
-    others = [name for name, leaf in leaves.items() if _storage(leaf) in drawn and name not in whole]
+    others = [name for name, leaf in leaves.items() if storage_id(leaf) in drawn and name not in whole]
     if any(_place(leaves[name]) not in places for name in others):
         return None
     copies = [(name, places[_place(leaves[name])]) for name in others]
-    constants = {name: leaf.detach().clone() for name, leaf in leaves.items() if _storage(leaf) not in drawn}
+    constants = {name: leaf.detach().clone() for name, leaf in leaves.items() if storage_id(leaf) not in drawn}
     return Tape(tuple(steps), tuple(values), tuple(rows), tuple(copies), constants, torch.get_default_dtype())
 
 

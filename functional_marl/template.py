@@ -14,13 +14,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch.func import functional_call
-from torch.nn.modules.batchnorm import _NormBase  # pyright: ignore[reportPrivateUsage]
-from torch.nn.utils.parametrizations import _WeightNorm  # pyright: ignore[reportPrivateUsage]
 from torch.nn.utils.weight_norm import WeightNorm
 from torch.overrides import BaseTorchFunctionMode
 
+from functional_marl import _torch_compat
 from functional_marl.errors import StructureError
 from functional_marl.modes import drawing_from
 from functional_marl.skeleton import (
@@ -47,7 +45,6 @@ Build = Callable[[], nn.Module]
 _LOOPED = (nn.RNNBase, nn.LSTMCell)
 _ATTENDING = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerEncoder)
 _NOT_PICKLED = ("_attends", "_tape", "_last", "_local", "_recurrent", "_renormed", "_traced", "_tracked", "_unruled")
-_functorch: Any = torch._C._functorch  # pyright: ignore[reportAttributeAccessIssue]
 
 
 @dataclass(frozen=True)
@@ -146,9 +143,10 @@ class Template:
 
     def _pair(self) -> tuple[nn.Module, nn.Module]:
         # In a transform of torch.func the copies of plain tensors would belong to that transform.
-        with temporarily_clear_interpreter_stack():
+        with _torch_compat.outside_transforms():
             return skeleton_pair(self._empty)
 
+    @_torch_compat.constant_result
     def _have_traced(self) -> None:
         """Make the pair for dynamo, which runs this while it traces: see below."""
         if self._traced is None:
@@ -156,26 +154,22 @@ class Template:
             self._tracked = [
                 name
                 for path, part in self._traced[True].named_modules()
-                if isinstance(part, _NormBase) and part.training and part.track_running_stats
+                if part.training and getattr(part, "track_running_stats", False)
                 for name in (f"{path}.{buffer}".lstrip(".") for buffer in part._buffers)
                 if name in self.buffers
             ]
-
-    # What torch.compiler.assume_constant_result sets; calling that would import dynamo, 1.4 s.
-    _have_traced._dynamo_marked_constant = True  # pyright: ignore
 
     def tracked(self) -> list[str]:
         """The buffers that a training step is known to change, for dynamo, which sees no writes."""
         self._have_traced()
         return self._tracked
 
+    @_torch_compat.constant_result
     def unruled(self) -> bool:
         """Whether torch.func.vmap lacks a rule for a part, of the kind that evaluate/rules.py has."""
         if self._unruled is None:
             self._unruled = any(_unruled(part) for _, part in self.modules())
         return self._unruled
-
-    unruled._dynamo_marked_constant = True  # pyright: ignore
 
     def bare(self) -> bool:
         """Whether a mapped call needs nothing but parameters put in their places."""
@@ -361,7 +355,7 @@ def _renorms(part: nn.Module) -> bool:
 
 
 def _unruled(part: nn.Module) -> bool:
-    if isinstance(part, (nn.GRUCell, nn.RNNCell, nn.Bilinear, _WeightNorm)):
+    if isinstance(part, (nn.GRUCell, nn.RNNCell, nn.Bilinear, _torch_compat.WeightNorm)):
         return True
     return any(isinstance(hook, WeightNorm) for hook in part._forward_pre_hooks.values())
 
@@ -386,6 +380,6 @@ def _differentiable_attention() -> contextlib.AbstractContextManager[Any]:
     It asks ``requires_grad``, which a tensor mapped by vmap does not show, and then takes a kernel that has
     no derivative and no batching rule. Any torch function mode, local to the thread, says no to it.
     """
-    if torch.compiler.is_dynamo_compiling() or _functorch.peek_interpreter_stack() is not None:
+    if torch.compiler.is_dynamo_compiling() or _torch_compat.in_transform():
         return BaseTorchFunctionMode()
     return contextlib.nullcontext()

@@ -13,6 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.checkpoint import checkpoint
 
 import functional_marl as fm
+from functional_marl import _torch_compat
 from functional_marl.evaluate import apply_directly, direct, draws
 from functional_marl.evaluate.rules import Rules
 from functional_marl.lowering import gather_slots
@@ -189,7 +190,7 @@ def test_a_network_inside_itself(strategy: Any) -> None:
 
 
 def mapped_calls(seen: list[bool], x: Tensor) -> Tensor:
-    seen.append(torch._C._functorch.is_batchedtensor(x))  # pyright: ignore
+    seen.append(_torch_compat.is_batched(x))
     return x * 2
 
 
@@ -350,13 +351,16 @@ def test_it_leaves_other_calls_to_the_general_way(strategy: Any, monkeypatch: py
     with monkeypatch.context() as patched:
         patched.setattr(torch.compiler, "is_compiling", lambda: True)
         assert apply_directly(net, params, x, False) is None
-    monkeypatch.setattr(direct, "_callback", lambda: print)
+    monkeypatch.setattr(_torch_compat, "dynamo_callback", lambda: print)
     assert apply_directly(net, params, x, False) is None
 
 
 def test_dynamo_is_asked_whether_it_traces_or_runs_what_is_inside(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not direct.is_compiled()
-    for place, name, value in ((torch.compiler, "is_dynamo_compiling", True), (direct, "_callback", print)):
+    for place, name, value in (
+        (torch.compiler, "is_dynamo_compiling", True),
+        (_torch_compat, "dynamo_callback", print),
+    ):
         with monkeypatch.context() as patched:
             patched.setattr(place, name, lambda: value)  # noqa: B023
             assert direct.is_compiled()

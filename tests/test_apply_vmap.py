@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import functional_marl as fm
+from functional_marl import _torch_compat
 from functional_marl.evaluate import vmap
 from tests.builders import N, numbers
 
@@ -52,7 +52,7 @@ def test_the_map_draws_as_it_is_told(tracer: str | None, monkeypatch: pytest.Mon
 
 def test_the_warning_is_on_again_when_the_last_call_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     flags: list[Any] = []
-    monkeypatch.setattr(vmap, "_functorch", SimpleNamespace(_set_vmap_fallback_warning_enabled=flags.append))
+    monkeypatch.setattr(_torch_compat, "warn_of_fallback", flags.append)
     quiet = vmap._Quiet()
     for _ in range(2):
         flags.clear()
@@ -66,7 +66,7 @@ def test_the_warning_is_on_again_when_the_last_call_has_ended(monkeypatch: pytes
 
 
 def test_what_has_a_rule_is_mapped_without_the_warning_in_any_case(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(vmap, "_functorch", SimpleNamespace(_set_vmap_fallback_warning_enabled=lambda on: None))
+    monkeypatch.setattr(_torch_compat, "warn_of_fallback", lambda on: None)
     net = fm.network(lambda: nn.Bilinear(4, 4, 3).double(), N, strategy="vmap")
     params, x = fm.init_params(net, 0), numbers(5, N, 4)
     expected = torch.stack([fm.agent_module(net, params, i)(x[:, i], x[:, i]).detach() for i in range(N)], 1)

@@ -19,6 +19,7 @@ PACKAGE = Path(fm.__file__).parent
 # A room imports from those before it. The package itself, its public names, is the last but for the two
 # that stand on top of it; nothing imports it.
 ROOMS = [
+    "_torch_compat",
     "errors",
     "random",
     "sharing",

@@ -14,14 +14,14 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from functional_marl import _torch_compat
+from functional_marl._torch_compat import Primitives
 from functional_marl.evaluate.draws import RngStates, rng_states, same_states, set_rng_states
 from functional_marl.evaluate.vmap import (
     ANSWERS,
     FAILURES,
     activation_bytes,
     in_chunks,
-    load,
-    primitives,
     quiet,
     widest_leaf,
 )
@@ -33,27 +33,24 @@ from functional_marl.skeleton import Place, Skeleton
 __all__ = ["apply_directly", "is_compiled"]
 
 
-# What runs at a call where torch.compile is at work; private.
-_dynamo: Any = getattr(getattr(torch._C, "_dynamo", None), "eval_frame", None)
-_callback: Any = getattr(_dynamo, "get_eval_frame_callback", lambda: None)
-
-
 def is_compiled() -> bool:
     """Whether dynamo traces this call, or, after a break in the graph, the calls inside it."""
-    return torch.compiler.is_dynamo_compiling() or callable(_callback())
+    return torch.compiler.is_dynamo_compiling() or callable(_torch_compat.dynamo_callback())
 
 
 def apply_directly(net: Network, params: dict[str, Any], x: Tensor, train: bool) -> Tensor | None:
     """The output with the agents in its place, or None."""
-    if primitives is None or torch.compiler.is_compiling() or callable(_callback()):
+    primitives = _torch_compat.primitives
+    if primitives is None or torch.compiler.is_compiling() or callable(_torch_compat.dynamo_callback()):
         return None
-    if torch._C._len_torch_dispatch_stack():  # fake tensors and others that watch operations
+    if _torch_compat.dispatch_modes():  # fake tensors and others that watch operations
         return None
     kept = net.__dict__  # as functools.cached_property keeps what a frozen value is asked for again
     if "_mapped" not in kept:
+        primitives.load()
         kept["_mapped"] = (_Mapped.of(net, False), _Mapped.of(net, True))
     mapped: _Mapped | None = kept["_mapped"][train]
-    return None if mapped is None else mapped(params, x)
+    return None if mapped is None else mapped(primitives, params, x)
 
 
 class _Mapped:
@@ -68,7 +65,6 @@ class _Mapped:
         return cls(net, train) if way and simple and template.bare() else None
 
     def __init__(self, net: Network, train: bool) -> None:
-        load()
         # not the network itself, which holds this
         self.template, self.train, self.n_agents, self.randomness = net.template, train, net.n_agents, net.randomness
         self.widest = widest_leaf(net)
@@ -85,7 +81,7 @@ class _Mapped:
         self.drawless: set[tuple[torch.Size, torch.dtype]] = set()  # inputs for which nothing was drawn
         self.off = False
 
-    def __call__(self, params: Mapping[str, Any], x: Tensor) -> Tensor | None:
+    def __call__(self, primitives: Primitives, params: Mapping[str, Any], x: Tensor) -> Tensor | None:
         template, dim = self.template, self.dim
         skeleton = template.skeleton(self.train)
         places = skeleton.places(self.names)
@@ -102,7 +98,7 @@ class _Mapped:
         if kind not in self.drawless:  # 4 us, once a kind
             before = rng_states((x, *params.values()), needed=False)
         try:
-            out = self._run(skeleton, places, params, x, dim % x.dim())
+            out = self._run(primitives, skeleton, places, params, x, dim % x.dim())
         except FAILURES as error:
             if isinstance(error, ANSWERS) or not self.gives_way:
                 raise
@@ -117,11 +113,17 @@ class _Mapped:
         return out
 
     def _run(
-        self, skeleton: Skeleton, places: list[Place], params: Mapping[str, Any], x: Tensor, dim: int
+        self,
+        primitives: Primitives,
+        skeleton: Skeleton,
+        places: list[Place],
+        params: Mapping[str, Any],
+        x: Tensor,
+        dim: int,
     ) -> Tensor | None:
-        n, add = self.n_agents, primitives._add_batch_dim
+        n, add = self.n_agents, primitives.add
         with quiet:
-            level = primitives._vmap_increment_nesting(n, self.randomness)
+            level = primitives.enter(n, self.randomness)
             try:
                 for (name, shape, sharing, kind), (place, attribute) in zip(self.leaves, places, strict=True):
                     leaf = params.get(name)
@@ -133,15 +135,15 @@ class _Mapped:
                         place[attribute] = leaf[0] if kind == "whole" else add(gather_slots(leaf, sharing), 0, level)
                 # a clone, for the module may write into its input
                 out = skeleton.module(add(x.clone(), dim, level))
-                if not isinstance(out, Tensor) or primitives.maybe_get_level(out) != level:
+                if not isinstance(out, Tensor) or primitives.level(out) != level:
                     self.off = True  # from now on the general way, at once
                     return None
                 to = dim if self.out_dim is None else cast(int, self.out_dim)
                 if not -out.dim() - 1 <= to <= out.dim():
                     return None
-                return primitives._remove_batch_dim(out, level, n, to % (out.dim() + 1))
+                return primitives.remove(out, level, n, to % (out.dim() + 1))
             finally:
                 for place, attribute in places:
                     place[attribute] = None
                 skeleton.restore()
-                primitives._vmap_decrement_nesting()
+                primitives.leave()

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
+from functional_marl import _torch_compat
 from functional_marl.errors import RandomnessError, StructureError
 from functional_marl.evaluate.call import Call, Result
 from functional_marl.evaluate.draws import rng_states, set_rng_states
@@ -31,7 +31,7 @@ def evaluate_loop(call: Call) -> Result:
                 raise
             if not torch.compiler.is_dynamo_compiling():
                 raise RandomnessError(_NOT_TRACED) from None
-        torch._dynamo.graph_break(msg=_NOT_TRACED)
+        _torch_compat.graph_break(_NOT_TRACED)
     return _loop(call)
 
 
@@ -101,9 +101,7 @@ def _seen(call: Call, agent: int) -> str:
 
 def _traced() -> bool:
     """Whether a tracer records the call: it sees each draw, and no generator that is put back between them."""
-    if torch.compiler.is_dynamo_compiling():
-        return True
-    return torch._C._len_torch_dispatch_stack() > 0 and get_proxy_mode() is not None
+    return torch.compiler.is_dynamo_compiling() or _torch_compat.proxied()
 
 
 def buffers_changed(names: list[str]) -> str:

@@ -3,7 +3,7 @@
 Where it has no rule vmap runs the operation once a row, and warns. The warning cannot be kept back while
 ``torch.compile`` traces, and a traced loop is no way out: against vmap of a network with a GRUCell, compiled, it
 takes 0.7 of the time at 3 agents, but 1.4 at 16. Dynamo does not ask function modes about
-``torch._weight_norm``: compiled, that one still warns, as embedding bags and fractional pooling do, which have no
+the operation of weight norm: compiled, that one still warns, as embedding bags and fractional pooling do, which have no
 rule here.
 """
 
@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 from torch.overrides import TorchFunctionMode
+
+from functional_marl import _torch_compat
 
 __all__ = ["Rules"]
 
@@ -53,7 +55,7 @@ _RULES: dict[Any, Any] = {
     torch.rnn_tanh_cell: partial(_alike, torch.rnn_tanh_cell, partial(_rnn_cell, torch.tanh)),
     torch.rnn_relu_cell: partial(_alike, torch.rnn_relu_cell, partial(_rnn_cell, torch.relu)),
     torch.bilinear: partial(_alike, torch.bilinear, _bilinear),
-    torch._weight_norm: _weight_norm,  # pyright: ignore[reportPrivateImportUsage]
+    _torch_compat.weight_norm: _weight_norm,
 }
 
 

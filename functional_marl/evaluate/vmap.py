@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
+from functional_marl import _torch_compat
 from functional_marl.errors import RandomnessError, StructureError
 from functional_marl.evaluate.call import Call, Result
 from functional_marl.evaluate.loop import buffers_changed, plain
@@ -23,25 +23,12 @@ from functional_marl.sharing import Sharing
 from functional_marl.skeleton import written
 from functional_marl.trees import Tree, flatten
 
-try:  # what vmap itself calls is private; without it the public function serves
-    from torch._functorch.predispatch import lazy_load_decompositions
-
-    primitives: Any = torch._C._functorch  # pyright: ignore[reportAttributeAccessIssue]
-    for _name in ("add_batch_dim", "remove_batch_dim", "vmap_increment_nesting", "vmap_decrement_nesting"):
-        getattr(primitives, f"_{_name}")
-    primitives.maybe_get_level  # noqa: B018
-    load: Any = functools.cache(lazy_load_decompositions)
-except (ImportError, AttributeError):  # pragma: no cover
-    primitives = None
-    load = None
-
 __all__ = [
     "ANSWERS",
     "FAILURES",
     "activation_bytes",
     "evaluate_vmap",
     "in_chunks",
-    "primitives",
     "quiet",
     "widest_leaf",
 ]
@@ -144,9 +131,6 @@ def evaluate_vmap(call: Call) -> Result:
     return Result(outputs, dict(zip(call.state, ready, strict=True)) if mutable else {})
 
 
-_functorch: Any = torch._C._functorch  # pyright: ignore[reportAttributeAccessIssue]
-
-
 class _Quiet:
     """Leaves out torch's warning at each call of an op that has no batching rule.
 
@@ -161,13 +145,13 @@ class _Quiet:
     def __enter__(self) -> None:
         with self.lock:
             self.under_way += 1
-            _functorch._set_vmap_fallback_warning_enabled(False)
+            _torch_compat.warn_of_fallback(False)
 
     def __exit__(self, *exception: object) -> None:
         with self.lock:
             self.under_way -= 1
             if self.under_way == 0:
-                _functorch._set_vmap_fallback_warning_enabled(True)
+                _torch_compat.warn_of_fallback(True)
 
 
 quiet = _Quiet()
@@ -199,17 +183,18 @@ def _map(
     if torch.compiler.is_dynamo_compiling():
         return _traceable(function, n, randomness, tensors, dims)
     with quiet:
+        primitives = _torch_compat.primitives
         if primitives is None or torch.compiler.is_compiling():
             return _traceable(function, n, randomness, tensors, dims)
         # Public vmap flattens trees and checks for 129 us a call; what it calls itself takes 5 us.
-        load()
-        add, remove = primitives._add_batch_dim, primitives._remove_batch_dim
-        level = primitives._vmap_increment_nesting(n, randomness)
+        primitives.load()
+        add, remove = primitives.add, primitives.remove
+        level = primitives.enter(n, randomness)
         try:
             outputs = function(*[t if d is None else add(t, d, level) for t, d in zip(tensors, dims, strict=True)])
             return [remove(output, level, n, 0) for output in outputs]
         finally:
-            primitives._vmap_decrement_nesting()
+            primitives.leave()
 
 
 def _traceable(

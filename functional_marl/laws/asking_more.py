@@ -256,7 +256,7 @@ def compile_is_eager(s: Foreign) -> None:
     module = s.host.module
     with kept(module), torch.no_grad():
         module.eval()
-        torch._dynamo.reset()  # pyright: ignore[reportUnknownMemberType]
+        torch.compiler.reset()
         compiled: Any = torch.compile(module, backend="aot_eager")
         for case in (s, s.redrawn(s.seed + 1)):
             args, kwargs = s.host.rebuild(case.leaves)

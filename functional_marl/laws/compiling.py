@@ -40,7 +40,7 @@ def _other(s: Subject) -> tuple[Any, ...]:
 
 def _compiled(s: Subject, backend: str) -> None:
     run, given = _function(s)
-    torch._dynamo.reset()  # pyright: ignore[reportUnknownMemberType]
+    torch.compiler.reset()
     compiled: Any = torch.compile(run, fullgraph=True, backend=backend)  # pyright: ignore
     for what, arguments in (("the traced", given), ("other", _other(s))):
         agree(compiled(*arguments), run(*arguments), f"backend {backend}, {what} parameters: outputs")

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import vmap
 
+from functional_marl._torch_compat import version
 from functional_marl.errors import StructureError
 from functional_marl.laws.law import agree, broken, law
 from functional_marl.laws.subject import Subject
@@ -85,11 +86,11 @@ def nothing_is_changed(s: Subject) -> None:
     args, kwargs = s.placed()
     given = {"inputs": args, "kwargs": kwargs, "params": s.own, "state": s.state}
     copies = tree_map(torch.clone, given)
-    versions = [leaf._version for leaf in flatten(given)[0]]
+    versions = [version(leaf) for leaf in flatten(given)[0]]
 
     def look(where: str) -> None:
         agree(given, copies, where, exact=True)
-        now = [leaf._version for leaf in flatten(given)[0]]
+        now = [version(leaf) for leaf in flatten(given)[0]]
         if now != versions:
             broken(f"{where}: written in place, though with the same numbers")
 

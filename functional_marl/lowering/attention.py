@@ -27,7 +27,7 @@ Attention = Callable[[Run, Tensor, Tensor, Tensor, Tensor | None], tuple[Tensor,
 def _attention(module: nn.MultiheadAttention, leaves: Leaves) -> Attention:
     """Scaled dot-product attention, its projections and its dropout (Vaswani et al. 2017, arXiv:1706.03762)."""
     ordinary = type(module.out_proj) is NonDynamicallyQuantizableLinear and "bias_k" not in leaves.names
-    if not ordinary or not module._qkv_same_embed_dim or module.add_zero_attn:
+    if not ordinary or "in_proj_weight" not in leaves.names or module.add_zero_attn:
         raise Unlowered("MultiheadAttention with kdim, vdim, add_bias_kv, add_zero_attn or another out_proj")
     heads, width, p = module.num_heads, module.head_dim, module.dropout
 

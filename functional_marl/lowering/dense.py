@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from functional_marl import _torch_compat
 from functional_marl.sharing import Sharing
 
 __all__ = [
@@ -64,7 +65,7 @@ def _kept_index(values: tuple[int, ...], device: torch.device) -> Tensor:
 
 def index_tensor(values: tuple[int, ...], device: torch.device) -> Tensor:
     """An index tensor, kept: a list as index would be copied to the device at each call."""
-    if torch.compiler.is_dynamo_compiling() or torch._C._len_torch_dispatch_stack():
+    if torch.compiler.is_dynamo_compiling() or _torch_compat.dispatch_modes():
         return torch.tensor(values, device=device)  # made under a mode it may be fake, and must not be kept
     return _kept_index(values, device)
 

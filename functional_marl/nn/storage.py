@@ -16,6 +16,8 @@ from tensordict import TensorDict, TensorDictParams
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
+from functional_marl import _torch_compat
+
 __all__ = ["Layout", "Params", "is_lazy", "nested", "put", "take"]
 
 
@@ -91,7 +93,7 @@ def put(module: nn.Module, layout: Layout, leaves: Mapping[str, Tensor], registe
         if isinstance(owner, nn.RNNBase):
             recurrent[id(owner)] = owner
     for owner in recurrent.values() if register else ():
-        owner._init_flat_weights()  # pyright: ignore[reportUnknownMemberType]
+        _torch_compat.read_flat_weights(owner)
 
 
 def nested(layout: Layout, leaves: Mapping[str, Any], batch_size: list[int]) -> Any:
