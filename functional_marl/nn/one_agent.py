@@ -145,6 +145,8 @@ class MLP(nn.Sequential):
     )
     """
 
+    reads = frozenset({"out_features"})  # its forward; other attributes say how it was built, as torchrl's do
+
     def __init__(
         self,
         in_features: int | None = None,
@@ -176,7 +178,12 @@ class MLP(nn.Sequential):
             raise RuntimeError(f"depth={depth} and num_cells={cells} do not agree: expected {depth} numbers of cells")
         super().__init__()
         self.in_features, self.out_features = in_features, out_features
-        self.depth, self.num_cells = len(cells), cells
+        self.depth, self.num_cells, self.dropout = len(cells), cells, dropout
+        self.activation_class, self.activation_kwargs = activation_class, activation_kwargs
+        self.norm_class, self.norm_kwargs = norm_class, norm_kwargs
+        self.layer_class, self.layer_kwargs = layer_class, layer_kwargs
+        self.bias_last_layer, self.single_bias_last_layer = bias_last_layer, single_bias_last_layer
+        self.activate_last_layer = activate_last_layer
         last = math.prod(out_features) if isinstance(out_features, Sequence) else out_features
         hidden = self.depth + activate_last_layer
         norms, activations = _each(norm_kwargs, hidden), _each(activation_kwargs, hidden)
@@ -241,6 +248,8 @@ class ConvNet(nn.Sequential):
     )
     """
 
+    reads: frozenset[str] = frozenset()
+
     def __init__(
         self,
         in_features: int | None = None,
@@ -279,6 +288,10 @@ class ConvNet(nn.Sequential):
         self.in_features, self.depth, self.bias_last_layer = in_features, depth, bias_last_layer
         self.num_cells, self.out_features = each["num_cells"], each["num_cells"][-1]
         self.kernel_sizes, self.strides, self.paddings = each["kernel_sizes"], each["strides"], each["paddings"]
+        self.activation_class, self.activation_kwargs = activation_class, activation_kwargs or {}
+        self.norm_class, self.norm_kwargs = norm_class, norm_kwargs or {}
+        self.aggregator_class, self.squeeze_output = aggregator_class, squeeze_output
+        self.aggregator_kwargs = {"ndims_in": 3} if aggregator_kwargs is None else dict(aggregator_kwargs)
         norms, activations = _each(norm_kwargs, depth), _each(activation_kwargs, depth)
         layers: list[Any] = []
         channels: list[Any] = [in_features, *each["num_cells"]]
@@ -296,17 +309,18 @@ class ConvNet(nn.Sequential):
             if norm_class is not None:
                 layers.append(_made_on(norm_class, device, **norm))
         if aggregator_class is not None:
-            options = {"ndims_in": 3} if aggregator_kwargs is None else dict(aggregator_kwargs)
-            layers.append(_made_on(aggregator_class, device, **options))
+            layers.append(_made_on(aggregator_class, device, **self.aggregator_kwargs))
         if squeeze_output:
             layers.append(_Squeeze2d())
         for i, layer in enumerate(_as_layers(layers)):
             self.add_module(str(i), layer)
 
     def forward(self, input: Tensor) -> Tensor:
-        """``[*B, C, H, W] -> [*B, F]``."""
+        """``[*B, C, H, W] -> [*B, F]``; a lone image is a batch of one, so that norms and ``Flatten`` take it alike."""
         batch = input.shape[:-3]
-        if len(batch) <= 1:
+        if not batch:
+            return super().forward(input[None])[0]
+        if len(batch) == 1:
             return super().forward(input)
         return super().forward(input.flatten(0, len(batch) - 1)).unflatten(0, batch)
 

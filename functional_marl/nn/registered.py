@@ -175,25 +175,27 @@ class Registered(nn.Module):
                 leaf.data.copy_(given[name].data)
 
     def reset_parameters(self) -> None:
-        """Draw every parameter anew, slot after slot, by ``reset_parameters`` or else by the factory."""
+        """Draw every parameter anew, by ``reset_parameters`` or else by the factory; buffers as those resets do.
+
+        Under the same ``torch.manual_seed`` the numbers are those of torchrl's ``reset_parameters``. Nothing
+        happens while lazy leaves have no shape.
+        """
         params, buffers = self._live()
-        shared = self.share_params is True
-        lazy = any(map(is_lazy, params.values()))
-        if lazy:
+        if any(map(is_lazy, params.values())):
             return
-        n_slots = 1 if shared else max(s.n_slots for s in self._sharing.values())
-        rows = [
-            {
-                k: (leaf if shared else leaf[min(slot, len(leaf) - 1)]).detach()
-                for k, leaf in {**params, **buffers}.items()
-            }
-            for slot in range(n_slots)
-        ]
-        drawn = drawing.redraw(self._build_one, self._empty_net, self._layout, rows)
+        own = {**params, **buffers}
+        n_slots = max((s.n_slots for s in self._sharing.values()), default=1)
+        rows = {k: self._rows_of(leaf, n_slots).detach() for k, leaf in own.items()}
+        fresh = drawing.redraw(self._build_one, self._empty_net, self._layout, rows)
         with torch.no_grad():
-            for name, leaf in params.items():
-                fresh = [slot[name] for slot in drawn[: self._sharing[name].n_slots]]
-                leaf.copy_(fresh[0] if shared else torch.stack(fresh))
+            for name, leaf in own.items():
+                leaf.copy_(fresh[name][0] if self.share_params is True else fresh[name][: len(leaf)])
+
+    def _rows_of(self, leaf: Tensor, n_slots: int) -> Tensor:
+        """A leaf as ``[n_slots, *leaf]``; one of fewer slots has its last row again and again."""
+        if self.share_params is True:
+            return leaf[None]
+        return leaf[torch.arange(n_slots).clamp(max=len(leaf) - 1)]
 
     # --- lazy leaves and checkpoints -------------------------------------------------------------------
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from itertools import repeat
 from operator import is_
 from typing import Any
@@ -21,7 +22,8 @@ class Watch:
     """The public attributes, parts and modes of a module as they were; tensors are not looked at.
 
     An edit is a new object under a name. What changes inside of an attribute, say an item of a list, is not
-    seen. Modes count as edited only where they differ within the module.
+    seen. Modes count as edited only where they differ within the module. Where a class says what its forward
+    ``reads``, its other attributes are left out.
     """
 
     def __init__(self, root: nn.Module, leaves: tuple[str, ...]) -> None:
@@ -36,7 +38,8 @@ class Watch:
         for path, part in parts.items():
             own = part.__dict__
             tensors = {attribute for at, _, attribute in (k.rpartition(".") for k in leaves) if at == path}
-            names = [k for k in own if k[0] != "_" and k != "training" and k not in tensors]
+            read: Container[str] = vars(type(part)).get("reads", own)
+            names = [k for k in own if k[0] != "_" and k != "training" and k not in tensors and k in read]
             kept += [(own, name, own.get(name)) for name in dict.fromkeys([*names, "forward"])]
             kept += [(part._modules, name, child) for name, child in part._modules.items()]
         self.owners, self.names, self.values = zip(*kept, strict=True)
