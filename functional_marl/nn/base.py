@@ -181,10 +181,10 @@ class MultiAgentNetBase(Registered):
         """The network; made anew when somebody has edited the template, or put hooks on it or taken them off."""
         if torch.compiler.is_compiling():
             return self._net
-        if not self._watch.unchanged():
-            self._watch.check_parts()
-            self._prepare()
-        elif RemovableHandle.next_id != self._handles and self._has_hooks() != self._hooked:
+        if not self._watch.unchanged() or (
+            RemovableHandle.next_id != self._handles and self._has_hooks() != self._hooked
+        ):
+            self._check_template()
             self._prepare()
         return self._net
 

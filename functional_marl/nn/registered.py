@@ -11,9 +11,12 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from functional_marl.errors import StructureError
 from functional_marl.nn import drawing, storage
 from functional_marl.nn.storage import Layout, Params, is_lazy, put
+from functional_marl.nn.watch import Watch
 from functional_marl.sharing import Sharing, SharingSpec, resolve
+from functional_marl.skeleton import plain_tensors
 
 __all__ = ["HOOKS", "Registered"]
 
@@ -33,6 +36,7 @@ class Registered(nn.Module):
     _sharing: dict[str, Sharing]
     _known: list[Any]
     _empty_net: nn.Module
+    _watch: Watch
 
     def _build_one(self) -> nn.Module:
         raise NotImplementedError
@@ -124,7 +128,8 @@ class Registered(nn.Module):
             *self._empty_net.buffers(),
             *storage.take(self._empty_net, self._layout).values(),
         )
-        lost: dict[int, Any] = {id(t): None for t in held}
+        computed = plain_tensors(self._empty_net, hooked=True).values()  # by pruning, say, ahead of each forward
+        lost: dict[int, Any] = {id(t): None for t in (*held, *computed)}
         one = copy.deepcopy(self._empty_net, {**lost, **{id(hook): hook for hook in hooks}})
         rows: dict[str, Any] = {}
         for name, leaf in leaves.items():
@@ -132,6 +137,34 @@ class Registered(nn.Module):
             rows[name] = nn.Parameter(row, row.is_floating_point()) if name in self._layout.params else row
         put(one, self._layout, rows)
         return one
+
+    def _check_template(self) -> None:
+        """After an edit of the template: take over its leaves where it holds one agent's, else refuse new ones.
+
+        Raises:
+            StructureError: pruning, a parametrization or a new layer on a template that holds no leaves, or
+                those of several slots.
+        """
+        own = self._layout.names
+        new = [
+            name
+            for path, part in self._empty_net.named_modules(remove_duplicate=False)
+            for attribute, leaf in (*part._parameters.items(), *part._buffers.items())
+            if leaf is not None
+            and ((name := f"{path}.{attribute}".lstrip(".")) not in own or id(part) not in self._watch.known)
+        ]
+        lost = [name for name in own if not _holds(self._empty_net, name)]
+        if not new and not lost:
+            return
+        if self.share_params is not True or self.use_td_params:
+            gone = f" and without {lost}" if lost else ""
+            raise StructureError(
+                f"_empty_net: expected the leaves that it was built with, got it with {new} as new ones{gone}; build a "
+                "new network with this in its _build_single_net (layers can be replaced, pruned and parametrized "
+                "afterwards under share_params=True with use_td_params=False only)"
+            )
+        self._layout = Layout.of(self._empty_net)
+        self._sharing = self._slot_maps()
 
     # --- the stateful view -----------------------------------------------------------------------------
 
@@ -256,8 +289,18 @@ def _forget_template_buffers(module: Any, incompatible: Any) -> None:
 
 def _copied(module: nn.Module) -> nn.Module:
     """A deep copy without the parameters and buffers that the module holds."""
-    lost: dict[int, Any] = {id(t): None for t in (*module.parameters(), *module.buffers())}
+    computed = plain_tensors(module, hooked=True).values()
+    lost: dict[int, Any] = {id(t): None for t in (*module.parameters(), *module.buffers(), *computed)}
     return copy.deepcopy(module, lost)
+
+
+def _holds(root: nn.Module, name: str) -> bool:
+    """Whether a module has a tensor under a dotted name, registered or not."""
+    path, _, attribute = name.rpartition(".")
+    try:
+        return isinstance(getattr(root.get_submodule(path), attribute), Tensor)
+    except AttributeError:
+        return False
 
 
 def _at(root: nn.Module, path: tuple[str, ...], attribute: str) -> Any:
@@ -266,7 +309,11 @@ def _at(root: nn.Module, path: tuple[str, ...], attribute: str) -> Any:
         root = root._modules[part]  # pyright: ignore
     own = root.__dict__
     leaf = own["_parameters"].get(attribute)
-    return getattr(root, attribute) if leaf is None else leaf
+    if leaf is None:
+        leaf = getattr(root, attribute)
+        if not isinstance(leaf, Tensor):
+            raise StructureError(f"_empty_net: expected a tensor as {'.'.join((*path, attribute))!r}, got {leaf!r}")
+    return leaf
 
 
 def _from_tensordict(td: Any, layout: Layout) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

@@ -9,8 +9,6 @@ from typing import Any
 
 from torch import nn
 
-from functional_marl.errors import StructureError
-
 __all__ = ["Watch", "stay"]
 
 
@@ -28,11 +26,12 @@ class Watch:
 
     def __init__(self, root: nn.Module, leaves: tuple[str, ...]) -> None:
         parts = dict(root.named_modules())
+        self.known = frozenset(map(id, parts.values()))  # held by `values`, so that no other part gets an id
         self.root: dict[str, Any] = root.__dict__
         self.parts = [part.__dict__ for part in parts.values()]
         self.modes = [part.training for part in parts.values()]
         self.mixed = len(set(self.modes)) > 1
-        self.branches = [part._modules for part in parts.values() if part._modules]
+        self.branches = [part._modules for part in parts.values()]  # a parametrization is a new child
         self.children = sum(map(len, self.branches))
         kept: list[tuple[dict[str, Any], str, Any]] = []
         for path, part in parts.items():
@@ -52,17 +51,3 @@ class Watch:
             and all(map(is_, map(dict.get, self.parts, repeat("training")), modes))
             and sum(map(len, self.branches)) == self.children
         )
-
-    def check_parts(self) -> None:
-        """Raise if a layer with parameters or buffers took another's place: no slots hold them."""
-        known = set(map(id, self.values))
-        for children in self.branches:
-            for name, child in children.items():
-                if child is None or id(child) in known:
-                    continue
-                leaves = [k for k, _ in (*child.named_parameters(), *child.named_buffers())]
-                if leaves:
-                    raise StructureError(
-                        f"_empty_net: expected layers without leaves in the place of others, got "
-                        f"{type(child).__name__} as {name!r} with {leaves}; build a new network"
-                    )
