@@ -7,6 +7,7 @@ tensors that are registered at that moment.
 from __future__ import annotations
 
 import abc
+import glob
 from collections.abc import Callable
 from textwrap import indent
 from typing import Any, TypeVar, cast
@@ -171,7 +172,7 @@ class MultiAgentNetBase(Registered):
         return network_of(
             one,
             n_agents=self.n_agents,
-            sharing=self._sharing,
+            sharing={glob.escape(name): slots for name, slots in self._sharing.items()},
             centralized=self.centralized,
             agent_dim=self.agent_dim,
             randomness=cast(Randomness, self._vmap_randomness),
@@ -236,16 +237,20 @@ class MultiAgentNetBase(Registered):
         else:
             seen = self._pre_forward_check(x)
             net = self._placed(x.ndim, seen is x)
+        return self._evaluate(net, (seen,), None)
+
+    def _evaluate(self, net: Network, inputs: tuple[Any, ...], kwargs: dict[str, Any] | None) -> Any:
+        """Apply the network to the tensors that are registered now; in training their buffers are updated."""
         params, buffers = self._live()
         if self.share_params is True:
             params = {name: leaf.unsqueeze(0) for name, leaf in params.items()}
         train = self.__dict__["_modules"]["_empty_net"].training
         if not buffers:
-            return apply(net, params, seen, train=train)
+            return apply(net, params, *inputs, train=train, kwargs=kwargs)
         state = {name: leaf.unsqueeze(0) for name, leaf in buffers.items()} if self.share_params is True else buffers
         if not train:
-            return apply(net, params, seen, state=state)
-        out, after = apply(net, params, seen, state=state, train=True, mutable=True)
+            return apply(net, params, *inputs, state=state, kwargs=kwargs)
+        out, after = apply(net, params, *inputs, state=state, train=True, mutable=True, kwargs=kwargs)
         with torch.no_grad():
             for name, buffer in buffers.items():
                 buffer.copy_(after[name].squeeze(0) if self.share_params is True else after[name])
