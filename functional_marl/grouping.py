@@ -38,8 +38,9 @@ class MarlGroupMapType(enum.Enum):
 
     def get_group_map(self, agent_names: Iterable[str]) -> dict[str, list[str]]:
         """The group map of these agents, in new lists: the caller's list is never part of it."""
+        agent_names = as_names(agent_names, "agent_names")
         if self is MarlGroupMapType.ALL_IN_ONE_GROUP:
-            return {"agents": list(agent_names)}
+            return {"agents": agent_names}
         return {name: [name] for name in agent_names}
 
     @property

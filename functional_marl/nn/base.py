@@ -10,13 +10,14 @@ import abc
 import glob
 from collections.abc import Callable
 from textwrap import indent
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar, cast, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from functional_marl.apply import apply
+from functional_marl.arguments import as_flag, as_index, shown
 from functional_marl.errors import StructureError
 from functional_marl.network import Network, Randomness, network_of
 from functional_marl.nn import drawing, storage
@@ -101,11 +102,14 @@ class MultiAgentNetBase(Registered):
         for name, value in (("centralized", centralized), ("share_params", share_params), ("agent_dim", agent_dim)):
             if value is None:
                 raise TypeError(f"{name}: expected a value, got None; pass {name}=")
-        self.n_agents = n_agents
-        self.share_params = cast("bool | SharingSpec", share_params)
-        self.centralized = bool(centralized)
-        self.agent_dim = cast(int, agent_dim)
-        self.use_td_params = use_td_params
+        if vmap_randomness not in get_args(Randomness):
+            words = ", ".join(map(repr, get_args(Randomness)))
+            raise StructureError(f"vmap_randomness: expected one of {words}, got {shown(vmap_randomness)}")
+        self.n_agents = n_agents = as_index(n_agents, "n_agents", 1)
+        self.share_params = cast("bool | SharingSpec", _as_sharing(share_params))
+        self.centralized = as_flag(centralized, "centralized")
+        self.agent_dim = as_index(agent_dim, "agent_dim")
+        self.use_td_params = as_flag(use_td_params, "use_td_params")
         self._vmap_randomness = vmap_randomness
         self._build_kwargs = kwargs
         n_slots = n_agents if self.share_params is False else 1
@@ -127,7 +131,10 @@ class MultiAgentNetBase(Registered):
         self._prepare()
 
     def _build_one(self) -> nn.Module:
-        return self._build_single_net(**self._build_kwargs)
+        one = self._build_single_net(**self._build_kwargs)
+        if not isinstance(one, nn.Module):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise TypeError(f"_build_single_net: expected the nn.Module of one agent, got {shown(one)}")
+        return one
 
     @abc.abstractmethod
     def _build_single_net(self, *, device: Any, **kwargs: Any) -> nn.Module:
@@ -228,7 +235,9 @@ class MultiAgentNetBase(Registered):
 
     def forward(self, *inputs: Tensor) -> Tensor:
         """``[*B, n, F] -> [*B, n, F_out]``; several inputs are concatenated on the last axis."""
-        x = inputs[0] if len(inputs) == 1 else torch.cat(inputs, -1)
+        x = inputs[0] if len(inputs) == 1 else _joined(inputs)
+        if not isinstance(x, Tensor):  # pyright: ignore[reportUnnecessaryIsInstance]
+            _joined(inputs)
         if not self.initialized:
             self._materialise(x)
         net = self._current()
@@ -236,6 +245,8 @@ class MultiAgentNetBase(Registered):
             seen = x  # the core checks and merges the same
         else:
             seen = self._pre_forward_check(x)
+            if not isinstance(seen, Tensor):  # pyright: ignore[reportUnnecessaryIsInstance]
+                raise TypeError(f"_pre_forward_check: expected the checked input, a tensor, got {shown(seen)}")
             net = self._placed(x.ndim, seen is x)
         return self._evaluate(net, (seen,), None)
 
@@ -270,6 +281,9 @@ class MultiAgentNetBase(Registered):
         Kept for subclasses written for torchrl; :func:`functional_marl.apply` is what the forward uses.
         """
 
+        if not isinstance(module, nn.Module):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise TypeError(f"module: expected an nn.Module, got {shown(module)}")
+
         def one(params: Any, *inputs: Any) -> Any:
             flat = dict(params.flatten_keys(".").items())
             return torch.func.functional_call(module, flat, inputs)
@@ -289,3 +303,23 @@ class MultiAgentNetBase(Registered):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._prepare()
+
+
+def _as_sharing(spec: Any) -> Any:
+    """A sharing as it is, and numpy's bools as Python's."""
+    return bool(spec) if type(spec).__name__ in ("bool", "bool_") else spec
+
+
+def _joined(inputs: tuple[Any, ...]) -> Tensor:
+    """Several inputs next to each other on the last axis.
+
+    Raises:
+        TypeError: no input, or one that is no tensor. StructureError: shapes that differ ahead of the last axis.
+    """
+    if not inputs or not all(isinstance(x, Tensor) for x in inputs):
+        got = ", ".join(map(shown, inputs)) or "none"
+        raise TypeError(f"inputs: expected tensors [*B, n, F], got {got}; torch.as_tensor(x) makes one of an array")
+    shapes = [list(x.shape) for x in inputs]
+    if any(shape[:-1] != shapes[0][:-1] or not shape for shape in shapes):
+        raise StructureError(f"inputs: expected the same shapes up to the last axis, got {shapes}")
+    return torch.cat(inputs, -1)

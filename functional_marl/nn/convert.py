@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
 
+from functional_marl.arguments import shown
 from functional_marl.checks import check_network, check_params, check_state
-from functional_marl.errors import StructureError
+from functional_marl.errors import SharingError, StructureError
 from functional_marl.fresh import init_state
 from functional_marl.interop import as_flat_dict
 from functional_marl.network import Network
@@ -108,6 +109,8 @@ def from_functional(
     check_network(net)
     params = as_flat_dict(params)
     check_params(net, params)
+    if state is not None and not hasattr(state, "keys"):
+        raise StructureError(f"state: expected a dict of dotted names to tensors, got {shown(state)}")
     state = init_state(net) if state is None else as_flat_dict(state)
     check_state(net, state)
     return MultiAgentNet(net, params, state, use_td_params=use_td_params)
@@ -149,6 +152,8 @@ def convert_state_dict(
         raise StructureError(f"state_dict: expected names as keys, got {wrong[:8]}")
     if not isinstance(module, MultiAgentNetBase):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise StructureError(_not_ours(module))
+    if merge not in get_args(Merge):
+        raise SharingError(f"merge: expected one of {', '.join(map(repr, get_args(Merge)))}, got {merge!r}")
     if not isinstance(prefix, str):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise StructureError(f"prefix: expected a string as 'module.', got {prefix!r}")
     if not module.initialized:

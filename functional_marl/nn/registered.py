@@ -11,7 +11,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from functional_marl.errors import StructureError
+from functional_marl.arguments import shown
+from functional_marl.errors import SharingError, StructureError
 from functional_marl.nn import drawing, storage
 from functional_marl.nn.storage import Layout, Params, is_lazy, put
 from functional_marl.nn.watch import Watch
@@ -54,7 +55,10 @@ class Registered(nn.Module):
         spec: Any = self.share_params
         if isinstance(spec, bool):
             spec = "shared" if spec else "independent"
-        return resolve(spec, self.n_agents, names)
+        try:
+            return resolve(spec, self.n_agents, names)
+        except SharingError as error:
+            raise SharingError(f"share_params: {error}") from None
 
     def _stored(self, name: str, like: Tensor, rows: list[Tensor] | Tensor) -> Any:
         """The leaf as it is registered, from that of one agent and one row a slot."""
@@ -194,6 +198,8 @@ class Registered(nn.Module):
         Raises:
             RuntimeError: its leaves are not the leaves of this network; names those that differ.
         """
+        if not isinstance(stateful_net, nn.Module):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise TypeError(f"stateful_net: expected a module from get_stateful_net, got {shown(stateful_net)}")
         given: dict[str, Any] = dict((*stateful_net.named_parameters(), *stateful_net.named_buffers()))
         params, buffers = self._live()
         own = {**params, **buffers}
@@ -203,6 +209,13 @@ class Registered(nn.Module):
                 f"stateful_net: expected the leaves of this network; missing {sorted(own.keys() - given.keys())}, "
                 f"not of this network {sorted(given.keys() - own.keys())}"
             )
+        wrong = [
+            f"{k}: expected {list(leaf.shape)}, got {list(given[k].shape)}"
+            for k, leaf in own.items()
+            if not (is_lazy(leaf) or is_lazy(given[k])) and leaf.shape != given[k].shape
+        ]
+        if wrong:
+            raise RuntimeError("stateful_net: " + "; ".join(wrong))
         for name, leaf in own.items():
             if leaf is not given[name]:
                 leaf.data.copy_(given[name].data)
