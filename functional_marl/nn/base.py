@@ -19,8 +19,10 @@ from torch.utils.hooks import RemovableHandle
 from functional_marl.apply import apply
 from functional_marl.arguments import as_flag, as_index, shown
 from functional_marl.errors import StructureError
+from functional_marl.lowering import Plan
 from functional_marl.network import Network, Randomness, network_of
 from functional_marl.nn import drawing, storage
+from functional_marl.nn.apart import reads_agents, warn_apart
 from functional_marl.nn.registered import HOOKS, Registered
 from functional_marl.nn.storage import Params, is_lazy
 from functional_marl.nn.watch import Watch, stay
@@ -129,6 +131,8 @@ class MultiAgentNetBase(Registered):
         leaves = {name: self._stored(name, like, rows[name]) for name, like in likes.items()}
         self._register(first, leaves)
         self._prepare()
+
+    _compared = False  # whether a call was compared with torchrl's way
 
     def _build_one(self) -> nn.Module:
         one = self._build_single_net(**self._build_kwargs)
@@ -248,7 +252,25 @@ class MultiAgentNetBase(Registered):
             if not isinstance(seen, Tensor):  # pyright: ignore[reportUnnecessaryIsInstance]
                 raise TypeError(f"_pre_forward_check: expected the checked input, a tensor, got {shown(seen)}")
             net = self._placed(x.ndim, seen is x)
+        if not self._compared:
+            self._compare(net, seen, self.agent_dim % x.ndim)
         return self._evaluate(net, (seen,), None)
+
+    def _compare(self, net: Network, seen: Tensor, position: int) -> None:
+        """Warn if torchrl would compute something else: it calls a shared module on all agents at once."""
+        known = hasattr(type(self)._build_single_net, "repeatable") or isinstance(net.plans[False], Plan)
+        if torch.compiler.is_compiling():
+            return
+        self._compared = True
+        if known or self.share_params is not True or self.centralized or self._hooked:
+            return
+        params, buffers = ({k: leaf.detach()[None] for k, leaf in part.items()} for part in self._live())
+
+        def whole(x: Tensor) -> Any:
+            return self._one_agent({k: leaf[0] for k, leaf in (*params.items(), *buffers.items())}).eval()(x)
+
+        if reads_agents(lambda x: apply(net, params, x, state=buffers), whole, seen, position):
+            warn_apart(self)
 
     def _evaluate(self, net: Network, inputs: tuple[Any, ...], kwargs: dict[str, Any] | None) -> Any:
         """Apply the network to the tensors that are registered now; in training their buffers are updated."""
