@@ -49,8 +49,7 @@ def reads_agents(alone: Callable[[Tensor], Any], whole: Callable[[Tensor], Any],
     except Exception:  # also what a transform refuses; the call itself raises what is wrong
         return False
     finally:
-        if states is not None:
-            set_rng_states(states)
+        set_rng_states(states)
 
 
 def _inputs(x: Tensor, position: int) -> Iterator[Tensor]:
