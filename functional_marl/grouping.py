@@ -11,6 +11,7 @@ from __future__ import annotations
 import enum
 import itertools
 import re
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -23,6 +24,9 @@ __all__ = ["Grouping", "MarlGroupMapType", "by_prefix", "by_spec", "check_group_
 class MarlGroupMapType(enum.Enum):
     """The two premade groupings, with TorchRL's names and values.
 
+    TorchRL's environments take them too, and a member equals TorchRL's member of the same name. TorchRL need
+    not be installed.
+
     >>> MarlGroupMapType.ALL_IN_ONE_GROUP.get_group_map(["a", "b"])
     {'agents': ['a', 'b']}
     >>> MarlGroupMapType.ONE_GROUP_PER_AGENT.get_group_map(["a", "b"])
@@ -34,9 +38,32 @@ class MarlGroupMapType(enum.Enum):
 
     def get_group_map(self, agent_names: Iterable[str]) -> dict[str, list[str]]:
         """The group map of these agents, in new lists: the caller's list is never part of it."""
+        agent_names = as_names(agent_names, "agent_names")
         if self is MarlGroupMapType.ALL_IN_ONE_GROUP:
-            return {"agents": list(agent_names)}
+            return {"agents": agent_names}
         return {name: [name] for name in agent_names}
+
+    @property
+    def __class__(self) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """TorchRL's enum once it is imported: its environments test ``isinstance`` of that one."""
+        return _torchrl_enum() or type(self)
+
+    def __eq__(self, other: object) -> bool:
+        theirs = _torchrl_enum()
+        if type(other) is type(self) or (theirs is not None and type(other) is theirs):
+            return self.name == other.name  # pyright: ignore
+        return NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self.name)  # as every enum, so TorchRL's member has the same
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        return (type(self), (self.value,))  # enum's own would give the member of __class__
+
+
+def _torchrl_enum() -> type[enum.Enum] | None:
+    """TorchRL's ``MarlGroupMapType``, if TorchRL is imported already."""
+    return getattr(sys.modules.get("torchrl.envs.utils"), "MarlGroupMapType", None)
 
 
 Grouping = MarlGroupMapType | enum.Enum | Mapping[str, Sequence[str]] | Callable[[str], str]

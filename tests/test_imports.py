@@ -21,6 +21,7 @@ PACKAGE = Path(fm.__file__).parent
 ROOMS = [
     "_torch_compat",
     "errors",
+    "arguments",
     "random",
     "sharing",
     "trees",

@@ -166,11 +166,11 @@ def test_a_lone_agents_network_has_its_axis(kind: fm.MarlGroupMapType) -> None:
         assert scores.shape == step[group, "action"].shape == (len(agents), 9)
 
 
-def test_torchrl_refuses_our_enum_and_takes_our_dict() -> None:
+def test_torchrl_takes_our_enum_and_our_dict() -> None:
     theirs: Any = torchrl.envs.PettingZooWrapper
-    with pytest.raises(AttributeError):  # it asks for its own class
-        theirs(env=Boards(), group_map=ALL)
-    check_marl_grouping(wrapped(Boards(), ALL).group_map, AGENTS)
+    groups = wrapped(Boards(), ALL).group_map
+    assert theirs(env=Boards(), group_map=ALL).group_map == groups
+    check_marl_grouping(groups, AGENTS)
 
 
 @pytest.mark.parametrize(

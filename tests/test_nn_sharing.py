@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import functional_marl as fm
+from functional_marl import laws
 from functional_marl.nn import MultiAgentMLP, convert_state_dict, from_functional
 from tests.facade_cases import OURS, cnn, joint, mlp, stored, subclass
 
@@ -116,9 +118,6 @@ def test_functional_of_a_convnet_and_from_a_plain_network() -> None:
 
 
 def test_from_functional_refuses_what_a_module_cannot_be() -> None:
-    net = fm.network(nn.Linear(6, 2), n_agents=3, agent_dim=(0, None))
-    with pytest.raises(fm.StructureError, match="agent_dim"):
-        from_functional(net, fm.init_params(net, 0))
     net = fm.network(nn.Linear(6, 2), n_agents=3)
     with pytest.raises(fm.StructureError, match="weight"):
         from_functional(net, {"bias": torch.zeros(3, 2)})
@@ -133,11 +132,6 @@ def test_checkpoints_convert_between_storages_and_sharings(source: Any, target: 
         old = mlp(OURS, share_params=source, use_td_params=td)
         new = mlp(OURS, share_params=target, use_td_params=not td)
         lossless = all(a.refines(b) for a, b in zip(maps(new).values(), maps(old).values(), strict=True))
-        filled = not any(s.unused() for s in maps(new).values())
-        if not filled:
-            with pytest.raises(fm.SharingError, match="no agent is in the slots"):
-                convert_state_dict(old.state_dict(), new, sharing=source)
-            continue
         if not lossless:
             with pytest.raises(fm.SharingError, match="merge="):
                 convert_state_dict(old.state_dict(), new, sharing=source)
@@ -154,6 +148,65 @@ def test_the_converter_reads_plain_sharings_off_the_shapes() -> None:
         assert converted.pop("other") is state["other"]
         new.load_state_dict({k.removeprefix("policy."): v for k, v in converted.items()})
         torch.testing.assert_close(new(X), old(X))
+
+
+@stored
+def test_slots_that_no_agent_is_in_keep_what_they_hold(td: bool) -> None:
+    spare, root = fm.Sharing([2, 0, 2], n_slots=4), "params." if td else "_empty_net."
+    old, new, own = (mlp(OURS, share_params=s, use_td_params=td) for s in ([0, 1, 0], spare, spare))
+    for p in new.parameters():
+        p.data.add_(1)
+    before = {k: p.clone() for k, p in new.state_dict().items()}
+    converted = convert_state_dict(old.state_dict(), new, sharing=[0, 1, 0])
+    assert all(torch.equal(p, before[k]) for k, p in new.state_dict().items())
+    for name, rows in old.state_dict().items():
+        assert torch.equal(converted[name], torch.stack([rows[1], before[name][1], rows[0], before[name][3]]))
+    new.load_state_dict(converted)
+    torch.testing.assert_close(new(X), old(X))
+    # of the same sharing: nothing of the checkpoint is lost
+    same = convert_state_dict(own.state_dict(), new, sharing=spare)
+    assert all(torch.equal(leaf, own.state_dict()[k]) for k, leaf in same.items())
+    assert root + "0.weight" in same
+    back = convert_state_dict(new.state_dict(), old, sharing=spare)
+    assert all(torch.equal(leaf, old.state_dict()[k]) for k, leaf in back.items())
+
+
+class Keyed(nn.Module):
+    """Names that are patterns, or look like them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.parts = nn.ModuleDict({"a[0]": nn.Linear(6, 2), "b*": nn.Linear(6, 2), "?": nn.BatchNorm1d(2)})
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.parts["?"](self.parts["a[0]"](x) + self.parts["b*"](x))
+
+
+@stored
+@pytest.mark.parametrize("share", [True, False, [0, 0, 1], {"parts.a[[]0].*": "shared", "*": [0, 1, 0]}], ids=str)
+def test_names_with_brackets(td: bool, share: Any) -> None:
+    net = subclass(OURS, Keyed)(share, use_td_params=td)
+    net(X)
+    y = net.eval()(X)
+    functional, params, state = net.functional()
+    torch.testing.assert_close(fm.apply(functional, params, X, state=state), y)
+    torch.testing.assert_close(from_functional(functional, params, state).eval()(X), y)
+    torch.testing.assert_close(copy.deepcopy(net)(X), y)
+    own = subclass(OURS, Keyed)(False).eval()
+    own.load_state_dict(convert_state_dict(net.state_dict(), own, sharing=share))
+    torch.testing.assert_close(own(X), y)
+
+
+@stored
+def test_the_laws_take_the_patterns_of_the_facade(td: bool) -> None:
+    share = {"0.*": "shared", "*": [0, 1, 1]}
+    net = mlp(OURS, share_params=share, use_td_params=td, depth=1)
+    for claim in (None, share):
+        assert laws.check(net, example=X, sharing=claim, laws=["gradient_reaches_own_slot"], examples=4)
+    wrong = laws.check(net, example=X, sharing={"0.*": [0, 0, 1], "*": [0, 1, 1]}, examples=4)
+    assert [verdict.law for verdict in wrong.violated] == ["gradient_reaches_own_slot"]
+    with pytest.raises(laws.CheckError, match=r"9\.\*.* decide no leaf"):
+        laws.check(net, example=X, sharing={"9.*": "shared", "*": [0, 1, 1]})
 
 
 def test_the_converter_names_what_does_not_fit() -> None:

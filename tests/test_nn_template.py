@@ -100,7 +100,7 @@ def test_a_mode_of_the_whole_makes_nothing_anew(td: bool) -> None:
 def test_a_new_layer_with_parameters_is_refused(td: bool) -> None:
     net = mlp(OURS, use_td_params=td)
     net._empty_net[0] = nn.Linear(6, 8)
-    with pytest.raises(StructureError, match=r"_empty_net: .*got Linear as '0' with \['weight', 'bias'\]; build a new"):
+    with pytest.raises(StructureError, match=r"_empty_net: .*with \['0.weight', '0.bias'\] as new ones; build a new"):
         net(X)
 
 

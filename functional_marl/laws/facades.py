@@ -6,7 +6,7 @@ Functional networks say it too.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import nn
@@ -14,7 +14,7 @@ from torch import nn
 from functional_marl.laws.functional import Functional
 from functional_marl.parameters import agent_module
 
-__all__ = ["build_of", "said_by", "template_of"]
+__all__ = ["build_of", "by_its_names", "said_by", "template_of"]
 
 
 def _is_facade(module: nn.Module) -> bool:
@@ -29,11 +29,20 @@ def said_by(module: Any) -> dict[str, Any]:
         return {}
     return {
         "n_agents": module.n_agents,
-        "sharing": module.share_params,
+        "sharing": by_its_names(module, module.share_params),
         "centralized": module.centralized,
         "agent_dim": module.agent_dim,
         "randomness": getattr(module, "_vmap_randomness", None),
     }
+
+
+def by_its_names(module: Any, spec: Any) -> Any:
+    """Patterns over the leaves of one agent, as ``share_params`` has them, as patterns over a facade's own names."""
+    if not isinstance(spec, Mapping) or not _is_facade(module):
+        return spec
+    patterns: Mapping[str, Any] = spec
+    root = "params." if module.use_td_params else "_empty_net."
+    return {root + pattern: slots for pattern, slots in patterns.items()}
 
 
 def template_of(module: Any, agent: int) -> Callable[..., Any] | None:

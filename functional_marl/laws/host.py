@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from functional_marl.errors import SharingError, StructureError
 from functional_marl.evaluate.draws import rng_states, same_states
-from functional_marl.laws.facades import build_of, said_by, template_of
+from functional_marl.laws.facades import build_of, by_its_names, said_by, template_of
 from functional_marl.laws.functional import Functional, as_module
 from functional_marl.sharing import Sharing, SharingSpec, resolve
 from functional_marl.trees import Tree, flatten, is_tensordict, leaf_names, prefix_leaves
@@ -345,9 +345,14 @@ class Host:
     def _claims(self) -> dict[str, Sharing] | None:
         if self.sharing is None:
             return None
+        names = list(self.params()) or ["module"]
         try:
-            return resolve(cast("SharingSpec", self.sharing), self.n_agents, list(self.params()) or ["module"])
+            return resolve(cast("SharingSpec", self.sharing), self.n_agents, names)
         except SharingError as error:
+            inner = by_its_names(self.module, self.sharing)
+            if inner is not self.sharing:
+                with suppress(SharingError):
+                    return resolve(inner, self.n_agents, names)
             raise CheckError(str(error)) from None
 
     def one_agent(self, agent: int) -> Callable[..., Any] | None:

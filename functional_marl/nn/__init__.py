@@ -5,6 +5,7 @@ torchrl need not be installed.
 """
 
 from functional_marl.grouping import MarlGroupMapType as MarlGroupMapType
+from functional_marl.nn.apart import AgentsApartWarning as AgentsApartWarning
 from functional_marl.nn.base import MultiAgentNetBase as MultiAgentNetBase
 from functional_marl.nn.convert import convert_state_dict as convert_state_dict
 from functional_marl.nn.convert import from_functional as from_functional
@@ -22,6 +23,7 @@ from functional_marl.nn.one_agent import SquashDims as SquashDims
 
 __all__ = [
     "MLP",
+    "AgentsApartWarning",
     "ConvNet",
     "CrossCriticGroupSpec",
     "CrossGroupCritic",

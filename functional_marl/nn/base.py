@@ -7,18 +7,22 @@ tensors that are registered at that moment.
 from __future__ import annotations
 
 import abc
+import glob
 from collections.abc import Callable
 from textwrap import indent
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar, cast, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from functional_marl.apply import apply
+from functional_marl.arguments import as_flag, as_index, shown
 from functional_marl.errors import StructureError
+from functional_marl.lowering import Plan
 from functional_marl.network import Network, Randomness, network_of
 from functional_marl.nn import drawing, storage
+from functional_marl.nn.apart import reads_agents, warn_apart
 from functional_marl.nn.registered import HOOKS, Registered
 from functional_marl.nn.storage import Params, is_lazy
 from functional_marl.nn.watch import Watch, stay
@@ -100,11 +104,14 @@ class MultiAgentNetBase(Registered):
         for name, value in (("centralized", centralized), ("share_params", share_params), ("agent_dim", agent_dim)):
             if value is None:
                 raise TypeError(f"{name}: expected a value, got None; pass {name}=")
-        self.n_agents = n_agents
-        self.share_params = cast("bool | SharingSpec", share_params)
-        self.centralized = bool(centralized)
-        self.agent_dim = cast(int, agent_dim)
-        self.use_td_params = use_td_params
+        if vmap_randomness not in get_args(Randomness):
+            words = ", ".join(map(repr, get_args(Randomness)))
+            raise StructureError(f"vmap_randomness: expected one of {words}, got {shown(vmap_randomness)}")
+        self.n_agents = n_agents = as_index(n_agents, "n_agents", 1)
+        self.share_params = cast("bool | SharingSpec", _as_sharing(share_params))
+        self.centralized = as_flag(centralized, "centralized")
+        self.agent_dim = as_index(agent_dim, "agent_dim")
+        self.use_td_params = as_flag(use_td_params, "use_td_params")
         self._vmap_randomness = vmap_randomness
         self._build_kwargs = kwargs
         n_slots = n_agents if self.share_params is False else 1
@@ -125,8 +132,13 @@ class MultiAgentNetBase(Registered):
         self._register(first, leaves)
         self._prepare()
 
+    _compared = False  # whether a call was compared with torchrl's way
+
     def _build_one(self) -> nn.Module:
-        return self._build_single_net(**self._build_kwargs)
+        one = self._build_single_net(**self._build_kwargs)
+        if not isinstance(one, nn.Module):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise TypeError(f"_build_single_net: expected the nn.Module of one agent, got {shown(one)}")
+        return one
 
     @abc.abstractmethod
     def _build_single_net(self, *, device: Any, **kwargs: Any) -> nn.Module:
@@ -171,7 +183,7 @@ class MultiAgentNetBase(Registered):
         return network_of(
             one,
             n_agents=self.n_agents,
-            sharing=self._sharing,
+            sharing={glob.escape(name): slots for name, slots in self._sharing.items()},
             centralized=self.centralized,
             agent_dim=self.agent_dim,
             randomness=cast(Randomness, self._vmap_randomness),
@@ -181,10 +193,10 @@ class MultiAgentNetBase(Registered):
         """The network; made anew when somebody has edited the template, or put hooks on it or taken them off."""
         if torch.compiler.is_compiling():
             return self._net
-        if not self._watch.unchanged():
-            self._watch.check_parts()
-            self._prepare()
-        elif RemovableHandle.next_id != self._handles and self._has_hooks() != self._hooked:
+        if not self._watch.unchanged() or (
+            RemovableHandle.next_id != self._handles and self._has_hooks() != self._hooked
+        ):
+            self._check_template()
             self._prepare()
         return self._net
 
@@ -227,7 +239,9 @@ class MultiAgentNetBase(Registered):
 
     def forward(self, *inputs: Tensor) -> Tensor:
         """``[*B, n, F] -> [*B, n, F_out]``; several inputs are concatenated on the last axis."""
-        x = inputs[0] if len(inputs) == 1 else torch.cat(inputs, -1)
+        x = inputs[0] if len(inputs) == 1 else _joined(inputs)
+        if not isinstance(x, Tensor):  # pyright: ignore[reportUnnecessaryIsInstance]
+            _joined(inputs)
         if not self.initialized:
             self._materialise(x)
         net = self._current()
@@ -235,17 +249,41 @@ class MultiAgentNetBase(Registered):
             seen = x  # the core checks and merges the same
         else:
             seen = self._pre_forward_check(x)
+            if not isinstance(seen, Tensor):  # pyright: ignore[reportUnnecessaryIsInstance]
+                raise TypeError(f"_pre_forward_check: expected the checked input, a tensor, got {shown(seen)}")
             net = self._placed(x.ndim, seen is x)
+        if not self._compared:
+            self._compare(net, seen, self.agent_dim % x.ndim)
+        return self._evaluate(net, (seen,), None)
+
+    def _compare(self, net: Network, seen: Tensor, position: int) -> None:
+        """Warn if torchrl would compute something else: it calls a shared module on all agents at once."""
+        known = hasattr(type(self)._build_single_net, "repeatable") or isinstance(net.plans[False], Plan)
+        if torch.compiler.is_compiling():
+            return
+        self._compared = True
+        if known or self.share_params is not True or self.centralized or self._hooked:
+            return
+        params, buffers = ({k: leaf.detach()[None] for k, leaf in part.items()} for part in self._live())
+
+        def whole(x: Tensor) -> Any:
+            return self._one_agent({k: leaf[0] for k, leaf in (*params.items(), *buffers.items())}).eval()(x)
+
+        if reads_agents(lambda x: apply(net, params, x, state=buffers), whole, seen, position):
+            warn_apart(self)
+
+    def _evaluate(self, net: Network, inputs: tuple[Any, ...], kwargs: dict[str, Any] | None) -> Any:
+        """Apply the network to the tensors that are registered now; in training their buffers are updated."""
         params, buffers = self._live()
         if self.share_params is True:
             params = {name: leaf.unsqueeze(0) for name, leaf in params.items()}
         train = self.__dict__["_modules"]["_empty_net"].training
         if not buffers:
-            return apply(net, params, seen, train=train)
+            return apply(net, params, *inputs, train=train, kwargs=kwargs)
         state = {name: leaf.unsqueeze(0) for name, leaf in buffers.items()} if self.share_params is True else buffers
         if not train:
-            return apply(net, params, seen, state=state)
-        out, after = apply(net, params, seen, state=state, train=True, mutable=True)
+            return apply(net, params, *inputs, state=state, kwargs=kwargs)
+        out, after = apply(net, params, *inputs, state=state, train=True, mutable=True, kwargs=kwargs)
         with torch.no_grad():
             for name, buffer in buffers.items():
                 buffer.copy_(after[name].squeeze(0) if self.share_params is True else after[name])
@@ -264,6 +302,9 @@ class MultiAgentNetBase(Registered):
 
         Kept for subclasses written for torchrl; :func:`functional_marl.apply` is what the forward uses.
         """
+
+        if not isinstance(module, nn.Module):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise TypeError(f"module: expected an nn.Module, got {shown(module)}")
 
         def one(params: Any, *inputs: Any) -> Any:
             flat = dict(params.flatten_keys(".").items())
@@ -284,3 +325,23 @@ class MultiAgentNetBase(Registered):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._prepare()
+
+
+def _as_sharing(spec: Any) -> Any:
+    """A sharing as it is, and numpy's bools as Python's."""
+    return bool(spec) if type(spec).__name__ in ("bool", "bool_") else spec
+
+
+def _joined(inputs: tuple[Any, ...]) -> Tensor:
+    """Several inputs next to each other on the last axis.
+
+    Raises:
+        TypeError: no input, or one that is no tensor. StructureError: shapes that differ ahead of the last axis.
+    """
+    if not inputs or not all(isinstance(x, Tensor) for x in inputs):
+        got = ", ".join(map(shown, inputs)) or "none"
+        raise TypeError(f"inputs: expected tensors [*B, n, F], got {got}; torch.as_tensor(x) makes one of an array")
+    shapes = [list(x.shape) for x in inputs]
+    if any(shape[:-1] != shapes[0][:-1] or not shape for shape in shapes):
+        raise StructureError(f"inputs: expected the same shapes up to the last axis, got {shapes}")
+    return torch.cat(inputs, -1)

@@ -10,7 +10,10 @@ import torch
 from tensordict.nn import TensorDictModule  # pyright: ignore[reportMissingTypeStubs]
 from torch import Tensor, nn
 
+from functional_marl.arguments import as_flag, as_index, shown
+from functional_marl.errors import StructureError
 from functional_marl.nn.one_agent import MLP
+from functional_marl.nn.options import check_class, check_device
 
 __all__ = ["CrossCriticGroupSpec", "CrossGroupCritic"]
 
@@ -33,6 +36,14 @@ class CrossCriticGroupSpec:
     obs_key: NestedKey
     value_key: NestedKey
 
+    def __post_init__(self) -> None:
+        self.obs_dim, self.n_agents = as_index(self.obs_dim, "obs_dim", 1), as_index(self.n_agents, "n_agents", 1)
+        for name in ("obs_key", "value_key"):
+            key = getattr(self, name)
+            parts = key if isinstance(key, tuple) else (key,)
+            if not parts or not all(isinstance(part, str) for part in parts):
+                raise StructureError(f"{name}: expected a string, or a tuple of strings, got {shown(key)}")
+
 
 class _CrossGroupNet(nn.Module):
     """Encoders, one a group; a trunk over all agents of all groups; value heads. Tensors in, tensors out."""
@@ -49,8 +60,28 @@ class _CrossGroupNet(nn.Module):
         device: Any,
     ) -> None:
         super().__init__()
+        if not isinstance(groups, Mapping) or not groups:  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise StructureError(
+                f"group_map: expected a dict of CrossCriticGroupSpec, one a group, got {shown(groups)}"
+            )
+        for name, spec in groups.items():
+            if not isinstance(name, str) or not name or "." in name:  # pyright: ignore[reportUnnecessaryIsInstance]
+                raise StructureError(f"group_map: expected names without dots as groups, got {name!r}")
+            if not all(hasattr(spec, field.name) for field in dataclasses.fields(CrossCriticGroupSpec)):
+                raise StructureError(f"group_map[{name!r}]: expected a CrossCriticGroupSpec, got {shown(spec)}")
+        if isinstance(detach_groups, str):
+            raise StructureError(
+                f"detach_groups: expected a list of groups, got {detach_groups!r}; use [{detach_groups!r}]"
+            )
+        check_class(activation_class, "activation_class")
+        check_device(device)
+        d_model, trunk_depth = as_index(d_model, "d_model", 1), as_index(trunk_depth, "trunk_depth", 0)
+        trunk_cells, share_params = as_index(trunk_cells, "trunk_cells", 1), as_flag(share_params, "share_params")
         self.shapes = {name: (spec.n_agents, spec.obs_dim) for name, spec in groups.items()}
-        self.detached = frozenset(detach_groups or ())
+        try:
+            self.detached = frozenset(detach_groups or ())
+        except TypeError:
+            raise StructureError(f"detach_groups: expected a list of groups, got {shown(detach_groups)}") from None
         unknown = sorted(self.detached - self.shapes.keys())
         if unknown:
             raise ValueError(f"detach_groups: expected names among {list(self.shapes)}, got {unknown} too")
@@ -70,6 +101,12 @@ class _CrossGroupNet(nn.Module):
         """``[*B, n_g, F_g]`` of each group ``-> [*B, n_g, 1]`` of each group."""
         if len(observations) != len(self.shapes):
             raise ValueError(f"expected the observations of the groups {list(self.shapes)}, got {len(observations)}")
+        for name, x in zip(self.shapes, observations, strict=True):
+            if not isinstance(x, Tensor):  # pyright: ignore[reportUnnecessaryIsInstance]
+                raise TypeError(f"group {name!r}: expected a tensor of observations, got {shown(x)}")
+        batches = {name: list(x.shape[:-2]) for name, x in zip(self.shapes, observations, strict=True)}
+        if any(batch != next(iter(batches.values())) for batch in batches.values()):
+            raise ValueError(f"expected the same batch axes in all groups, got {batches}")
         encoded: list[Tensor] = []
         for (name, shape), x in zip(self.shapes.items(), observations, strict=True):
             if x.shape[-2:] != shape:

@@ -23,11 +23,12 @@ _WORTH_A_TAPE = 16  # slots; recording costs some ten builds
 
 
 def reset(module: nn.Module) -> None:
-    """Call every ``reset_parameters``, the parts before the whole, as constructors do."""
-    for part in reversed(list(module.modules())):
-        function = getattr(part, "reset_parameters", None) or getattr(part, "_reset_parameters", None)
-        if callable(function):
-            function()
+    """Call every ``reset_parameters``: the parts in their order, and before the whole, as constructors do."""
+    for child in module.children():
+        reset(child)
+    function = getattr(module, "reset_parameters", None) or getattr(module, "_reset_parameters", None)
+    if callable(function):
+        function()
 
 
 def draw(
@@ -66,31 +67,64 @@ def _tape(build: Callable[[], nn.Module]) -> Tape | None:
         return None
 
 
-def _blank(leaf: Tensor) -> nn.Parameter:
+def _blank(leaf: Tensor) -> Tensor:
     """A leaf of NaN, which no reset gives; integers stay as they are."""
     floats = leaf.is_floating_point() or leaf.is_complex()
-    return nn.Parameter(torch.full_like(leaf, torch.nan) if floats else leaf.detach().clone(), leaf.requires_grad)
+    return torch.full_like(leaf, torch.nan) if floats else leaf.detach().clone()
+
+
+def _registered(leaf: Tensor, is_param: bool) -> Tensor:
+    floats = leaf.is_floating_point() or leaf.is_complex()
+    return nn.Parameter(leaf.clone(), requires_grad=floats) if is_param else leaf.clone()
 
 
 def redraw(
-    build: Callable[[], nn.Module], template: nn.Module, layout: Layout, slots: list[dict[str, Tensor]]
-) -> list[dict[str, Tensor]]:
-    """Fresh parameters for every slot: by resets, and by the factory where those fill nothing."""
+    build: Callable[[], nn.Module], template: nn.Module, layout: Layout, leaves: dict[str, Tensor]
+) -> dict[str, Tensor]:
+    """Fresh leaves ``{name: [S, *leaf]}``: by resets, and by the factory where those fill nothing.
+
+    A reset sees one slot's leaves and draws for all slots at once, as torchrl's does: the same seed gives the
+    same numbers there. Where it cannot be mapped, the slots are reset one after the other.
+    """
     module = copy.deepcopy(template)
-    drawn: list[dict[str, Tensor]] = []
-    for slot in slots:
-        with torch.no_grad():
-            blank: dict[str, Any] = {k: _blank(slot[k]) for k in layout.params}
-        put(module, layout, {**{k: slot[k].clone() for k in layout.buffers}, **blank})
+    blank = {k: _blank(leaf) if k in layout.params else leaf.clone() for k, leaf in leaves.items()}
+
+    def one(slot: dict[str, Tensor]) -> dict[str, Tensor]:
+        put(module, layout, slot)
         reset(module)
-        fresh = {k: leaf.detach() for k, leaf in take(module, layout).items()}
-        bare = [k for k in layout.params if not slot[k].is_floating_point() or bool(fresh[k].isnan().any())]
-        if bare:
+        return {k: leaf.detach() for k, leaf in take(module, layout).items()}
+
+    n_slots = len(next(iter(blank.values()), ()))
+    fresh = _mapped(one, blank) if n_slots > 1 else None
+    if fresh is None:
+        slots = [
+            one({k: _registered(leaf[i], k in layout.params) for k, leaf in blank.items()}) for i in range(n_slots)
+        ]
+        fresh = {k: torch.stack([slot[k] for slot in slots]) for k in blank}
+    bare = [k for k in layout.params if not leaves[k].is_floating_point() or bool(fresh[k].isnan().any())]
+    if bare:
+        for i in range(len(leaves[bare[0]])):
             built = build()
             whole = take(built, Layout.of(built))
-            fresh |= {k: whole[k].detach() for k in bare if k in whole and not is_lazy(whole[k])}
-        drawn.append(fresh)
-    return drawn
+            for k in bare:
+                fresh[k][i] = leaves[k][i] if k not in whole or is_lazy(whole[k]) else whole[k].detach()
+    return fresh
+
+
+def _mapped(
+    one: Callable[[dict[str, Tensor]], dict[str, Tensor]], blank: dict[str, Tensor]
+) -> dict[str, Tensor] | None:
+    """The reset of all slots by ``torch.vmap``; None where that fails, or gives all slots one draw."""
+    leaves = {k: leaf.clone() for k, leaf in blank.items()}
+    try:
+        fresh = torch.vmap(one, randomness="different")(leaves)
+    except Exception:  # no batching rule, .data, a branch on numbers; what is wrong in a reset is raised by the loop
+        return None
+    for leaf in fresh.values():
+        # numpy's numbers, say, are the same for all slots
+        if bool((leaf == leaf[:1]).all()) and not bool((leaf == leaf.flatten()[:1]).all()):
+            return None
+    return fresh
 
 
 def materialise(

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from functional_marl.arguments import as_flag, as_index, as_shape, shown
+from functional_marl.nn.options import check_device
 
 __all__ = ["Mixer", "QMixer", "VDNMixer"]
 
@@ -19,10 +22,11 @@ class Mixer(nn.Module):
     Args:
         n_agents: how many agents.
         needs_state: whether a global state ``[*B, *state_shape]`` is the second input.
-        state_shape: its shape.
+        state_shape: its shape; an int is one axis.
         device: where the parameters are.
 
     Raises:
+        StructureError: an argument that is none of the above.
         ValueError, at the call: the number or the shapes of the inputs are others than these.
 
     After ``torchrl.modules.models.multiagent.Mixer`` (pytorch.org/rl).
@@ -35,24 +39,28 @@ class Mixer(nn.Module):
     """
 
     def __init__(
-        self, n_agents: int, needs_state: bool, state_shape: Sequence[int], device: torch.device | str | None
+        self, n_agents: int, needs_state: bool, state_shape: Sequence[int] | int, device: torch.device | str | None
     ) -> None:
         super().__init__()
-        self.n_agents = n_agents
+        self.n_agents = as_index(n_agents, "n_agents", 1)
         self.device = device
-        self.needs_state = needs_state
-        self.state_shape = state_shape
+        self.needs_state = as_flag(needs_state, "needs_state")
+        lone = not isinstance(state_shape, Iterable) or isinstance(state_shape, str)
+        self.state_shape = (as_index(state_shape, "state_shape", 1),) if lone else as_shape(state_shape, "state_shape")
 
     def forward(self, *inputs: Tensor) -> Tensor:
         """``values: [*B, n, 1]`` and, if needed, ``state: [*B, *state_shape]`` ``-> [*B, 1]``."""
         values, state = self._checked(inputs)
         out = self.mix(values, state)
         expected = (*values.shape[:-2], 1)
-        if out.shape != expected:
-            raise ValueError(f"mix: expected an output of shape {list(expected)}, got {list(out.shape)}")
+        if not isinstance(out, Tensor) or out.shape != expected:  # pyright: ignore[reportUnnecessaryIsInstance]
+            got = list(out.shape) if isinstance(out, Tensor) else shown(out)  # pyright: ignore
+            raise ValueError(f"mix: expected an output of shape {list(expected)}, got {got}")
         return out
 
     def _checked(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, Tensor | None]:
+        if not all(isinstance(x, Tensor) for x in inputs):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise TypeError(f"inputs: expected tensors, got {', '.join(map(shown, inputs))}")
         if len(inputs) != 1 + self.needs_state:
             told = (
                 "Mixer that needs state was passed more than 2 inputs or fewer: expected values and state"
@@ -61,7 +69,7 @@ class Mixer(nn.Module):
             )
             raise ValueError(f"{told}, got {len(inputs)} inputs of shapes {[list(x.shape) for x in inputs]}")
         values, state = inputs[0], inputs[1] if self.needs_state else None
-        tail = tuple(self.state_shape)
+        tail = self.state_shape
         if state is not None and (state.ndim < len(tail) or tuple(state.shape[state.ndim - len(tail) :]) != tail):
             raise ValueError(f"Mixer network expected state with ending shape {list(tail)}, got {list(state.shape)}")
         if values.shape[-2:] != (self.n_agents, 1):
@@ -111,7 +119,7 @@ class QMixer(Mixer):
     The output does not fall when one agent's value rises, whatever the parameters and the state.
 
     Args:
-        state_shape: ``S``, the shape of the state.
+        state_shape: ``S``, the shape of the state; an int is one axis.
         mixing_embed_dim: the width of the mixing network.
         n_agents: how many agents.
         device: where to make the parameters.
@@ -127,12 +135,13 @@ class QMixer(Mixer):
     """
 
     def __init__(
-        self, state_shape: Sequence[int], mixing_embed_dim: int, n_agents: int, device: torch.device | str | None
+        self, state_shape: Sequence[int] | int, mixing_embed_dim: int, n_agents: int, device: torch.device | str | None
     ) -> None:
         super().__init__(n_agents=n_agents, needs_state=True, state_shape=state_shape, device=device)
-        self.embed_dim = mixing_embed_dim
-        self.state_dim = math.prod(state_shape)
-        self.hyper_w_1 = nn.Linear(self.state_dim, self.embed_dim * n_agents, device=device)
+        check_device(device)
+        self.embed_dim = as_index(mixing_embed_dim, "mixing_embed_dim", 1)
+        self.state_dim = math.prod(self.state_shape)
+        self.hyper_w_1 = nn.Linear(self.state_dim, self.embed_dim * self.n_agents, device=device)
         self.hyper_w_final = nn.Linear(self.state_dim, self.embed_dim, device=device)
         self.hyper_b_1 = nn.Linear(self.state_dim, self.embed_dim, device=device)
         self.V = nn.Sequential(

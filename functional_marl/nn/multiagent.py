@@ -8,8 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from functional_marl.arguments import as_flag, as_index
 from functional_marl.nn.base import MultiAgentNetBase, merges_agents, repeatable
 from functional_marl.nn.one_agent import MLP, ConvNet
+from functional_marl.nn.options import as_features, check_class
 from functional_marl.sharing import SharingSpec
 
 __all__ = ["MultiAgentConvNet", "MultiAgentMLP"]
@@ -67,11 +69,12 @@ class MultiAgentMLP(MultiAgentNetBase):
         **kwargs: Any,
     ) -> None:
         centralized = kwargs.pop("centralised", centralized)
-        self.n_agents = n_agents
-        self.centralized = bool(centralized)
-        self.n_agent_inputs = n_agent_inputs
-        self.n_agent_outputs = n_agent_outputs
+        self.n_agents = as_index(n_agents, "n_agents", 1)
+        self.centralized = centralized is not None and as_flag(centralized, "centralized")
+        self.n_agent_inputs = None if n_agent_inputs is None else as_index(n_agent_inputs, "n_agent_inputs", 0)
+        self.n_agent_outputs = as_features(n_agent_outputs, "n_agent_outputs")
         self.num_cells = num_cells
+        check_class(activation_class or nn.Identity, "activation_class")
         self.activation_class = activation_class
         self.depth = depth
         super().__init__(
@@ -146,11 +149,12 @@ class MultiAgentConvNet(MultiAgentNetBase):
         use_td_params: bool = True,
         **kwargs: Any,
     ) -> None:
-        self.in_features = in_features
+        self.in_features = None if in_features is None else as_index(in_features, "in_features", 1)
         self.num_cells = num_cells
         self.kernel_sizes = kernel_sizes
         self.strides = strides
         self.paddings = paddings
+        check_class(activation_class, "activation_class")
         self.activation_class = activation_class
         super().__init__(
             n_agents=n_agents,

@@ -7,22 +7,24 @@ carry over. They do not need torchrl.
 
 from __future__ import annotations
 
-import copy
 import inspect
 import math
+import numbers
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from functional_marl.arguments import as_index, shown
+from functional_marl.errors import StructureError
 from functional_marl.lowering import Images, register_rewrite
+from functional_marl.nn.options import Options, as_features, as_size, as_sizes, check_class, check_device, each_layer
 
 __all__ = ["MLP", "ConvNet", "SquashDims"]
 
 Make = Callable[..., Any]
-Options = Mapping[str, Any] | Sequence[Mapping[str, Any]] | None
 
 
 def _made_on(make: Make, device: Any, *args: Any, **kwargs: Any) -> Any:
@@ -36,13 +38,6 @@ def _made_on(make: Make, device: Any, *args: Any, **kwargs: Any) -> Any:
         return make(*args, device=device, **kwargs)
     made = make(*args, **kwargs)
     return made.to(device) if isinstance(made, nn.Module) and device is not None else made
-
-
-def _each(options: Options, n: int) -> Iterator[dict[str, Any]]:
-    """One dict of options a layer: none, the same for all, or a list."""
-    if options is None or isinstance(options, Mapping):
-        return iter([dict(copy.deepcopy(options or {})) for _ in range(n)])
-    return iter([dict(copy.deepcopy(given)) for given in options])
 
 
 def _as_layers(layers: list[Any]) -> list[nn.Module]:
@@ -96,7 +91,7 @@ class SquashDims(nn.Module):
 
     def __init__(self, ndims_in: int = 3) -> None:
         super().__init__()
-        self.ndims_in = ndims_in
+        self.ndims_in = as_index(ndims_in, "ndims_in", 1)
 
     def forward(self, x: Tensor) -> Tensor:
         """``[*B, ...] -> [*B, F]``."""
@@ -145,6 +140,8 @@ class MLP(nn.Sequential):
     )
     """
 
+    reads = frozenset({"out_features"})  # its forward; other attributes say how it was built, as torchrl's do
+
     def __init__(
         self,
         in_features: int | None = None,
@@ -163,24 +160,40 @@ class MLP(nn.Sequential):
         activate_last_layer: bool = False,
         device: torch.device | str | None = None,
     ) -> None:
-        if out_features is None:
-            raise ValueError("out_features: expected a number or a shape, got None")
+        out_features = as_features(out_features, "out_features")
+        in_features = None if in_features is None else as_index(in_features, "in_features", 0)
+        depth = None if depth is None else as_index(depth, "depth", 0)
         if num_cells is None:
-            num_cells = [32] * (depth or 0)
-        elif isinstance(num_cells, int):
+            cells = [32] * (depth or 0)
+        elif isinstance(num_cells, Sequence):
+            cells = as_sizes(num_cells, "num_cells", 0)
+        else:
+            width = as_index(num_cells, "num_cells", 0)
             if depth is None:
                 raise RuntimeError(f"num_cells={num_cells}: an int needs depth= too")
-            num_cells = [num_cells] * depth
-        cells = list(num_cells)
+            cells = [width] * depth
+        if dropout is not None and (isinstance(dropout, bool) or not isinstance(dropout, numbers.Real)):
+            raise StructureError(f"dropout: expected a probability or None, got {shown(dropout)}")
+        for name, make in (("activation_class", activation_class), ("layer_class", layer_class)):
+            check_class(make, name)
+        if norm_class is not None:
+            check_class(norm_class, "norm_class")
+        check_device(device)
         if depth is not None and len(cells) != depth:
             raise RuntimeError(f"depth={depth} and num_cells={cells} do not agree: expected {depth} numbers of cells")
         super().__init__()
         self.in_features, self.out_features = in_features, out_features
-        self.depth, self.num_cells = len(cells), cells
+        self.depth, self.num_cells, self.dropout = len(cells), cells, dropout
+        self.activation_class, self.activation_kwargs = activation_class, activation_kwargs
+        self.norm_class, self.norm_kwargs = norm_class, norm_kwargs
+        self.layer_class, self.layer_kwargs = layer_class, layer_kwargs
+        self.bias_last_layer, self.single_bias_last_layer = bias_last_layer, single_bias_last_layer
+        self.activate_last_layer = activate_last_layer
         last = math.prod(out_features) if isinstance(out_features, Sequence) else out_features
         hidden = self.depth + activate_last_layer
-        norms, activations = _each(norm_kwargs, hidden), _each(activation_kwargs, hidden)
-        linears = _each(layer_kwargs, self.depth + 1)
+        norms = each_layer(norm_kwargs, hidden, "norm_kwargs")
+        activations = each_layer(activation_kwargs, hidden, "activation_kwargs")
+        linears = each_layer(layer_kwargs, self.depth + 1, "layer_kwargs")
         layers: list[Any] = []
         for i, (before, after) in enumerate(zip([in_features, *cells], [*cells, last], strict=True)):
             options = next(linears)
@@ -208,6 +221,8 @@ class MLP(nn.Sequential):
 
     def forward(self, *inputs: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         """``[*B, F] -> [*B, F_out]``."""
+        if not inputs:
+            raise TypeError("inputs: expected at least one tensor, got none")
         out = super().forward(inputs[0] if len(inputs) == 1 else torch.cat(inputs, -1))
         if isinstance(self.out_features, Sequence):
             out = out.view(*out.shape[:-1], *self.out_features)
@@ -241,6 +256,8 @@ class ConvNet(nn.Sequential):
     )
     """
 
+    reads: frozenset[str] = frozenset()
+
     def __init__(
         self,
         in_features: int | None = None,
@@ -266,6 +283,8 @@ class ConvNet(nn.Sequential):
             "paddings": paddings,
         }
         lengths = {name: len(value) for name, value in given.items() if isinstance(value, Sequence)}
+        in_features = None if in_features is None else as_index(in_features, "in_features", 1)
+        depth = None if depth is None else as_index(depth, "depth", 0)
         if depth is None:
             if not lengths:
                 raise ValueError(f"depth: expected a number, or a list among {list(given)}; got ints only")
@@ -274,12 +293,27 @@ class ConvNet(nn.Sequential):
             raise ValueError("depth: expected at least one convolution, got 0")
         if any(length != depth for length in lengths.values()):
             raise RuntimeError(f"expected {depth} values (the depth) in each list, got {lengths}")
-        each = {name: list(value) if name in lengths else [value] * depth for name, value in given.items()}
+        least = {"num_cells": 1, "kernel_sizes": 1, "strides": 1, "paddings": 0}
+        each: dict[str, list[Any]] = {
+            name: [as_size(one, name, least[name]) for one in (value if name in lengths else [value] * depth)]
+            for name, value in given.items()
+        }
+        for name, make in (("activation_class", activation_class), ("norm_class", norm_class or nn.Identity)):
+            check_class(make, name)
+        check_class(aggregator_class or SquashDims, "aggregator_class")
+        if not isinstance(aggregator_kwargs, Mapping | None):
+            raise StructureError(f"aggregator_kwargs: expected a dict or None, got {shown(aggregator_kwargs)}")
+        check_device(device)
         super().__init__()
         self.in_features, self.depth, self.bias_last_layer = in_features, depth, bias_last_layer
         self.num_cells, self.out_features = each["num_cells"], each["num_cells"][-1]
         self.kernel_sizes, self.strides, self.paddings = each["kernel_sizes"], each["strides"], each["paddings"]
-        norms, activations = _each(norm_kwargs, depth), _each(activation_kwargs, depth)
+        self.activation_class, self.activation_kwargs = activation_class, activation_kwargs or {}
+        self.norm_class, self.norm_kwargs = norm_class, norm_kwargs or {}
+        self.aggregator_class, self.squeeze_output = aggregator_class, squeeze_output
+        self.aggregator_kwargs = {"ndims_in": 3} if aggregator_kwargs is None else dict(aggregator_kwargs)
+        norms = each_layer(norm_kwargs, depth, "norm_kwargs")
+        activations = each_layer(activation_kwargs, depth, "activation_kwargs")
         layers: list[Any] = []
         channels: list[Any] = [in_features, *each["num_cells"]]
         for i in range(depth):
@@ -296,17 +330,18 @@ class ConvNet(nn.Sequential):
             if norm_class is not None:
                 layers.append(_made_on(norm_class, device, **norm))
         if aggregator_class is not None:
-            options = {"ndims_in": 3} if aggregator_kwargs is None else dict(aggregator_kwargs)
-            layers.append(_made_on(aggregator_class, device, **options))
+            layers.append(_made_on(aggregator_class, device, **self.aggregator_kwargs))
         if squeeze_output:
             layers.append(_Squeeze2d())
         for i, layer in enumerate(_as_layers(layers)):
             self.add_module(str(i), layer)
 
     def forward(self, input: Tensor) -> Tensor:
-        """``[*B, C, H, W] -> [*B, F]``."""
+        """``[*B, C, H, W] -> [*B, F]``; a lone image is a batch of one, so that norms and ``Flatten`` take it alike."""
         batch = input.shape[:-3]
-        if len(batch) <= 1:
+        if not batch:
+            return super().forward(input[None])[0]
+        if len(batch) == 1:
             return super().forward(input)
         return super().forward(input.flatten(0, len(batch) - 1)).unflatten(0, batch)
 

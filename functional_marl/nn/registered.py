@@ -11,9 +11,13 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from functional_marl.arguments import shown
+from functional_marl.errors import SharingError, StructureError
 from functional_marl.nn import drawing, storage
 from functional_marl.nn.storage import Layout, Params, is_lazy, put
+from functional_marl.nn.watch import Watch
 from functional_marl.sharing import Sharing, SharingSpec, resolve
+from functional_marl.skeleton import plain_tensors
 
 __all__ = ["HOOKS", "Registered"]
 
@@ -33,6 +37,7 @@ class Registered(nn.Module):
     _sharing: dict[str, Sharing]
     _known: list[Any]
     _empty_net: nn.Module
+    _watch: Watch
 
     def _build_one(self) -> nn.Module:
         raise NotImplementedError
@@ -50,7 +55,10 @@ class Registered(nn.Module):
         spec: Any = self.share_params
         if isinstance(spec, bool):
             spec = "shared" if spec else "independent"
-        return resolve(spec, self.n_agents, names)
+        try:
+            return resolve(spec, self.n_agents, names)
+        except SharingError as error:
+            raise SharingError(f"share_params: {error}") from None
 
     def _stored(self, name: str, like: Tensor, rows: list[Tensor] | Tensor) -> Any:
         """The leaf as it is registered, from that of one agent and one row a slot."""
@@ -124,7 +132,8 @@ class Registered(nn.Module):
             *self._empty_net.buffers(),
             *storage.take(self._empty_net, self._layout).values(),
         )
-        lost: dict[int, Any] = {id(t): None for t in held}
+        computed = plain_tensors(self._empty_net, hooked=True).values()  # by pruning, say, ahead of each forward
+        lost: dict[int, Any] = {id(t): None for t in (*held, *computed)}
         one = copy.deepcopy(self._empty_net, {**lost, **{id(hook): hook for hook in hooks}})
         rows: dict[str, Any] = {}
         for name, leaf in leaves.items():
@@ -132,6 +141,34 @@ class Registered(nn.Module):
             rows[name] = nn.Parameter(row, row.is_floating_point()) if name in self._layout.params else row
         put(one, self._layout, rows)
         return one
+
+    def _check_template(self) -> None:
+        """After an edit of the template: take over its leaves where it holds one agent's, else refuse new ones.
+
+        Raises:
+            StructureError: pruning, a parametrization or a new layer on a template that holds no leaves, or
+                those of several slots.
+        """
+        own = self._layout.names
+        new = [
+            name
+            for path, part in self._empty_net.named_modules(remove_duplicate=False)
+            for attribute, leaf in (*part._parameters.items(), *part._buffers.items())
+            if leaf is not None
+            and ((name := f"{path}.{attribute}".lstrip(".")) not in own or id(part) not in self._watch.known)
+        ]
+        lost = [name for name in own if not _holds(self._empty_net, name)]
+        if not new and not lost:
+            return
+        if self.share_params is not True or self.use_td_params:
+            gone = f" and without {lost}" if lost else ""
+            raise StructureError(
+                f"_empty_net: expected the leaves that it was built with, got it with {new} as new ones{gone}; build a "
+                "new network with this in its _build_single_net (layers can be replaced, pruned and parametrized "
+                "afterwards under share_params=True with use_td_params=False only)"
+            )
+        self._layout = Layout.of(self._empty_net)
+        self._sharing = self._slot_maps()
 
     # --- the stateful view -----------------------------------------------------------------------------
 
@@ -161,6 +198,8 @@ class Registered(nn.Module):
         Raises:
             RuntimeError: its leaves are not the leaves of this network; names those that differ.
         """
+        if not isinstance(stateful_net, nn.Module):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise TypeError(f"stateful_net: expected a module from get_stateful_net, got {shown(stateful_net)}")
         given: dict[str, Any] = dict((*stateful_net.named_parameters(), *stateful_net.named_buffers()))
         params, buffers = self._live()
         own = {**params, **buffers}
@@ -170,30 +209,39 @@ class Registered(nn.Module):
                 f"stateful_net: expected the leaves of this network; missing {sorted(own.keys() - given.keys())}, "
                 f"not of this network {sorted(given.keys() - own.keys())}"
             )
+        wrong = [
+            f"{k}: expected {list(leaf.shape)}, got {list(given[k].shape)}"
+            for k, leaf in own.items()
+            if not (is_lazy(leaf) or is_lazy(given[k])) and leaf.shape != given[k].shape
+        ]
+        if wrong:
+            raise RuntimeError("stateful_net: " + "; ".join(wrong))
         for name, leaf in own.items():
             if leaf is not given[name]:
                 leaf.data.copy_(given[name].data)
 
     def reset_parameters(self) -> None:
-        """Draw every parameter anew, slot after slot, by ``reset_parameters`` or else by the factory."""
+        """Draw every parameter anew, by ``reset_parameters`` or else by the factory; buffers as those resets do.
+
+        Under the same ``torch.manual_seed`` the numbers are those of torchrl's ``reset_parameters``. Nothing
+        happens while lazy leaves have no shape.
+        """
         params, buffers = self._live()
-        shared = self.share_params is True
-        lazy = any(map(is_lazy, params.values()))
-        if lazy:
+        if any(map(is_lazy, params.values())):
             return
-        n_slots = 1 if shared else max(s.n_slots for s in self._sharing.values())
-        rows = [
-            {
-                k: (leaf if shared else leaf[min(slot, len(leaf) - 1)]).detach()
-                for k, leaf in {**params, **buffers}.items()
-            }
-            for slot in range(n_slots)
-        ]
-        drawn = drawing.redraw(self._build_one, self._empty_net, self._layout, rows)
+        own = {**params, **buffers}
+        n_slots = max((s.n_slots for s in self._sharing.values()), default=1)
+        rows = {k: self._rows_of(leaf, n_slots).detach() for k, leaf in own.items()}
+        fresh = drawing.redraw(self._build_one, self._empty_net, self._layout, rows)
         with torch.no_grad():
-            for name, leaf in params.items():
-                fresh = [slot[name] for slot in drawn[: self._sharing[name].n_slots]]
-                leaf.copy_(fresh[0] if shared else torch.stack(fresh))
+            for name, leaf in own.items():
+                leaf.copy_(fresh[name][0] if self.share_params is True else fresh[name][: len(leaf)])
+
+    def _rows_of(self, leaf: Tensor, n_slots: int) -> Tensor:
+        """A leaf as ``[n_slots, *leaf]``; one of fewer slots has its last row again and again."""
+        if self.share_params is True:
+            return leaf[None]
+        return leaf[torch.arange(n_slots).clamp(max=len(leaf) - 1)]
 
     # --- lazy leaves and checkpoints -------------------------------------------------------------------
 
@@ -254,8 +302,18 @@ def _forget_template_buffers(module: Any, incompatible: Any) -> None:
 
 def _copied(module: nn.Module) -> nn.Module:
     """A deep copy without the parameters and buffers that the module holds."""
-    lost: dict[int, Any] = {id(t): None for t in (*module.parameters(), *module.buffers())}
+    computed = plain_tensors(module, hooked=True).values()
+    lost: dict[int, Any] = {id(t): None for t in (*module.parameters(), *module.buffers(), *computed)}
     return copy.deepcopy(module, lost)
+
+
+def _holds(root: nn.Module, name: str) -> bool:
+    """Whether a module has a tensor under a dotted name, registered or not."""
+    path, _, attribute = name.rpartition(".")
+    try:
+        return isinstance(getattr(root.get_submodule(path), attribute), Tensor)
+    except AttributeError:
+        return False
 
 
 def _at(root: nn.Module, path: tuple[str, ...], attribute: str) -> Any:
@@ -264,7 +322,11 @@ def _at(root: nn.Module, path: tuple[str, ...], attribute: str) -> Any:
         root = root._modules[part]  # pyright: ignore
     own = root.__dict__
     leaf = own["_parameters"].get(attribute)
-    return getattr(root, attribute) if leaf is None else leaf
+    if leaf is None:
+        leaf = getattr(root, attribute)
+        if not isinstance(leaf, Tensor):
+            raise StructureError(f"_empty_net: expected a tensor as {'.'.join((*path, attribute))!r}, got {leaf!r}")
+    return leaf
 
 
 def _from_tensordict(td: Any, layout: Layout) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

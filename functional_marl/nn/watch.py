@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from itertools import repeat
 from operator import is_
 from typing import Any
 
 from torch import nn
-
-from functional_marl.errors import StructureError
 
 __all__ = ["Watch", "stay"]
 
@@ -21,22 +20,25 @@ class Watch:
     """The public attributes, parts and modes of a module as they were; tensors are not looked at.
 
     An edit is a new object under a name. What changes inside of an attribute, say an item of a list, is not
-    seen. Modes count as edited only where they differ within the module.
+    seen. Modes count as edited only where they differ within the module. Where a class says what its forward
+    ``reads``, its other attributes are left out.
     """
 
     def __init__(self, root: nn.Module, leaves: tuple[str, ...]) -> None:
         parts = dict(root.named_modules())
+        self.known = frozenset(map(id, parts.values()))  # held by `values`, so that no other part gets an id
         self.root: dict[str, Any] = root.__dict__
         self.parts = [part.__dict__ for part in parts.values()]
         self.modes = [part.training for part in parts.values()]
         self.mixed = len(set(self.modes)) > 1
-        self.branches = [part._modules for part in parts.values() if part._modules]
+        self.branches = [part._modules for part in parts.values()]  # a parametrization is a new child
         self.children = sum(map(len, self.branches))
         kept: list[tuple[dict[str, Any], str, Any]] = []
         for path, part in parts.items():
             own = part.__dict__
             tensors = {attribute for at, _, attribute in (k.rpartition(".") for k in leaves) if at == path}
-            names = [k for k in own if k[0] != "_" and k != "training" and k not in tensors]
+            read: Container[str] = vars(type(part)).get("reads", own)
+            names = [k for k in own if k[0] != "_" and k != "training" and k not in tensors and k in read]
             kept += [(own, name, own.get(name)) for name in dict.fromkeys([*names, "forward"])]
             kept += [(part._modules, name, child) for name, child in part._modules.items()]
         self.owners, self.names, self.values = zip(*kept, strict=True)
@@ -49,17 +51,3 @@ class Watch:
             and all(map(is_, map(dict.get, self.parts, repeat("training")), modes))
             and sum(map(len, self.branches)) == self.children
         )
-
-    def check_parts(self) -> None:
-        """Raise if a layer with parameters or buffers took another's place: no slots hold them."""
-        known = set(map(id, self.values))
-        for children in self.branches:
-            for name, child in children.items():
-                if child is None or id(child) in known:
-                    continue
-                leaves = [k for k, _ in (*child.named_parameters(), *child.named_buffers())]
-                if leaves:
-                    raise StructureError(
-                        f"_empty_net: expected layers without leaves in the place of others, got "
-                        f"{type(child).__name__} as {name!r} with {leaves}; build a new network"
-                    )
