@@ -1,16 +1,13 @@
-"""Two ways to keep a module off the global generators, both local to the thread and to a ``with`` block.
+"""Keeping a forward off the global generators, locally to the thread and to a ``with`` block.
 
-:class:`DrawFrom` hands one generator to every random op of a factory (initialisation);
 :class:`Keyed` computes the dropouts of a forward from a key. Any other random op raises.
 """
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import sys
 import types
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from typing import Any, Self
 
 import torch
@@ -24,7 +21,7 @@ from functional_marl.errors import RandomnessError
 from functional_marl.random import bernoulli
 
 try:  # private; without them the public way serves
-    from torch.utils._python_dispatch import _get_current_dispatch_mode as _top_mode
+    from torch.utils._python_dispatch import _get_current_dispatch_mode as top_mode
     from torch.utils._python_dispatch import (
         _pop_mode,  # pyright: ignore[reportPrivateUsage, reportUnknownVariableType]
         _push_mode,  # pyright: ignore[reportPrivateUsage, reportUnknownVariableType]
@@ -33,14 +30,12 @@ except ImportError:  # pragma: no cover
     _push_mode: Any = None
     _pop_mode: Any = None
 
-    def _top_mode() -> Any:
+    def top_mode() -> Any:
+        """The innermost dispatch mode that is active."""
         return None
 
 
-__all__ = ["Guard", "LocalMode", "drawing_from", "is_random", "run_keyed"]
-
-_SEEDING = ("manual_seed", "seed", "set_state", "set_offset")
-
+__all__ = ["Guard", "LocalMode", "given_generator", "is_random", "run_keyed", "top_mode"]
 
 # An op that is tagged as random does not draw when one of its arguments says so.
 _QUIET = {"dropout_p": 0.0, "dropout": 0.0, "train": False, "training": False}
@@ -64,6 +59,11 @@ def is_random(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         if (args[place] if place < len(args) else kwargs.get(name, default)) == _QUIET[name]:
             return False
     return True
+
+
+def given_generator(args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Generator | None:
+    """The generator that a call of an aten op was given."""
+    return next((value for value in (*kwargs.values(), *args) if isinstance(value, torch.Generator)), None)
 
 
 class LocalMode(TorchDispatchMode):
@@ -103,92 +103,6 @@ class Guard(LocalMode):
         if is_random(func, args, kwargs):
             raise RandomnessError(f"random operation {func}: {self.why}")
         return func(*args, **kwargs)
-
-
-# --- initialisation ------------------------------------------------------------------------------------
-
-
-class DrawFrom(LocalMode):
-    """Every random op draws from one CPU generator, wherever its tensor lives: equal on every device.
-
-    A dispatch mode, because a function mode does not see what ``torch.nn.init`` and
-    ``torch.distributions`` draw inside.
-    """
-
-    def __init__(self, generator: torch.Generator) -> None:
-        super().__init__()
-        self.generator = generator
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        """Run the op, with the generator if it draws and was given none."""
-        kwargs = kwargs or {}
-        if not is_random(func, args, kwargs) or kwargs.get("generator") is not None:
-            return func(*args, **kwargs)
-        kwargs = dict(kwargs)
-        overload = _with_generator(func)
-        kwargs["generator"] = self.generator
-        tensor = args[0] if args and isinstance(args[0], Tensor) else None
-        device = tensor.device if tensor is not None else torch.device(kwargs.get("device") or "cpu")
-        if device.type in ("cpu", "meta"):
-            return overload(*args, **kwargs)
-        # Draw on the CPU, then move: in place where the op is in place.
-        if "device" in kwargs:
-            kwargs["device"] = torch.device("cpu")
-        drawn = overload(*[a.cpu() if isinstance(a, Tensor) else a for a in args], **kwargs)
-        if tensor is not None and func._schema.is_mutable:
-            return tensor.copy_(drawn)
-        return drawn.to(device)
-
-
-@functools.cache
-def _with_generator(func: Any) -> Any:
-    """The overload of an aten op that takes ``generator=`` and is otherwise called alike."""
-    names = [a.name for a in func._schema.arguments]
-    if "generator" in names:
-        return func
-    for other in func.overloadpacket.overloads():
-        candidate = getattr(func.overloadpacket, other)
-        if [a.name for a in candidate._schema.arguments if a.name != "generator"] == names and any(
-            a.name == "generator" for a in candidate._schema.arguments
-        ):
-            return candidate
-    raise RandomnessError(
-        f"random operation {func} takes no generator, so a key cannot serve it; draw in another way in the factory"
-    )
-
-
-@contextlib.contextmanager
-def drawing_from(seed: int) -> Generator[None]:
-    """Inside, every torch draw of this thread comes from a fresh CPU generator of this seed.
-
-    Seeding any generator raises before it happens: a factory that calls ``torch.manual_seed`` would
-    change the caller's random numbers and make all agents equal. It is seen by a profile function, which
-    is local to the thread (a running profiler or debugger is left alone, and then this goes unseen). It
-    takes a third of the time of a build; a factory with a tape is not built again.
-    """
-    generator = torch.Generator().manual_seed(seed)
-
-    def forbid_seeding(frame: types.FrameType, event: str, arg: Any) -> None:
-        if event == "c_call" and arg.__name__ in _SEEDING and isinstance(arg.__self__, torch.Generator):
-            raise RandomnessError(
-                f"the factory calls {arg.__name__}() on a torch generator: every agent would get the same "
-                "parameters and the caller's random numbers would change; remove the call, the key is the seed"
-            )
-
-    watch = sys.getprofile() is None
-    with DrawFrom(generator):
-        if watch:
-            sys.setprofile(forbid_seeding)
-        try:
-            yield
-        finally:
-            if watch:
-                sys.setprofile(None)
-
-
-# --- forward -------------------------------------------------------------------------------------------
 
 
 # Functions that draw, by name: a compiled call has no dispatch mode that could see their ops.
@@ -283,7 +197,7 @@ class Keyed(TorchFunctionMode):
         self.site += 1
         shape = mask_shape(kind, tuple(x.shape))
         # The guard need not watch 140 integer operations: it makes each of them a call of Python.
-        watched = self.guard is not None and _top_mode() is self.guard
+        watched = self.guard is not None and top_mode() is self.guard
         if watched:
             _pop_mode(None)
         try:
