@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from functional_marl.dropout import DROPOUTS, Dropout, dropped, forbidden, mask_shape, rounded
+from functional_marl.dropout import DROPOUTS, Dropout, draws, dropped, forbidden, mask_shape, rounded
 from functional_marl.errors import RandomnessError
 from functional_marl.random import bernoulli
 
@@ -35,7 +35,7 @@ except ImportError:  # pragma: no cover
         return None
 
 
-__all__ = ["Guard", "LocalMode", "given_generator", "is_random", "run_keyed", "top_mode"]
+__all__ = ["Guard", "LocalMode", "address_of", "given_generator", "is_random", "run_keyed", "top_mode"]
 
 # An op that is tagged as random does not draw when one of its arguments says so.
 _QUIET = {"dropout_p": 0.0, "dropout": 0.0, "train": False, "training": False}
@@ -64,6 +64,11 @@ def is_random(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
 def given_generator(args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Generator | None:
     """The generator that a call of an aten op was given."""
     return next((value for value in (*kwargs.values(), *args) if isinstance(value, torch.Generator)), None)
+
+
+def address_of(generator: Any) -> int:
+    """What tells generators apart: an operation sees another Python object each time that it is given one."""
+    return generator._cdata
 
 
 class LocalMode(TorchDispatchMode):
@@ -192,7 +197,7 @@ class Keyed(TorchFunctionMode):
         """``x`` with a mask from the next site of the stream."""
         if not 0.0 <= p <= 1.0:
             raise ValueError(f"dropout: expected a probability in [0, 1], got {p}")
-        if self.forbidden:
+        if self.forbidden and draws(p, x):
             raise forbidden()
         self.site += 1
         shape = mask_shape(kind, tuple(x.shape))

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 
 from functional_marl.errors import RandomnessError
-from functional_marl.modes import LocalMode, given_generator, is_random
+from functional_marl.modes import LocalMode, address_of, given_generator, is_random
 
 __all__ = ["GlobalState", "drawing_from", "ordinary_tensors", "seeded", "unwatched"]
 
@@ -39,23 +39,18 @@ def ordinary_tensors() -> Generator[None]:
         yield
 
 
-# The generators that a key has seeded, of all threads, by address: an operation sees another Python object.
-_ours: set[int] = set()
-
-
-def _address(generator: Any) -> int:
-    return generator._cdata
+_ours: set[int] = set()  # the addresses of the generators that a key has seeded, of all threads
 
 
 @contextlib.contextmanager
 def seeded(seed: int) -> Generator[torch.Generator]:
     """A CPU generator of this seed, with which :class:`DrawFrom` lets operations draw: networks may be nested."""
     generator = torch.Generator().manual_seed(seed)
-    _ours.add(_address(generator))
+    _ours.add(address_of(generator))
     try:
         yield generator
     finally:
-        _ours.discard(_address(generator))
+        _ours.discard(address_of(generator))
 
 
 class DrawFrom(LocalMode):
@@ -83,7 +78,7 @@ class DrawFrom(LocalMode):
             return func(*args, **kwargs)
         given = given_generator(args, kwargs)
         if given is not None:
-            if _address(given) in _ours:
+            if address_of(given) in _ours:
                 return func(*args, **kwargs)
             raise RandomnessError(
                 f"random operation {func}: the factory gives it a generator of its own, which no key can seed for each "

@@ -81,7 +81,6 @@ class _Mapped:
                 sharing = net.sharing[first[name]]
                 kind = "own" if sharing.is_independent else "whole" if sharing.is_shared else "gathered"
                 self.leaves.append((first[name], net.param_shapes[first[name]], sharing, kind))
-        self.gives_way = net.strategy == "auto"  # where it fails
         self.drawless: set[tuple[torch.Size, torch.dtype]] = set()  # inputs for which nothing was drawn
         self.off = False
 
@@ -104,7 +103,7 @@ class _Mapped:
         try:
             out = self._run(skeleton, places, params, x, dim % x.dim())
         except FAILURES as error:
-            if isinstance(error, ANSWERS) or not self.gives_way:
+            if isinstance(error, ANSWERS):
                 raise
             out = None
         if before is not None:
