@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import functools
-import types
 from collections.abc import Callable
 from typing import Any, Self
 
@@ -18,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from functional_marl.dropout import DROPOUTS, Dropout, draws, dropped, forbidden, mask_shape, rounded
 from functional_marl.errors import RandomnessError
+from functional_marl.keyed_attention import MULTIHEAD_NAMES, multihead, scaled_dot_product
 from functional_marl.random import bernoulli
 
 try:  # private; without them the public way serves
@@ -149,15 +149,6 @@ _WHY = (
     "torch's global generator"
 )
 
-_MHA = F.multi_head_attention_forward
-# The same code with its check for overrides off: run with the mode on, the dropout inside it is seen.
-_MHA_OPEN = types.FunctionType(
-    _MHA.__code__,
-    {**_MHA.__globals__, "has_torch_function": lambda *_: False},  # pyright: ignore[reportUnknownLambdaType]
-    _MHA.__name__,
-    _MHA.__defaults__,
-)
-
 
 class Keyed(TorchFunctionMode):
     """Dropouts draw from ``(key, agent, site)``, where the site counts the draws of one forward.
@@ -231,38 +222,30 @@ def _dropout(mode: Keyed, func: Any, args: tuple[Any, ...], kwargs: dict[str, An
 
 
 def _attention(mode: Keyed, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Scaled dot-product attention with keyed dropout on the weights, as torch documents it."""
+    """Scaled dot-product attention with keyed dropout on the weights."""
     names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
     given = dict(zip(names, args, strict=False)) | kwargs
-    p: float = given.get("dropout_p", 0.0)
+    p: float = given.pop("dropout_p", 0.0)
     if p == 0.0:
         return func(*args, **kwargs)
-    query, key, value, mask = given["query"], given["key"], given["value"], given.get("attn_mask")
-    if given.get("enable_gqa", False):
-        groups = query.shape[-3] // key.shape[-3]
-        key, value = (t.repeat_interleave(groups, -3) for t in (key, value))
-    scale = given.get("scale")
-    # [..., L, E] x [..., E, S] -> [..., L, S]
-    scores = (query @ key.mT) * (query.shape[-1] ** -0.5 if scale is None else scale)
-    if given.get("is_causal", False):
-        if mask is not None:
-            raise ValueError("scaled_dot_product_attention: attn_mask and is_causal=True exclude each other")
-        mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
-    if mask is not None:
-        scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
-    weights = torch.ops.aten._safe_softmax(scores, -1)  # torch's own: 0, not NaN, where everything is masked
-    return mode.drop(weights, p, Dropout()) @ value
+    mask, grouped = given.pop("attn_mask", None), given.pop("enable_gqa", False)
+    return scaled_dot_product(lambda weights: mode.drop(weights, p, Dropout()), mask=mask, grouped=grouped, **given)
 
 
 def _multihead(mode: Keyed, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    with mode:
-        return _MHA_OPEN(*args, **kwargs)
+    """Multi-head attention with keyed dropout on the weights."""
+    given = dict(zip(MULTIHEAD_NAMES, args, strict=False)) | kwargs
+    p: float = given["dropout_p"]
+    without_its_mask = given.get("is_causal", False) and given.get("attn_mask") is None  # torch has an error for that
+    if p == 0.0 or not given.get("training", True) or without_its_mask:
+        return func(*args, **kwargs)
+    return multihead(lambda weights: mode.drop(weights, p, Dropout()), given)
 
 
 _SERVED: dict[Any, Callable[..., Any]] = {
     **dict.fromkeys(DROPOUTS, _dropout),
     F.scaled_dot_product_attention: _attention,
-    _MHA: _multihead,
+    F.multi_head_attention_forward: _multihead,
 }
 
 

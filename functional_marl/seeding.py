@@ -82,7 +82,8 @@ class DrawFrom(LocalMode):
                 return func(*args, **kwargs)
             raise RandomnessError(
                 f"random operation {func}: the factory gives it a generator of its own, which no key can seed for each "
-                "agent; draw without generator=, the key is the seed"
+                "agent; draw without generator=, the key is the seed (what all agents are to have alike is drawn "
+                "outside of the factory)"
             )
         if torch.initial_seed() != self.seed:
             raise _seeded()

@@ -24,6 +24,7 @@ ROOMS = [
     "sharing",
     "trees",
     "dropout",
+    "keyed_attention",
     "modes",
     "seeding",
     "skeleton",
