@@ -11,14 +11,12 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import types
 from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Self, TypeVar, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
@@ -33,10 +31,10 @@ __all__ = [
     "dispatch_modes",
     "dynamo_callback",
     "forget_flat_weights",
+    "generator_id",
     "graph_break",
     "in_transform",
     "is_batched",
-    "open_attention",
     "outside_transforms",
     "primitives",
     "proxied",
@@ -45,6 +43,7 @@ __all__ = [
     "schema",
     "set_aside",
     "storage_id",
+    "unwatched",
     "unwrapped",
     "version",
     "warn_of_fallback",
@@ -193,6 +192,10 @@ def set_aside(mode: LocalMode) -> Generator[None]:
 dispatch_modes: Callable[[], int] = torch._C._len_torch_dispatch_stack
 
 
+# Inside, no dispatch mode sees an operation: neither a recorder of ours nor a user's fake mode. No public path.
+unwatched: Callable[[], AbstractContextManager[Any]] = torch._C._DisableTorchDispatch  # pyright: ignore[reportAttributeAccessIssue]
+
+
 def proxied() -> bool:
     """Whether ``make_fx`` or another tracer of that kind records the operations. No public path."""
     return dispatch_modes() > 0 and get_proxy_mode() is not None
@@ -228,16 +231,6 @@ WeightNorm: type[nn.Module] = _WeightNorm
 # The operation that it computes.
 weight_norm: Callable[..., Tensor] = torch._weight_norm  # pyright: ignore[reportPrivateImportUsage]
 
-_attention: Any = F.multi_head_attention_forward
-# multi_head_attention_forward with its check for overrides off: called from a function mode that is on, it does not
-# come back to that mode itself, while the dropout inside it does. No public path.
-open_attention: Callable[..., Any] = types.FunctionType(
-    _attention.__code__,
-    {**_attention.__globals__, "has_torch_function": lambda *_: False},  # pyright: ignore[reportUnknownLambdaType]
-    _attention.__name__,
-    _attention.__defaults__,
-)
-
 
 def read_flat_weights(part: nn.RNNBase) -> None:
     """Make a recurrent module read its weights: it keeps them in a list beside its parameters."""
@@ -258,6 +251,11 @@ def version(tensor: Tensor) -> int:
 def storage_id(tensor: Tensor) -> int:
     """One number a storage, also for storages without bytes, which all have the same ``data_ptr``."""
     return tensor.untyped_storage()._cdata
+
+
+def generator_id(generator: torch.Generator) -> int:
+    """One number a generator: an operation sees another Python object each time that it is given one."""
+    return cast(Any, generator)._cdata
 
 
 def schema(operation: Any) -> Any:

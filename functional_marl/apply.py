@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from functional_marl.checks import check_network, check_params, check_state
-from functional_marl.errors import StructureError
+from functional_marl.errors import RandomnessError, StructureError
 from functional_marl.evaluate import Call, Result, apply_directly, evaluate_loop, evaluate_plan, evaluate_vmap
 from functional_marl.evaluate.direct import is_compiled
 from functional_marl.evaluate.draws import RngStates, rng_states, set_rng_states
@@ -128,7 +128,12 @@ def _evaluate(call: Call) -> Result:
     if net.strategy == "vmap":
         if net.template.never_vmap:
             raise StructureError(f'strategy="vmap": {net.template.never_vmap}; use "auto" or "loop"')
-        return evaluate_vmap(call)
+        try:
+            return evaluate_vmap(call)
+        except FAILURES as error:
+            if net.randomness == "error" and not isinstance(error, ANSWERS):
+                _name_what_draws(call)
+            raise
     # What a way consumed before it failed is given back, so that a seed means the same at every call.
     draws = call.key is None and (train or not isinstance(plan, Plan))  # a module may draw in evaluation too
     before: RngStates | None = None
@@ -150,6 +155,18 @@ def _evaluate(call: Call) -> Result:
             net.template.unmapped.add(_kind(call))
             return result
     return evaluate_loop(call)
+
+
+def _name_what_draws(call: Call) -> None:
+    """Raise the loop's error where an operation draws under ``randomness="error"``: vmap's does not name it."""
+    if torch.compiler.is_dynamo_compiling():
+        return
+    try:
+        evaluate_loop(call)
+    except RandomnessError:
+        raise
+    except FAILURES:
+        return
 
 
 def _short(error: Exception) -> str:

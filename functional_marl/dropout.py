@@ -12,7 +12,7 @@ from torch import Tensor
 from functional_marl.errors import RandomnessError
 from functional_marl.random import bernoulli
 
-__all__ = ["DROPOUTS", "Dropout", "batched_dropout", "dropped", "forbidden", "mask_shape"]
+__all__ = ["DROPOUTS", "Dropout", "batched_dropout", "draws", "dropped", "forbidden", "mask_shape"]
 
 
 class Dropout(NamedTuple):
@@ -62,6 +62,11 @@ def rounded(p: float) -> float:
     return round(p * 65536) / 65536
 
 
+def draws(p: float, x: Tensor) -> bool:
+    """Whether a dropout of ``x`` draws: torch's keeps all, or drops all, without."""
+    return 0.0 < p < 1.0 and x.numel() > 0
+
+
 def forbidden() -> RandomnessError:
     """The error of a dropout under ``randomness="error"``."""
     return RandomnessError(
@@ -84,9 +89,11 @@ def batched_dropout(
 
     The masks are those that each agent would draw alone. Returns the result and whether it is mapped.
     """
-    if randomness == "error":
+    if randomness == "error" and draws(p, h):
         raise forbidden()
     kind = DROPOUTS[function]
+    if p == 1.0 or randomness == "error":  # nothing is drawn
+        return dropped(h, torch.ones((), dtype=torch.bool, device=h.device), p, kind.alpha), mapped
     shape = mask_shape(kind, tuple(h.shape[mapped:]))
     apart = randomness == "different"
     if key is None:

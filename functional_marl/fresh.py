@@ -13,6 +13,7 @@ from functional_marl.checks import Params, check_network
 from functional_marl.errors import StructureError
 from functional_marl.network import Network
 from functional_marl.random import Key, as_key, split
+from functional_marl.seeding import ordinary_tensors, seeded
 from functional_marl.skeleton import named_tensors
 from functional_marl.tape import Tape
 from functional_marl.template import Leaf
@@ -20,14 +21,17 @@ from functional_marl.template import Leaf
 __all__ = ["default_state", "init_params", "init_state"]
 
 
+@ordinary_tensors()
 def _draw(
     net: Network,
-    key: Tensor,
+    given: Key,
     kind: Literal["_parameters", "_buffers"],
     device: Any,
     dtype: torch.dtype | None,
 ) -> Params:
     check_network(net)
+    with torch.device("cpu"), _torch_compat.unwatched():  # a seed has numbers also where the parameters get none
+        key = as_key(given, batch=True)
     if _torch_compat.is_batched(key):
         raise StructureError(
             "key: the factory cannot run inside vmap; give the batch of keys itself: "
@@ -39,9 +43,7 @@ def _draw(
     if 0 in batch:
         raise StructureError(f"key: expected at least one key, got an empty batch of shape {list(key.shape)}")
     count = max((shape[0] for shape in shapes.values()), default=0)
-    # [P, S] seeds: the two words of the key of each slot
-    words = split(key.reshape(-1, 2), count).transpose(0, 1).tolist()
-    seeds = [[high << 32 | low for high, low in slots] for slots in words]
+    seeds = _seeds(key, count)
     tape = net.template.tape() if len(seeds) * count > _WORTH_A_TAPE else None
     # One slot is built all the same: the factory may have come to do something else.
     if tape is not None and tape.fits() and tape.gives(net.template.draw(seeds[0][0]), seeds[0][0]):
@@ -53,6 +55,19 @@ def _draw(
                     named_tensors(net.template.draw(seed), kind)[0], out, p, slot, len(seeds), shapes, dtype, device
                 )
     return {name: out[name].view(*batch, *shape) for name, shape in shapes.items() if name in out}
+
+
+def _seeds(key: Tensor, count: int) -> list[list[int]]:
+    """``[P, S]`` seeds for keys ``[*P, 2]``: the two words of the key of each slot."""
+    try:
+        with _torch_compat.unwatched():
+            words = split(key.reshape(-1, 2), count).transpose(0, 1).tolist()
+    except RuntimeError as error:
+        raise StructureError(
+            f"key: expected numbers, got a {type(key).__name__} on {key.device} that holds none; make the key outside "
+            'of torch.device("meta") and of fake tensors, or give an int seed'
+        ) from error
+    return [[high << 32 | low for high, low in slots] for slots in words]
 
 
 _WORTH_A_TAPE = 2  # recording one costs two builds, using it one
@@ -95,11 +110,11 @@ def _play(
     nowhere = {name: torch.empty(leaf.shape, dtype=leaf.dtype) for name, leaf in leaves.items()}
     out = {name: torch.empty((len(seeds), *shape), dtype=leaves[name].dtype) for name, shape in shapes.items()}
     rows = {name: [p.unbind(0) for p in leaf.unbind(0)] for name, leaf in out.items()}
-    generator = torch.Generator()
-    for p, slot_seeds in enumerate(seeds):
-        for slot, seed in enumerate(slot_seeds):
-            own = {name: rows[name][p][slot] for name in shapes if slot < shapes[name][0]}
-            tape.play({**nowhere, **own}, generator.manual_seed(seed))
+    with seeded(0) as generator:
+        for p, slot_seeds in enumerate(seeds):
+            for slot, seed in enumerate(slot_seeds):
+                own = {name: rows[name][p][slot] for name in shapes if slot < shapes[name][0]}
+                tape.play({**nowhere, **own}, generator.manual_seed(seed))
     del rows
     for name, leaf in out.items():
         out[name] = leaf.to(device=device, dtype=dtype if leaf.is_floating_point() else None)
@@ -132,7 +147,7 @@ def init_params(
     >>> {name: list(leaf.shape) for name, leaf in init_params(net, 0).items()}
     {'weight': [3, 2, 4], 'bias': [3, 2]}
     """
-    return _draw(net, as_key(key, batch=True), "_parameters", device, dtype)
+    return _draw(net, key, "_parameters", device, dtype)
 
 
 def init_state(
@@ -157,24 +172,50 @@ def init_state(
     {'running_mean': [3, 4], 'running_var': [3, 4], 'num_batches_tracked': [3]}
     """
     if key is not None:
-        return _draw(net, as_key(key, batch=True), "_buffers", device, dtype)
+        return _draw(net, key, "_buffers", device, dtype)
+    _check_drawn(net)
+    with ordinary_tensors():
+        return {
+            name: _initial(net, name, device, dtype if net.template.buffers[name].is_floating_point() else None)
+            for name in net.state_shapes
+        }
+
+
+def _initial(net: Network, name: str, device: Any, dtype: torch.dtype | None) -> Tensor:
+    """A buffer as the factory built it, ``[S, *leaf]``, on a device and in a dtype."""
+    buffer = net.template.buffers[name]
+    if buffer.is_meta and device is not None and torch.device(device).type != "meta":
+        raise StructureError(
+            f"state: the network was made under torch.device('meta'), where its buffer {name!r} got no numbers; "
+            "give fm.init_state(net, key)"
+        )
+    return buffer.to(device=device, dtype=dtype).expand(net.state_shapes[name]).clone()
+
+
+def default_state(net: Network, params: Mapping[str, Tensor]) -> Params:
+    """The initial buffers, for parameters that were perhaps moved or cast after they were drawn.
+
+    A buffer follows one parameter: the first floating one of the smallest part around it that has any. It is on
+    that one's device, and takes its dtype if that is another than the factory gave it.
+    """
+    if not net.template.buffers:
+        return {}
+    _check_drawn(net)
+    state: Params = {}
+    for name, beside in net.template.beside.items():
+        like = params.get(beside, None)
+        if like is None:
+            state[name] = _initial(net, name, None, None)
+            continue
+        floats = net.template.buffers[name].is_floating_point() and like.is_floating_point()
+        cast = floats and like.dtype != net.template.params[beside].dtype
+        state[name] = _initial(net, name, like.device, like.dtype if cast else None)
+    return state
+
+
+def _check_drawn(net: Network) -> None:
     if net.template.random_buffers:
         raise StructureError(
             f"state: the factory draws the buffers {list(net.template.random_buffers)} at random; "
             "give fm.init_state(net, key), or state= where apply is called"
         )
-    return {
-        name: net.template.buffers[name]
-        .to(device=device, dtype=dtype if net.template.buffers[name].is_floating_point() else None)
-        .expand(shape)
-        .clone()
-        for name, shape in net.state_shapes.items()
-    }
-
-
-def default_state(net: Network, params: Mapping[str, Tensor]) -> Params:
-    """The initial buffers, on the device of the params and in their floating dtype."""
-    if not net.template.buffers:
-        return {}
-    like = next((leaf for leaf in params.values() if leaf.is_floating_point()), None)
-    return init_state(net) if like is None else init_state(net, device=like.device, dtype=like.dtype)

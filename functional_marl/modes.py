@@ -1,6 +1,5 @@
-"""Two ways to keep a module off the global generators, both local to the thread and to a ``with`` block.
+"""Keeping a forward off the global generators, locally to the thread and to a ``with`` block.
 
-:class:`DrawFrom` hands one generator to every random op of a factory (initialisation);
 :class:`Keyed` computes the dropouts of a forward from a key. Any other random op raises.
 """
 
@@ -8,9 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import sys
-import types
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -20,13 +17,12 @@ from torch.overrides import TorchFunctionMode
 
 from functional_marl import _torch_compat
 from functional_marl._torch_compat import LocalMode, schema
-from functional_marl.dropout import DROPOUTS, Dropout, dropped, forbidden, mask_shape, rounded
+from functional_marl.dropout import DROPOUTS, Dropout, draws, dropped, forbidden, mask_shape, rounded
 from functional_marl.errors import RandomnessError
+from functional_marl.keyed_attention import MULTIHEAD_NAMES, multihead, scaled_dot_product
 from functional_marl.random import bernoulli
 
-__all__ = ["Guard", "drawing_from", "is_random", "run_keyed"]
-
-_SEEDING = ("manual_seed", "seed", "set_state", "set_offset")
+__all__ = ["Guard", "given_generator", "is_random", "run_keyed"]
 
 
 # An op that is tagged as random does not draw when one of its arguments says so.
@@ -53,6 +49,11 @@ def is_random(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     return True
 
 
+def given_generator(args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Generator | None:
+    """The generator that a call of an aten op was given."""
+    return next((value for value in (*kwargs.values(), *args) if isinstance(value, torch.Generator)), None)
+
+
 class Guard(LocalMode):
     """Raises :class:`RandomnessError` at the first random op, before it draws."""
 
@@ -68,92 +69,6 @@ class Guard(LocalMode):
         if is_random(func, args, kwargs):
             raise RandomnessError(f"random operation {func}: {self.why}")
         return func(*args, **kwargs)
-
-
-# --- initialisation ------------------------------------------------------------------------------------
-
-
-class DrawFrom(LocalMode):
-    """Every random op draws from one CPU generator, wherever its tensor lives: equal on every device.
-
-    A dispatch mode, because a function mode does not see what ``torch.nn.init`` and
-    ``torch.distributions`` draw inside.
-    """
-
-    def __init__(self, generator: torch.Generator) -> None:
-        super().__init__()
-        self.generator = generator
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        """Run the op, with the generator if it draws and was given none."""
-        kwargs = kwargs or {}
-        if not is_random(func, args, kwargs) or kwargs.get("generator") is not None:
-            return func(*args, **kwargs)
-        kwargs = dict(kwargs)
-        overload = _with_generator(func)
-        kwargs["generator"] = self.generator
-        tensor = args[0] if args and isinstance(args[0], Tensor) else None
-        device = tensor.device if tensor is not None else torch.device(kwargs.get("device") or "cpu")
-        if device.type in ("cpu", "meta"):
-            return overload(*args, **kwargs)
-        # Draw on the CPU, then move: in place where the op is in place.
-        if "device" in kwargs:
-            kwargs["device"] = torch.device("cpu")
-        drawn = overload(*[a.cpu() if isinstance(a, Tensor) else a for a in args], **kwargs)
-        if tensor is not None and schema(func).is_mutable:
-            return tensor.copy_(drawn)
-        return drawn.to(device)
-
-
-@functools.cache
-def _with_generator(func: Any) -> Any:
-    """The overload of an aten op that takes ``generator=`` and is otherwise called alike."""
-    names = [a.name for a in schema(func).arguments]
-    if "generator" in names:
-        return func
-    for other in func.overloadpacket.overloads():
-        candidate = getattr(func.overloadpacket, other)
-        if [a.name for a in schema(candidate).arguments if a.name != "generator"] == names and any(
-            a.name == "generator" for a in schema(candidate).arguments
-        ):
-            return candidate
-    raise RandomnessError(
-        f"random operation {func} takes no generator, so a key cannot serve it; draw in another way in the factory"
-    )
-
-
-@contextlib.contextmanager
-def drawing_from(seed: int) -> Generator[None]:
-    """Inside, every torch draw of this thread comes from a fresh CPU generator of this seed.
-
-    Seeding any generator raises before it happens: a factory that calls ``torch.manual_seed`` would
-    change the caller's random numbers and make all agents equal. It is seen by a profile function, which
-    is local to the thread (a running profiler or debugger is left alone, and then this goes unseen). It
-    takes a third of the time of a build; a factory with a tape is not built again.
-    """
-    generator = torch.Generator().manual_seed(seed)
-
-    def forbid_seeding(frame: types.FrameType, event: str, arg: Any) -> None:
-        if event == "c_call" and arg.__name__ in _SEEDING and isinstance(arg.__self__, torch.Generator):
-            raise RandomnessError(
-                f"the factory calls {arg.__name__}() on a torch generator: every agent would get the same "
-                "parameters and the caller's random numbers would change; remove the call, the key is the seed"
-            )
-
-    watch = sys.getprofile() is None
-    with DrawFrom(generator):
-        if watch:
-            sys.setprofile(forbid_seeding)
-        try:
-            yield
-        finally:
-            if watch:
-                sys.setprofile(None)
-
-
-# --- forward -------------------------------------------------------------------------------------------
 
 
 # Functions that draw, by name: a compiled call has no dispatch mode that could see their ops.
@@ -195,8 +110,6 @@ _WHY = (
     "torch's global generator"
 )
 
-_MHA = F.multi_head_attention_forward
-
 
 class Keyed(TorchFunctionMode):
     """Dropouts draw from ``(key, agent, site)``, where the site counts the draws of one forward.
@@ -236,7 +149,7 @@ class Keyed(TorchFunctionMode):
         """``x`` with a mask from the next site of the stream."""
         if not 0.0 <= p <= 1.0:
             raise ValueError(f"dropout: expected a probability in [0, 1], got {p}")
-        if self.forbidden:
+        if self.forbidden and draws(p, x):
             raise forbidden()
         self.site += 1
         shape = mask_shape(kind, tuple(x.shape))
@@ -264,38 +177,30 @@ def _dropout(mode: Keyed, func: Any, args: tuple[Any, ...], kwargs: dict[str, An
 
 
 def _attention(mode: Keyed, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Scaled dot-product attention with keyed dropout on the weights, as torch documents it."""
+    """Scaled dot-product attention with keyed dropout on the weights."""
     names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
     given = dict(zip(names, args, strict=False)) | kwargs
-    p: float = given.get("dropout_p", 0.0)
+    p: float = given.pop("dropout_p", 0.0)
     if p == 0.0:
         return func(*args, **kwargs)
-    query, key, value, mask = given["query"], given["key"], given["value"], given.get("attn_mask")
-    if given.get("enable_gqa", False):
-        groups = query.shape[-3] // key.shape[-3]
-        key, value = (t.repeat_interleave(groups, -3) for t in (key, value))
-    scale = given.get("scale")
-    # [..., L, E] x [..., E, S] -> [..., L, S]
-    scores = (query @ key.mT) * (query.shape[-1] ** -0.5 if scale is None else scale)
-    if given.get("is_causal", False):
-        if mask is not None:
-            raise ValueError("scaled_dot_product_attention: attn_mask and is_causal=True exclude each other")
-        mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
-    if mask is not None:
-        scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
-    weights = torch.ops.aten._safe_softmax(scores, -1)  # torch's own: 0, not NaN, where everything is masked
-    return mode.drop(weights, p, Dropout()) @ value
+    mask, grouped = given.pop("attn_mask", None), given.pop("enable_gqa", False)
+    return scaled_dot_product(lambda weights: mode.drop(weights, p, Dropout()), mask=mask, grouped=grouped, **given)
 
 
 def _multihead(mode: Keyed, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    with mode:
-        return _torch_compat.open_attention(*args, **kwargs)
+    """Multi-head attention with keyed dropout on the weights."""
+    given = dict(zip(MULTIHEAD_NAMES, args, strict=False)) | kwargs
+    p: float = given["dropout_p"]
+    without_its_mask = given.get("is_causal", False) and given.get("attn_mask") is None  # torch has an error for that
+    if p == 0.0 or not given.get("training", True) or without_its_mask:
+        return func(*args, **kwargs)
+    return multihead(lambda weights: mode.drop(weights, p, Dropout()), given)
 
 
 _SERVED: dict[Any, Callable[..., Any]] = {
     **dict.fromkeys(DROPOUTS, _dropout),
     F.scaled_dot_product_attention: _attention,
-    _MHA: _multihead,
+    F.multi_head_attention_forward: _multihead,
 }
 
 

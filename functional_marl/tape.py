@@ -15,11 +15,13 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from functional_marl import _torch_compat
 from functional_marl._torch_compat import LocalMode, schema, storage_id
 from functional_marl.modes import is_random
+from functional_marl.seeding import seeded
 from functional_marl.skeleton import named_tensors
 
-__all__ = ["Tape", "record"]
+__all__ = ["Tape", "ordinary", "record"]
 
 
 class _Several(tuple[Any, ...]):
@@ -50,9 +52,8 @@ class Tape:
     dtype: torch.dtype  # torch's default when it was recorded
 
     def fits(self) -> bool:
-        """Whether a factory would build on the CPU now and in the dtypes of then."""
-        cpu = torch.get_default_device().type == "cpu" and not torch.is_autocast_enabled("cpu")
-        return cpu and self.dtype == torch.get_default_dtype()
+        """Whether a factory would build now as it was recorded."""
+        return ordinary() and self.dtype == torch.get_default_dtype()
 
     def play(self, rows: Mapping[str, Tensor], generator: torch.Generator | None) -> None:
         """Fill one slot's leaves; without a generator the draws come from torch's global one.
@@ -90,9 +91,20 @@ class Tape:
         if leaves.keys() != {*self.constants, *(name for name, _ in (*self.rows, *self.copies))}:
             return False
         rows = {name: torch.full_like(leaf, 7, requires_grad=False) for name, leaf in leaves.items()}
-        with torch.no_grad():
-            self.play(rows, torch.Generator().manual_seed(seed))
+        with torch.no_grad(), seeded(seed) as generator:
+            self.play(rows, generator)
         return all(rows[name].equal(leaf) for name, leaf in leaves.items())
+
+
+def ordinary() -> bool:
+    """Whether a factory would build plain tensors on the CPU now: nothing about the call changes its operations."""
+    if (
+        torch.get_default_device().type != "cpu"
+        or torch.is_autocast_enabled("cpu")
+        or _torch_compat.dispatch_modes() > 0
+    ):
+        return False
+    return not _torch_compat.in_transform()
 
 
 # --- recording -----------------------------------------------------------------------------------------
@@ -189,7 +201,7 @@ def record(draw: Callable[[int], nn.Module]) -> Tape | None:
 
     ``draw`` builds a module as a function of a seed alone, drawing from a generator of that seed.
     """
-    if torch.is_autocast_enabled("cpu"):
+    if not ordinary():
         return None
     with _Recorder() as recorder, _Reader() as reader:
         module = draw(0)

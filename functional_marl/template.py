@@ -19,15 +19,15 @@ from torch.nn.utils.weight_norm import WeightNorm
 from torch.overrides import BaseTorchFunctionMode
 
 from functional_marl import _torch_compat
-from functional_marl.errors import StructureError
-from functional_marl.modes import drawing_from
+from functional_marl.errors import RandomnessError, StructureError
+from functional_marl.redraw import Redraw
+from functional_marl.seeding import GlobalState, drawing_from, ordinary_tensors
 from functional_marl.skeleton import (
     Skeleton,
     copied,
     emptied,
     fill,
     forget_flat_weights,
-    is_float,
     materialise,
     named_tensors,
     parameter,
@@ -35,7 +35,7 @@ from functional_marl.skeleton import (
     skeleton_pair,
     written,
 )
-from functional_marl.tape import Tape, record
+from functional_marl.tape import Tape, ordinary, record
 
 __all__ = ["Build", "Leaf", "Template"]
 
@@ -66,19 +66,27 @@ class Template:
     # The module drawn last: a factory that returns it again makes no fresh ones.
     _last: Callable[[], nn.Module | None] = staticmethod(lambda: None)
 
+    @ordinary_tensors()
     def __init__(self, build: Build | nn.Module, example: tuple[Any, ...] | None) -> None:
         self.example = example
         if isinstance(build, nn.Module):
             pattern = copied(build)
             materialise(pattern, example)
-            self.build: Build | None = _Redraw(pattern, emptied(pattern))
+            self.build: Build | None = Redraw(pattern, emptied(pattern))
         elif callable(build):
             self.build = build
         else:
             raise StructureError(
                 f"build: expected a function that returns an nn.Module, or a module, got {type(build).__name__}"
             )
+        state = GlobalState()
         module = self.draw(0)
+        if state.moved() and not _same_leaves(module, self.draw(0)):  # another thread moves it, too
+            state.restore()
+            raise RandomnessError(
+                "build: the factory draws from torch's global generator where no key can serve it, as in a thread that "
+                "it starts or in an extension; draw in the factory itself, by torch's functions"
+            )
         if any(isinstance(part, torch.jit.ScriptModule) for part in module.modules()):
             raise StructureError("build: TorchScript does not take parameters from outside; give the plain nn.Module")
         plain = plain_tensors(module)
@@ -109,7 +117,7 @@ class Template:
         template.random_buffers = ()
         template._describe(module)
         template._empty = module
-        template.build = _Redraw(module, module)
+        template.build = Redraw(module, module)
         for part in module.modules():
             for place in (part._parameters, part._buffers):
                 place.update(dict.fromkeys(place))
@@ -121,6 +129,8 @@ class Template:
         params, self.param_aliases = named_tensors(module, "_parameters")
         self.buffers, self.buffer_aliases = named_tensors(module, "_buffers")
         self.params = {k: Leaf(tuple(p.shape), p.dtype) for k, p in params.items()}
+        # the parameter whose device and dtype a buffer takes, or ""
+        self.beside = {k: _beside(k, params) for k in self.buffers}
         self.never_vmap = next((why for why in itertools.starmap(_why_not_vmap, module.named_modules()) if why), "")
         # train -> why "auto" does not map this module, or ""
         self.no_vmap = {False: self.never_vmap, True: self.never_vmap}
@@ -175,6 +185,7 @@ class Template:
         """Whether a mapped call needs nothing but parameters put in their places."""
         return not (self.buffers or self._recurrent or self._attends or self._renormed or self.unruled())
 
+    @ordinary_tensors()
     def draw(self, seed: int) -> nn.Module:
         """A freshly initialised module, a function of the seed alone.
 
@@ -190,7 +201,7 @@ class Template:
             module = self.build()
             if not isinstance(module, nn.Module):  # pyright: ignore[reportUnnecessaryIsInstance]
                 raise StructureError(f"build: expected a function that returns an nn.Module, got {module!r}")
-            if not isinstance(self.build, _Redraw):
+            if not isinstance(self.build, Redraw):
                 materialise(module, self.example)
         if module is self._last():
             raise StructureError(
@@ -203,6 +214,8 @@ class Template:
     def tape(self) -> Tape | None:
         """How to fill one slot's leaves without building a module, if the factory is of that kind."""
         if self._tape is None:
+            if not ordinary():  # another call may find it so
+                return None
             self._tape = (None if self.build is None else record(self.draw),)
         return self._tape[0]
 
@@ -302,40 +315,15 @@ class Template:
         self._prepare()
 
 
-class _Redraw:
-    """A factory made of a module and its skeleton: copies redrawn by their own ``reset_parameters``."""
-
-    def __init__(self, module: nn.Module, skeleton: nn.Module) -> None:
-        params, self.param_aliases = named_tensors(module, "_parameters")
-        self.leaves = {k: (p.shape, p.dtype, p.device) for k, p in params.items()}
-        self.integers = {k: p for k, p in params.items() if not is_float(p)}  # no NaN to mark these: kept
-        self.buffers, self.buffer_aliases = named_tensors(module, "_buffers")
-        self.skeleton = skeleton
-
-    def __call__(self) -> nn.Module:
-        module = copy.deepcopy(self.skeleton)
-        # NaN marks what no reset has filled.
-        fresh = {
-            k: parameter(
-                self.integers[k].clone()
-                if k in self.integers
-                else torch.full(shape, torch.nan, dtype=dtype, device=device)
-            )
-            for k, (shape, dtype, device) in self.leaves.items()
-        }
-        fill(module, fresh, self.param_aliases)
-        fill(module, {k: b.clone() for k, b in self.buffers.items()}, self.buffer_aliases)
-        for part in reversed(list(module.modules())):  # the parts before the whole, as constructors do
-            reset = getattr(part, "reset_parameters", None) or getattr(part, "_reset_parameters", None)
-            if callable(reset):
-                reset()
-        bare = [k for k, p in fresh.items() if bool(torch.isnan(p.detach()).any())]
-        if bare:
-            raise StructureError(
-                f"build: a module was given, and no reset_parameters() fills {bare}; give a factory instead: "
-                "a function that builds the module anew"
-            )
-        return module
+def _beside(buffer: str, params: Mapping[str, Tensor]) -> str:
+    """The first floating parameter, else the first, of the smallest part around a buffer that has any."""
+    path = buffer
+    while path:
+        path = path.rpartition(".")[0]
+        inside = [name for name in params if not path or name.startswith(f"{path}.")]
+        if inside:
+            return next((name for name in inside if params[name].is_floating_point()), inside[0])
+    return ""
 
 
 def _why_not_vmap(name: str, part: nn.Module) -> str:
@@ -363,7 +351,20 @@ def _unruled(part: nn.Module) -> bool:
 def _same(a: Tensor, b: Tensor | None) -> bool:
     if a.is_meta:
         return True
-    return b is not None and a.shape == b.shape and bool(((a == b) | ((a != a) & (b != b))).all())
+    if b is None or a.shape != b.shape:
+        return False
+    try:
+        return bool(((a == b) | ((a != a) & (b != b))).all())
+    except RuntimeError:  # fake tensors have no numbers
+        return True
+
+
+def _same_leaves(a: nn.Module, b: nn.Module) -> bool:
+    return all(
+        _same(leaf, named_tensors(b, kind)[0].get(name))
+        for kind in ("_parameters", "_buffers")
+        for name, leaf in named_tensors(a, kind)[0].items()
+    )
 
 
 def _pickles(value: Any) -> bool:

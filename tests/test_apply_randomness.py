@@ -153,22 +153,13 @@ def test_the_public_vmap_serves_where_a_tracer_expects_it(
 def test_error_forbids_draws_in_training_and_only_there(sharing: Any, strategy: Any, key: Any) -> None:
     net = fm.network(layers, N, sharing=sharing, randomness="error", strategy=strategy)
     params, x = fm.init_params(net, 0), numbers(5, N, 4)
-    # torch.func.vmap has its own words, and its error is a RuntimeError as ours is
-    error, message = (RuntimeError, "random") if strategy == "vmap" and key is None else (fm.RandomnessError, "random")
     with generators_untouched():
-        with pytest.raises(error, match=message):
-            fm.apply(net, params, x, key=key, train=True)
+        for _ in range(3):  # the second call of a network may take another way
+            with pytest.raises(fm.RandomnessError, match=r'"same" or "different", or .*train=False'):
+                fm.apply(net, params, x, key=key, train=True)
         y = fm.apply(net, params, x, key=key)
     expected = torch.stack([fm.agent_module(net, params, i)(x[:, i]) for i in range(N)], 1)
     torch.testing.assert_close(y, expected.detach(), rtol=1e-11, atol=1e-11)
-
-
-@pytest.mark.parametrize("strategy", ["auto", "loop"])
-def test_error_says_how_to_draw(strategy: Any) -> None:
-    net = fm.network(layers, N, randomness="error", strategy=strategy)
-    for key in (KEY, None):
-        with pytest.raises(fm.RandomnessError, match=r'"same" or "different", or .*train=False'):
-            fm.apply(net, fm.init_params(net, 0), numbers(5, N, 4), key=key, train=True)
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)

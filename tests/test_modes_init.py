@@ -212,51 +212,7 @@ def test_defaults_are_those_of_the_moment() -> None:
     assert same(fm.init_params(net, 0), plain)
 
 
-# --- factories that seed -------------------------------------------------------------------------------
-
-
-def _seeding(seed: Callable[[], Any]) -> Build:
-    def build() -> nn.Module:
-        seed()
-        return nn.Linear(4, 2)
-
-    return build
-
-
-def _forked() -> None:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-
-
-SEEDS: dict[str, Callable[[], Any]] = {
-    "torch.manual_seed": lambda: torch.manual_seed(0),
-    "torch.random.manual_seed": lambda: torch.random.manual_seed(0),
-    "torch.seed": torch.seed,
-    "default_generator": lambda: torch.default_generator.manual_seed(0),
-    "set_rng_state": lambda: torch.set_rng_state(torch.get_rng_state()),
-    "fork_rng": _forked,
-}
-
-
-@pytest.mark.parametrize("name", SEEDS)
-def test_a_factory_that_seeds_is_refused_and_has_changed_nothing(name: str) -> None:
-    message = "the factory calls (manual_seed|seed|set_state).. on a torch generator"
-    with generators_untouched(), pytest.raises(fm.RandomnessError, match=message):
-        fm.network(_seeding(SEEDS[name]), 2)
-    assert sys.getprofile() is None
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(3)  # afterwards seeding is everybody's own business again
-        first = torch.rand(2)
-        torch.manual_seed(3)
-        assert torch.equal(torch.rand(2), first)
-
-
-def test_a_factory_that_seeds_only_later_is_refused_then() -> None:
-    seeds = [False]
-    net = fm.network(_seeding(lambda: seeds[0] and torch.manual_seed(0)), 2, sharing="shared")
-    seeds[0] = True
-    with generators_untouched(), pytest.raises(fm.RandomnessError, match="the factory calls manual_seed"):
-        fm.init_params(net, 0)
+# --- what is left alone, and what cannot be served ------------------------------------------------------
 
 
 def test_a_profiler_that_runs_is_left_alone() -> None:
@@ -268,20 +224,6 @@ def test_a_profiler_that_runs_is_left_alone() -> None:
         assert sys.getprofile() is profile
     finally:
         sys.setprofile(None)
-
-
-def test_a_factory_that_raises_leaves_everything_as_it_was() -> None:
-    def build() -> nn.Module:
-        torch.rand(3)
-        raise KeyError("mine")
-
-    with generators_untouched(), pytest.raises(KeyError, match="mine"):
-        fm.network(build, 2)
-    assert sys.getprofile() is None
-    with torch.random.fork_rng(devices=[]):
-        before = torch.get_rng_state()
-        torch.rand(3)
-        assert not torch.equal(torch.get_rng_state(), before)
 
 
 def test_an_op_that_takes_no_generator_is_named() -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import functional_marl as fm
-from functional_marl.modes import drawing_from
+from functional_marl.seeding import drawing_from
 from functional_marl.skeleton import named_tensors
 from functional_marl.tape import Tape, record
 

@@ -77,7 +77,6 @@ class _Mapped:
                 sharing = net.sharing[first[name]]
                 kind = "own" if sharing.is_independent else "whole" if sharing.is_shared else "gathered"
                 self.leaves.append((first[name], net.param_shapes[first[name]], sharing, kind))
-        self.gives_way = net.strategy == "auto"  # where it fails
         self.drawless: set[tuple[torch.Size, torch.dtype]] = set()  # inputs for which nothing was drawn
         self.off = False
 
@@ -100,7 +99,7 @@ class _Mapped:
         try:
             out = self._run(primitives, skeleton, places, params, x, dim % x.dim())
         except FAILURES as error:
-            if isinstance(error, ANSWERS) or not self.gives_way:
+            if isinstance(error, ANSWERS):
                 raise
             out = None
         if before is not None:

@@ -1,4 +1,4 @@
-"""The states of the global generators that a module may draw from: on the CPU, and wherever its tensors live."""
+"""The generators that a module may draw from: the global ones, on the CPU and where its tensors live, and its own."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["RngStates", "rng_states", "same_states", "set_rng_states"]
+from functional_marl._torch_compat import LocalMode, generator_id
+from functional_marl.modes import given_generator, is_random
+
+__all__ = ["Alike", "RngStates", "rng_states", "same_states", "set_rng_states"]
 
 RngStates = dict[torch.device, Tensor]
 _CPU = torch.device("cpu")
@@ -41,6 +44,34 @@ def set_rng_states(states: RngStates) -> None:
 def same_states(a: RngStates, b: RngStates) -> bool:
     """Whether nothing was drawn between the two."""
     return a.keys() == b.keys() and all(torch.equal(a[device], b[device]) for device in a)
+
+
+class Alike(LocalMode):
+    """Gives every agent the draws of the first, from generators that the module hands to its operations."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        # by address, for an operation sees another Python object each time; what is kept keeps its address
+        self._first: dict[int, tuple[torch.Generator, Tensor]] = {}
+        self._seen: set[int] = set()
+
+    def next_agent(self) -> None:
+        """From now on another agent draws."""
+        self._seen.clear()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Run the op, from where its generator stood when the first agent drew from it."""
+        kwargs = kwargs or {}
+        given = given_generator(args, kwargs) if is_random(func, args, kwargs) else None
+        if given is not None:
+            address = generator_id(given)
+            if address not in self._seen:
+                self._seen.add(address)
+                generator, state = self._first.setdefault(address, (given, given.get_state()))
+                generator.set_state(state)
+        return func(*args, **kwargs)
 
 
 def _generators(device: torch.device) -> Any:

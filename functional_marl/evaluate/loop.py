@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import enum
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import Tensor
 from functional_marl import _torch_compat
 from functional_marl.errors import RandomnessError, StructureError
 from functional_marl.evaluate.call import Call, Result
-from functional_marl.evaluate.draws import rng_states, set_rng_states
+from functional_marl.evaluate.draws import Alike, rng_states, set_rng_states
 from functional_marl.modes import Guard, run_keyed
 from functional_marl.skeleton import written
 from functional_marl.trees import Tree, flatten, leaf_names
@@ -46,11 +47,15 @@ def _loop(call: Call, drawless: bool = False) -> Result:
     buffers: list[dict[str, Tensor]] = []
     alike = call.key is None and call.net.randomness == "same" and not drawless
     start = rng_states((*call.inputs.leaves, *call.params.values())) if alike else None
+    own = Alike() if alike and not torch.compiler.is_dynamo_compiling() else None
     for agent in range(call.net.n_agents):
         if start is not None:
             set_rng_states(start)
+        if own is not None:
+            own.next_agent()
         try:
-            output, after = _one_agent(call, agent, drawless)
+            with own or contextlib.nullcontext():
+                output, after = _one_agent(call, agent, drawless)
         except Exception as error:
             if not torch.compiler.is_dynamo_compiling():
                 error.add_note(

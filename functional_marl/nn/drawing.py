@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from functional_marl.errors import RandomnessError
-from functional_marl.modes import drawing_from
 from functional_marl.nn.storage import Layout, as_registered, is_lazy, put, take
+from functional_marl.seeding import drawing_from
 from functional_marl.tape import Tape, record
 
 __all__ = ["draw", "materialise", "redraw", "reset"]
