@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from functional_marl.arguments import as_device, as_floating
 from functional_marl.checks import Params, check_network
 from functional_marl.errors import StructureError
 from functional_marl.network import Network
@@ -26,12 +27,13 @@ def _draw(
     device: Any,
     dtype: torch.dtype | None,
 ) -> Params:
-    check_network(net)
     if torch._C._functorch.is_batchedtensor(key):  # pyright: ignore[reportAttributeAccessIssue]
         raise StructureError(
             "key: the factory cannot run inside vmap; give the batch of keys itself: "
             "fm.init_params(net, fm.split(key, 8)) gives [8, slots, *leaf]"
         )
+    if key.is_meta:
+        raise StructureError("key: expected a tensor with numbers, got one on the meta device")
     shapes = net.param_shapes if kind == "_parameters" else net.state_shapes
     out: Params = {}
     batch = tuple(key.shape[:-1])
@@ -122,7 +124,7 @@ def init_params(
         dtype: the dtype of floating leaves; by default what the factory gives.
 
     Raises:
-        StructureError: a bad key; a factory that does not build the same leaves every time; a module
+        StructureError: a bad key, device or dtype; a factory that does not build the same leaves every time; a module
             whose reset leaves a leaf unfilled. RandomnessError: a draw that a key cannot serve.
 
     >>> from torch import nn
@@ -131,7 +133,8 @@ def init_params(
     >>> {name: list(leaf.shape) for name, leaf in init_params(net, 0).items()}
     {'weight': [3, 2, 4], 'bias': [3, 2]}
     """
-    return _draw(net, as_key(key, batch=True), "_parameters", device, dtype)
+    check_network(net)
+    return _draw(net, as_key(key, batch=True), "_parameters", as_device(device), as_floating(dtype))
 
 
 def init_state(
@@ -147,7 +150,7 @@ def init_state(
     the buffers that were built with those parameters.
 
     Raises:
-        StructureError: a random buffer and no key.
+        StructureError: a random buffer and no key; a bad key, device or dtype.
 
     >>> from torch import nn
     >>> from functional_marl import network
@@ -155,6 +158,8 @@ def init_state(
     >>> {name: list(leaf.shape) for name, leaf in init_state(net).items()}
     {'running_mean': [3, 4], 'running_var': [3, 4], 'num_batches_tracked': [3]}
     """
+    check_network(net)
+    device, dtype = as_device(device), as_floating(dtype)
     if key is not None:
         return _draw(net, as_key(key, batch=True), "_buffers", device, dtype)
     if net.template.random_buffers:

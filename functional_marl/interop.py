@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 __all__ = ["as_flat_dict", "from_tensordict", "to_tensordict"]
 
 
-def as_flat_dict(params: Any) -> dict[str, Any]:
-    """Params as a plain flat dict: a dict as it is, a TensorDict by its dotted names."""
+def as_flat_dict(params: Any, what: str = "params") -> dict[str, Any]:
+    """Params, or what else is named, as a plain flat dict: a dict as it is, a TensorDict by its dotted names."""
     if type(params) is dict:
         return params  # pyright: ignore[reportUnknownVariableType]
     if is_tensordict(params):
@@ -26,7 +26,7 @@ def as_flat_dict(params: Any) -> dict[str, Any]:
     if isinstance(params, Mapping):
         return dict(params)  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
     raise StructureError(
-        f"params: expected a dict of dotted names to tensors (or a TensorDict), got {type(params).__name__}"
+        f"{what}: expected a dict of dotted names to tensors (or a TensorDict), got {type(params).__name__}"
     )
 
 

@@ -87,8 +87,8 @@ BAD_DATA: list[tuple[Any, int, type[Exception], str]] = [
         StructureError,
         "per_agent['b']['x']: expected a leaf, got none; per_agent['b']['y']: expected a leaf, got none",
     ),
-    (GOOD, -1, StructureError, "batch_dims: expected a number of batch axes, 0 or more, got -1"),
-    (GOOD, True, StructureError, "batch_dims: expected a number of batch axes, 0 or more, got True"),
+    (GOOD, -1, StructureError, "batch_dims: expected an int of 0 or more, got -1"),
+    (GOOD, True, StructureError, "batch_dims: expected an int of 0 or more, got True"),
 ]
 
 
@@ -160,7 +160,7 @@ BAD_GROUPED: list[tuple[Any, int, bool, type[Exception], str]] = [
         -1,
         False,
         StructureError,
-        "batch_dims: expected a number",
+        "batch_dims: expected an int of 0 or more",
     ),
 ]
 

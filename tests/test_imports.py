@@ -20,6 +20,7 @@ PACKAGE = Path(fm.__file__).parent
 # that stand on top of it; nothing imports it.
 ROOMS = [
     "errors",
+    "arguments",
     "random",
     "sharing",
     "trees",
@@ -31,6 +32,7 @@ ROOMS = [
     "views",
     "nets",
     "lowering",
+    "merging",
     "network",
     "interop",
     "checks",
