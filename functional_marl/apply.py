@@ -107,7 +107,12 @@ def apply(
         train=train,
         mutable=mutable,
     )
-    result = _evaluate(call)
+    try:
+        result = _evaluate(call)
+    except TypeError as error:
+        if inputs and not any(isinstance(leaf, Tensor) for leaf in call.inputs.leaves):
+            raise StructureError(f"inputs: expected tensors, got {shown(inputs)}: {error}") from error
+        raise
     outputs = place_outputs(result.outputs, net.out_agent_dim, call.inputs.position)
     if not mutable:
         return outputs

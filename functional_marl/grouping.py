@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from functional_marl.arguments import shown
+from functional_marl.arguments import is_list, shown
 from functional_marl.errors import GroupingError
 
 __all__ = ["Grouping", "MarlGroupMapType", "by_prefix", "by_spec", "check_group_map", "group_map"]
@@ -46,7 +46,7 @@ Grouping = MarlGroupMapType | enum.Enum | Mapping[str, Sequence[str]] | Callable
 
 def as_names(names: Any, what: str) -> list[str]:
     """The names as a new list. A set is refused: it has no order, and the agent axis needs one."""
-    if isinstance(names, str | bytes | set | frozenset) or not isinstance(names, Iterable):
+    if not (is_list(names) or isinstance(names, Mapping)):
         raise GroupingError(f"{what}: expected a list of agent names, got {shown(names)}; use a list of strings")
     listed: list[Any] = list(names)  # pyright: ignore[reportUnknownArgumentType]
     if wrong := [name for name in listed if not isinstance(name, str)]:
@@ -205,7 +205,7 @@ def by_spec(specs: Mapping[str, Any]) -> Callable[[str], str]:
         found.update(dict.fromkeys(members, group))
 
     def grouping(name: str) -> str:
-        if name not in found:
+        if not isinstance(name, str) or name not in found:  # pyright: ignore[reportUnnecessaryIsInstance]
             raise GroupingError(f"specs: no spec for agent {name!r}; given are {quote(found)}; add it")
         return found[name]
 

@@ -44,6 +44,8 @@ def _check_data(
     """All agents of a group map, after checking that the map is a partition of them; and the checked settings."""
     groups = as_groups(groups)
     agents = [name for members in groups.values() for name in members]
+    if not agents:
+        raise GroupingError("groups: expected at least one agent, got none; give each agent a group")
     check_group_map(groups, dict.fromkeys(agents))
     return agents, as_index(batch_dims, "batch_dims", 0), as_flag(squeeze_singletons, "squeeze_singletons")
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from types import BuiltinFunctionType
 from typing import Any
@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from functional_marl.arguments import as_index, shown
+from functional_marl.arguments import as_index, is_list, shown
 from functional_marl.errors import StructureError
 
 __all__ = ["GRU", "LSTM", "ConvNet", "convnet", "gru", "lstm", "mlp"]
@@ -37,9 +37,9 @@ def _check_activation(where: str, activation: Any) -> None:
 
 def _as_ints(values: Any, what: str, least: int) -> tuple[int, ...]:
     """One int a layer, or for each axis: a list or tuple."""
-    if isinstance(values, str | Mapping | set | frozenset) or not isinstance(values, Iterable):
+    if not is_list(values):
         raise StructureError(f"{what}: expected a list of ints, got {shown(values)}")
-    return tuple(as_index(value, what, least) for value in values)  # pyright: ignore[reportUnknownVariableType]
+    return tuple(as_index(value, what, least) for value in values)
 
 
 def mlp(*sizes: int, activation: Activation = nn.Tanh) -> Callable[[], nn.Module]:
@@ -105,10 +105,10 @@ def convnet(
 
 def _each_layer(value: Any, n: int, what: str, least: int) -> tuple[Any, ...]:
     """An int for all layers, or one int, or pair of ints, for each of ``n``."""
-    if not isinstance(value, Iterable) or isinstance(value, str):
-        return (as_index(value, f"convnet: {what}", least),) * n
     what = f"convnet: {what}"
-    each: list[Any] = list(value) if isinstance(value, Sequence) else [None]  # pyright: ignore
+    if not is_list(value):
+        return (as_index(value, what, least),) * n
+    each: list[Any] = list(value)
     if len(each) != n:
         raise StructureError(f"{what}: expected an int, or one for each of {n} layers, got {shown(value)}")
     return tuple(
@@ -212,18 +212,24 @@ def _check_recurrent(x: Any, states: Sequence[tuple[str, Any]], reset: Any, inpu
         raise StructureError(f"x: expected a tensor [*B, T, {inputs}], got {shown(x)}")
     batch = x.shape[:-2]
     for name, state in states:
-        if not isinstance(state, Tensor) or state.shape[-1:] != (hidden,) or not _broadcasts(state.shape[:-1], batch):
+        if not _fits(state, (*batch, hidden), x):
             raise StructureError(
-                f"{name}: expected a tensor {[*batch, hidden]} for x {list(x.shape)}, got {shown(state)}"
+                f"{name}: expected a tensor {[*batch, hidden]} beside x {list(x.shape)}, got {shown(state)}"
             )
-    if reset is not None and (not isinstance(reset, Tensor) or not _broadcasts(reset.shape, x.shape[:-1])):
-        raise StructureError(f"reset: expected a tensor {list(x.shape[:-1])} for x {list(x.shape)}, got {shown(reset)}")
+    if reset is not None and not _fits(reset, x.shape[:-1], x):
+        raise StructureError(
+            f"reset: expected a tensor {list(x.shape[:-1])} beside x {list(x.shape)}, got {shown(reset)}"
+        )
 
 
-def _broadcasts(shape: Sequence[int], full: Sequence[int]) -> bool:
-    """Whether what has a shape fills another by broadcasting."""
-    ends = zip(reversed(shape), reversed(full), strict=False)
-    return len(shape) <= len(full) and all(a == b or a == 1 for a, b in ends)
+def _fits(tensor: Any, full: Sequence[int], x: Tensor) -> bool:
+    """Whether it is a tensor where ``x`` is, of that last axis, that broadcasts to the full shape."""
+    if not isinstance(tensor, Tensor) or tensor.device != x.device:
+        return False
+    shape = tensor.shape
+    if not 0 < len(shape) <= len(full) or shape[-1] != full[-1]:
+        return False
+    return all(a == b or a == 1 for a, b in zip(reversed(shape), reversed(full), strict=False))
 
 
 def gru_step(from_x: Tensor, from_h: Tensor, h: Tensor) -> Tensor:
@@ -307,7 +313,11 @@ class LSTM(_Recurrent):
         if state is not None and (not isinstance(state, tuple | list) or len(state) != 2):  # pyright: ignore
             raise StructureError(f"state: expected a pair (h, c), got {shown(state)}")
         _check_recurrent(
-            x, [] if state is None else [("h", state[0]), ("c", state[1])], reset, self.inputs, self.hidden
+            x,
+            [] if state is None else [("h of state", state[0]), ("c of state", state[1])],
+            reset,
+            self.inputs,
+            self.hidden,
         )
         zeros = x.new_zeros(*x.shape[:-2], self.hidden)
         h, c = (zeros, zeros) if state is None else state

@@ -6,14 +6,14 @@ Params are a flat dict of dotted names to tensors ``[S, *leaf]``, in ``named_par
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from functional_marl.arguments import as_index, as_mapping, shown
+from functional_marl.arguments import as_index, as_mapping, is_list, shown
 from functional_marl.checks import Params, check_network, check_state, mismatches, slot_maps
 from functional_marl.errors import StructureError
 from functional_marl.fresh import default_state
@@ -218,9 +218,7 @@ def reshare(
 
 def _as_agents(agents: Any, n_agents: int) -> list[int]:
     try:
-        if isinstance(agents, str | Mapping | set | frozenset) or not isinstance(agents, Iterable):
-            raise TypeError
-        chosen = [as_index(agent, "agents", 0) for agent in agents]  # pyright: ignore[reportUnknownVariableType]
+        chosen = [as_index(agent, "agents", 0) for agent in agents] if is_list(agents) else []
         if not chosen or max(chosen) >= n_agents:
             raise TypeError
     except (TypeError, ValueError, RuntimeError):

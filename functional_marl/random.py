@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from functional_marl.arguments import as_index, as_shape, shown
+from functional_marl.arguments import as_flag, as_index, as_shape, is_bool, shown
 from functional_marl.errors import StructureError
 
 __all__ = ["Key", "as_key", "bernoulli", "fold_in", "key", "normal", "philox4x32", "split", "uniform"]
@@ -68,7 +68,7 @@ def _as_word(word: Any, what: str) -> int | Tensor:
 
 def _as_probability(p: Any) -> float:
     if not isinstance(p, float):  # also numpy's numbers, but no text and no bool
-        known = hasattr(p, "__float__") and not isinstance(p, bool) and not getattr(p, "shape", ())
+        known = hasattr(p, "__float__") and not is_bool(p) and not getattr(p, "shape", ())
         p = float(p) if known else math.nan
     if not 0 <= p <= 1:
         raise StructureError(f"p: expected a probability, a number from 0 to 1, got {p}")
@@ -90,9 +90,13 @@ def key(seed: int) -> Tensor:
     >>> key(7)
     tensor([0, 7])
     """
-    seed = as_index(seed, "seed")
+    return _of_seed(seed, "seed")
+
+
+def _of_seed(seed: Any, what: str) -> Tensor:
+    seed = as_index(seed, what, hint="; keys are ints, or tensors from fm.key(seed)" if what == "key" else "")
     if not -(2**63) <= seed < 2**64:
-        raise StructureError(f"seed: expected an int of at most 64 bits, got {seed}")
+        raise StructureError(f"{what}: expected an int of at most 64 bits, got {seed}")
     return torch.tensor([(seed >> 32) & _MASK, seed & _MASK], dtype=torch.int64)
 
 
@@ -106,8 +110,8 @@ def as_key(given: Key, batch: bool = False) -> Tensor:
     tensor([0, 7])
     """
     if not isinstance(given, Tensor):
-        return key(as_index(given, "key", hint="; keys are ints, or tensors from fm.key(seed)"))
-    good = given.ndim >= 1 if batch else given.ndim == 1
+        return _of_seed(given, "key")
+    good = given.ndim >= 1 if as_flag(batch, "batch") else given.ndim == 1
     if given.dtype != torch.int64 or not good or given.shape[-1] != 2:
         shape = "[*P, 2]" if batch else "[2]"
         raise StructureError(
@@ -170,7 +174,10 @@ def words(key: Tensor, n: int, site: int = 0, agent: int | Tensor = 0) -> Tensor
     For agents ``[k, 1]`` the words of each of their streams, ``[k, n]``.
     """
     block = torch.arange((n + 3) // 4, device=key.device)
+    site, agent = _as_word(site, "site"), _as_word(agent, "agent")
     if isinstance(agent, Tensor):
+        if agent.is_meta and not key.is_meta:
+            raise StructureError("agent: expected a tensor with numbers, got one on the meta device")
         agent = agent.to(key.device)
     # four words a block: [..., n / 4, 4] -> [..., n]
     return torch.stack(philox4x32(key, (block, site, agent, _DRAW)), -1).flatten(-2)[..., :n]

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, overload
 
-from functional_marl.arguments import as_index, shown
+from functional_marl.arguments import as_index, is_list, shown
 from functional_marl.errors import SharingError
 
 __all__ = ["PRESETS", "Sharing", "SharingSpec", "resolve"]
@@ -43,7 +43,7 @@ class Sharing(Sequence[int]):
 
     def __init__(self, slots: Iterable[int], n_slots: int | None = None) -> None:
         try:
-            if isinstance(slots, str | Mapping | set | frozenset):  # not an int an agent, or in no order
+            if not is_list(slots):
                 raise TypeError
             given = tuple(as_index(slot, "slot") for slot in slots)
         except (TypeError, ValueError, RuntimeError):  # tensors without numbers raise the last

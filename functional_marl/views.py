@@ -251,12 +251,12 @@ def with_agent_ids(x: Tensor, agent_dim: int = -2) -> Tensor:
     tensor([[0., 1., 0.],
             [0., 0., 1.]])
     """
-    if not isinstance(x, Tensor):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise StructureError(f"with_agent_ids: expected a tensor as x, got {shown(x)}")
+    if not isinstance(x, Tensor) or x.layout is not torch.strided:  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise StructureError(f"with_agent_ids: expected a dense tensor as x, got {shown(x)}")
     agent_dim = as_index(agent_dim, "agent_dim")
     if not -x.ndim <= agent_dim < x.ndim - 1 or agent_dim == -1:
         raise StructureError(
-            f"with_agent_ids: expected an agent axis before the features, got dim {agent_dim} of {list(x.shape)}"
+            f"agent_dim: expected an agent axis before the features, got dim {agent_dim} of {list(x.shape)}"
         )
     dim = agent_dim % x.ndim
     n = x.shape[dim]
