@@ -27,13 +27,12 @@ def _draw(
     device: Any,
     dtype: torch.dtype | None,
 ) -> Params:
+    check_network(net)
     if torch._C._functorch.is_batchedtensor(key):  # pyright: ignore[reportAttributeAccessIssue]
         raise StructureError(
             "key: the factory cannot run inside vmap; give the batch of keys itself: "
             "fm.init_params(net, fm.split(key, 8)) gives [8, slots, *leaf]"
         )
-    if key.is_meta:
-        raise StructureError("key: expected a tensor with numbers, got one on the meta device")
     shapes = net.param_shapes if kind == "_parameters" else net.state_shapes
     out: Params = {}
     batch = tuple(key.shape[:-1])
@@ -134,7 +133,8 @@ def init_params(
     {'weight': [3, 2, 4], 'bias': [3, 2]}
     """
     check_network(net)
-    return _draw(net, as_key(key, batch=True), "_parameters", as_device(device), as_floating(dtype))
+    device, dtype = as_device(device), as_floating(dtype)
+    return _draw(net, as_key(key, batch=True), "_parameters", device, dtype)
 
 
 def init_state(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from functional_marl.arguments import shown
-from functional_marl.errors import SharingError
+from functional_marl.errors import SharingError, StructureError
 from functional_marl.lowering import index_tensor
 from functional_marl.sharing import Sharing
 
@@ -31,6 +31,8 @@ def merged_rows(leaf: Tensor, source: Sequence[int], sharing: Sharing, merge: Me
         raise SharingError(
             f"{name}: no agent is in the slots {list(unused)} of {sharing}, so nothing fills them; use its .canonical()"
         )
+    if leaf.layout is not torch.strided:
+        raise StructureError(f"{name}: expected a dense tensor in params, got {leaf.layout}; use its .to_dense()")
     leaf = leaf.detach()
     if sharing.is_independent:
         return leaf.index_select(0, torch.tensor(source, device=leaf.device))

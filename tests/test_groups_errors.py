@@ -113,7 +113,7 @@ def test_group_agents_refuses_a_map_that_is_no_partition() -> None:
         group_agents({"g": "ab"}, GOOD)
     with pytest.raises(GroupingError, match=r"groups: expected a mapping from group to agent names, got None"):
         group_agents(None, GOOD)  # pyright: ignore[reportArgumentType]
-    with pytest.raises(GroupingError, match=r"names: expected at least one agent, got none"):
+    with pytest.raises(GroupingError, match=r"groups: expected at least one agent, got none"):
         ungroup_agents({}, {})
 
 

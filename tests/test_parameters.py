@@ -333,7 +333,7 @@ def test_params_go_to_nested_tensordicts_and_back(sharing: Any) -> None:
 
 
 def test_what_is_no_tensordict_is_refused() -> None:
-    with pytest.raises(fm.StructureError, match="from_tensordict: expected a TensorDict, got dict"):
+    with pytest.raises(fm.StructureError, match="td: expected a TensorDict, got dict"):
         fm.from_tensordict({"a": 1})
     with pytest.raises(fm.StructureError, match=r"expected a dict of dotted names to tensors .* got Linear"):
         fm.to_tensordict(nn.Linear(2, 2))  # pyright: ignore[reportArgumentType]

@@ -61,6 +61,20 @@ def _each(change: Callable[[Any], Any]) -> Callable[[dict[str, Any]], Any]:
     return changed
 
 
+# what is put in the place of a tensor of numbers, made from the right one
+NUMBERS: dict[str, Callable[[Tensor], Any]] = {
+    "on meta": lambda x: x.to("meta"),
+    "sparse numbers": lambda x: x.to_sparse(),
+    "as an array": lambda x: x.numpy(),
+    "as lists": lambda x: x.tolist(),
+    "by agent": lambda x: {f"agent_{i}": x[:, i] for i in range(x.shape[1])},
+    "agents less": lambda x: x[:, 1:],
+    "features less": lambda x: x[..., 1:],
+    "one agent's": lambda x: x[0, 0],
+    "integers": lambda x: x.to(torch.int64),
+    "another dtype": lambda x: x.to(torch.float64),
+    "complex": lambda x: x.to(torch.complex64),
+}
 # what is put in the place of a tree of tensors, made from the right one
 LEAVES: dict[str, Callable[[dict[str, Any]], Any]] = {
     "a leaf less": lambda tree: dict(list(tree.items())[1:]),
@@ -75,6 +89,9 @@ LEAVES: dict[str, Callable[[dict[str, Any]], Any]] = {
     "rank more": _each(lambda leaf: leaf[None]),
     "slots less": _each(lambda leaf: leaf[:-1]),
     "last axis longer": _each(lambda leaf: torch.cat([leaf, leaf], -1)),
+    "meta as leaf": _each(lambda leaf: leaf.to("meta")),
+    "sparse as leaf": _each(lambda leaf: leaf.to_sparse()),
+    "integers as leaf": _each(lambda leaf: leaf.to(torch.int64)),
     "a population": lambda tree: {name: torch.stack([leaf, leaf]) for name, leaf in tree.items()},
     "two axes of a population": lambda tree: {name: leaf.expand(2, 2, *leaf.shape) for name, leaf in tree.items()},
     "in a list": lambda tree: [tree],
@@ -91,6 +108,7 @@ class Call:
     given: Callable[[], dict[str, Any]]
     right: Mapping[str, set[str]] = field(default_factory=dict[str, set[str]])
     trees: tuple[str, ...] = ()  # arguments that are trees of parameters
+    numbers: tuple[str, ...] = ()  # arguments that are tensors of numbers, [B, n, F]
     words: Mapping[str, str] = field(default_factory=dict[str, str])  # what a message calls an argument
     theirs: Mapping[str, set[str]] = field(default_factory=dict[str, set[str]])  # callables that raise by themselves
 
@@ -103,6 +121,14 @@ class Call:
                 yield name, kind, {**self.given(), name: make()}
         for name in self.trees:
             for kind, change in LEAVES.items():
+                if kind in self.theirs.get(name, ()):
+                    continue
+                given = self.given()
+                yield name, kind, {**given, name: change(given[name])}
+        for name in self.numbers:
+            for kind, change in NUMBERS.items():
+                if kind in self.theirs.get(name, ()):
+                    continue
                 given = self.given()
                 yield name, kind, {**given, name: change(given[name])}
 
@@ -152,6 +178,9 @@ def group_data() -> dict[str, Any]:
     return {name: torch.ones(5, 4) for members in GROUPS.values() for name in members}
 
 
+# what depends on the way of evaluating, and is tested there
+EVALUATED = {"params": {"meta as leaf", "sparse as leaf"}, "inputs": {"on meta", "sparse numbers"}}
+KINDS_OF_LEAVES = {"meta as leaf", "sparse as leaf", "integers as leaf"}  # rows are taken of whatever it is
 FLAGS = {"True", "zero", "bool_"}
 KEYS = {"zero", "int64", "negative"}
 NONE = {"None"}
@@ -232,16 +261,16 @@ CALLS: dict[str, Call] = {
     "agent_params": Call(
         fm.agent_params,
         net_and(agent=lambda: 1),
-        {"agent": {"zero", *INTS}, "params": {"empty dict"}},
+        {"agent": {"zero", *INTS}, "params": {"empty dict", *KINDS_OF_LEAVES}},
         ("params",),
     ),
     "agent_module": Call(
         fm.agent_module,
         lambda: {"net": NORMED, "params": params(NORMED), "agent": 1, "state": fm.init_state(NORMED)},
-        {"agent": {"zero", *INTS}, "state": NONE},
+        {"agent": {"zero", *INTS}, "params": KINDS_OF_LEAVES, "state": NONE | KINDS_OF_LEAVES},
         ("params", "state"),
     ),
-    "unstack_agents": Call(fm.unstack_agents, net_and(), {"params": {"empty dict"}}, ("params",)),
+    "unstack_agents": Call(fm.unstack_agents, net_and(), {"params": {"empty dict", *KINDS_OF_LEAVES}}, ("params",)),
     "stack_agents": Call(
         fm.stack_agents,
         lambda: {"trees": fm.unstack_agents(NET, params()), "n_agents": 3, "sharing": [0, 0, 1], "merge": "error"},
@@ -255,7 +284,7 @@ CALLS: dict[str, Call] = {
     "reshare": Call(
         fm.reshare,
         net_and(sharing=lambda: [0, 1, 1], merge=lambda: "mean", agents=lambda: [0, 1, 2]),
-        {"agents": NONE, "params": {"empty dict"}},
+        {"agents": NONE, "params": {"empty dict", "meta as leaf", "integers as leaf"}},
         ("params",),
     ),
     "partition": Call(
@@ -275,12 +304,16 @@ CALLS: dict[str, Call] = {
         net_and(inputs=lambda: torch.ones(5, 3, 4), key=lambda: fm.key(0), train=lambda: False, mutable=lambda: False),
         {"key": KEYS | NONE, "train": FLAGS, "mutable": FLAGS},
         ("params",),
+        ("inputs",),
+        theirs=EVALUATED,
     ),
     "apply directly": Call(
         lambda net, params, inputs: fm.apply(net, params, inputs),
         net_and(inputs=lambda: torch.ones(5, 3, 4)),
         {},
         ("params",),
+        ("inputs",),
+        theirs=EVALUATED,
     ),
     "apply with a state": Call(
         lambda inputs, **given: fm.apply(given.pop("net"), given.pop("params"), inputs, **given),
@@ -294,6 +327,8 @@ CALLS: dict[str, Call] = {
         },
         {"state": NONE, "train": FLAGS, "mutable": {"True", "bool_"}},
         ("params", "state"),
+        ("inputs",),
+        theirs=EVALUATED,
     ),
     "apply with keywords": Call(
         lambda kwargs: fm.apply(BY_NAME, fm.init_params(BY_NAME, 0), torch.ones(5, 3, 4), kwargs=kwargs),
