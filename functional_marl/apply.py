@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from functional_marl.arguments import as_flag, shown
 from functional_marl.checks import check_network, check_params, check_state
 from functional_marl.errors import RandomnessError, StructureError
 from functional_marl.evaluate import Call, Result, apply_directly, evaluate_loop, evaluate_plan, evaluate_vmap
@@ -18,10 +19,9 @@ from functional_marl.evaluate.vmap import ANSWERS, FAILURES
 from functional_marl.fresh import default_state
 from functional_marl.interop import as_flat_dict
 from functional_marl.lowering import Plan, Unlowered
+from functional_marl.merging import merged_state
 from functional_marl.network import Network
-from functional_marl.parameters import mean_rows
 from functional_marl.random import Key, as_key
-from functional_marl.sharing import Sharing
 from functional_marl.trees import Tree
 from functional_marl.views import place_inputs, place_outputs
 
@@ -58,7 +58,8 @@ def apply(
         *inputs: tensors or pytrees of tensors; ``net.agent_dim`` says where they carry the agents. Other
             leaves (numbers, strings) are seen whole by every agent.
         key: dropouts draw from it alone, and any other random operation raises. Without a key they draw
-            from torch's global generator, as in an ``nn.Module``.
+            from torch's global generator, as in an ``nn.Module``. Where nothing draws, as dropouts without
+            ``train=True``, a key changes nothing.
         state: buffers ``{name: [S, *leaf]}``; by default the initial ones.
         train: training mode for the whole module, whatever flags it was built with.
         mutable: return ``(y, new_state)``. Agents that share a buffer and change it apart get the mean
@@ -81,15 +82,16 @@ def apply(
     torch.Size([5, 3, 2])
     """
     check_network(net)
+    train, mutable = as_flag(train, "train"), as_flag(mutable, "mutable")
     if len(inputs) == 1 and kwargs is None and state is None and not mutable and key is None and type(params) is dict:
         x = inputs[0]
         if isinstance(x, Tensor):
-            y = apply_directly(net, params, x, bool(train)) if net.direct is None else net.direct(params, x)
+            y = apply_directly(net, params, x, train) if net.direct is None else net.direct(params, x)
             if y is not None:
                 return y
     params = as_flat_dict(params)
     check_params(net, params)
-    buffers = default_state(net, params) if state is None else as_flat_dict(state)
+    buffers = default_state(net, params) if state is None else as_flat_dict(state, "state")
     if state is not None:
         check_state(net, buffers)
     if train and buffers and not mutable and is_compiled():
@@ -100,16 +102,30 @@ def apply(
         net=net,
         params=params,
         state=buffers,
-        inputs=place_inputs(inputs, dict(kwargs or {}), net.n_agents, net.agent_dim, net.centralized),
+        inputs=place_inputs(inputs, _as_kwargs(kwargs), net.n_agents, net.agent_dim, net.centralized),
         key=None if key is None else as_key(key),
-        train=bool(train),
-        mutable=bool(mutable),
+        train=train,
+        mutable=mutable,
     )
-    result = _evaluate(call)
+    try:
+        result = _evaluate(call)
+    except TypeError as error:
+        if inputs and not any(isinstance(leaf, Tensor) for leaf in call.inputs.leaves):
+            raise StructureError(f"inputs: expected tensors, got {shown(inputs)}: {error}") from error
+        raise
     outputs = place_outputs(result.outputs, net.out_agent_dim, call.inputs.position)
     if not mutable:
         return outputs
-    return outputs, {name: _reduce(result.state[name], buffers[name], net.state_sharing[name]) for name in buffers}
+    return outputs, {name: merged_state(result.state[name], buffers[name], net.state_sharing[name]) for name in buffers}
+
+
+def _as_kwargs(kwargs: Any) -> dict[str, Any]:
+    if kwargs is None:
+        return {}
+    given: dict[Any, Any] | None = dict(kwargs) if hasattr(kwargs, "keys") else None
+    if given is None or not all(isinstance(name, str) for name in given):
+        raise StructureError(f"kwargs: expected a dict from the names of keyword inputs, got {shown(kwargs)}")
+    return given
 
 
 def _evaluate(call: Call) -> Result:
@@ -206,20 +222,6 @@ def _give_up(error: Exception, before: RngStates | None) -> None:
         raise error
     if before is not None:
         set_rng_states(before)
-
-
-def _reduce(after: Tensor, before: Tensor, sharing: Sharing) -> Tensor:
-    """Every agent's buffer ``[n, *leaf]`` to one a slot ``[S, *leaf]``; unused slots keep what they had."""
-    if sharing.is_independent:
-        return after
-    rows: list[Tensor] = []
-    for slot in range(sharing.n_slots):
-        agents = sharing.members(slot)
-        if not agents:
-            rows.append(before[slot])
-        else:
-            rows.append(mean_rows([after[i] for i in agents]))
-    return torch.stack(rows)
 
 
 def tabulate(net: Network) -> str:

@@ -14,7 +14,10 @@ import torch
 
 from functional_marl.errors import StructureError
 
-__all__ = ["as_device", "as_flag", "as_floating", "as_index", "as_mapping", "as_shape", "shown"]
+__all__ = ["as_device", "as_flag", "as_floating", "as_index", "as_mapping", "as_shape", "is_bool", "is_list", "shown"]
+
+
+_MOST = 1 << 63  # no size is larger; without a bound such a slip takes all memory
 
 
 def shown(value: Any) -> str:
@@ -49,12 +52,12 @@ def as_index(
         ...
     functional_marl.errors.StructureError: n_agents: expected a positive int, got True
     """
-    if type(value) is int and (least is None or value >= least):
+    if type(value) is int and (least is None or least <= value < _MOST):
         return value
     if isinstance(value, torch.SymInt):  # a size in a trace, which a conversion would fix
         return value  # pyright: ignore[reportReturnType]
-    number = None if _is_bool(value) else _index(value)
-    if number is None or (least is not None and number < least):
+    number = None if is_bool(value) else _index(value)
+    if number is None or (least is not None and not least <= number < _MOST):
         kind = {None: "an int", 1: "a positive int"}.get(least, f"an int of {least} or more")
         raise error(f"{what}: expected {kind}, got {shown(value)}{hint}")
     return number
@@ -67,9 +70,19 @@ def _index(value: Any) -> int | None:
         return None
 
 
-def _is_bool(value: Any) -> bool:
+def is_bool(value: Any) -> bool:
     """Whether it is a truth value: Python's, numpy's or torch's."""
     return isinstance(value, bool) or str(getattr(value, "dtype", "")) in ("bool", "torch.bool")
+
+
+def is_list(value: Any) -> bool:
+    """Whether it holds things in an order: a list, tuple, array, iterator; no text and no set or mapping.
+
+    >>> is_list([1]), is_list("1"), is_list({1})
+    (True, False, False)
+    """
+    unordered = isinstance(value, str | bytes | Mapping | set | frozenset)
+    return isinstance(value, Iterable) and not unordered and getattr(value, "shape", (1,)) != ()
 
 
 def as_flag(value: Any, what: str) -> bool:
@@ -80,7 +93,7 @@ def as_flag(value: Any, what: str) -> bool:
     """
     if value is True or value is False:
         return value
-    if (isinstance(value, int) and value in (0, 1)) or (_is_bool(value) and not getattr(value, "shape", ())):
+    if (isinstance(value, int) and value in (0, 1)) or (is_bool(value) and not getattr(value, "shape", ())):
         return bool(value)
     raise StructureError(f"{what}: expected True or False, got {shown(value)}")
 
@@ -91,10 +104,10 @@ def as_shape(value: Any, what: str) -> tuple[int, ...]:
     >>> as_shape([2, 3], "shape")
     (2, 3)
     """
-    if isinstance(value, str | Mapping | set | frozenset) or not isinstance(value, Iterable):
+    if not is_list(value):
         _not_a_shape(value, what)
     try:
-        return tuple(as_index(size, what, 0) for size in value)  # pyright: ignore[reportUnknownVariableType]
+        return tuple(as_index(size, what, 0) for size in value)
     except (StructureError, TypeError, RuntimeError):
         _not_a_shape(value, what)
 

@@ -50,13 +50,27 @@ def _check(given: Mapping[str, Any], net: Network, expected: Mapping[str, tuple[
                 break
         else:
             return
+    front = _in_front(given, expected)
+    if front:
+        raise StructureError(
+            f"{what}: every leaf has the axes {front} in front of [slots, *leaf], those of a population; map over it: "
+            "torch.func.vmap(lambda p: fm.apply(net, p, x))(params), and likewise what else takes params"
+        )
     lines = mismatches(given, expected, what)
     lines.append(f"leaves are [slots, *shape of one agent's]; the network has {net.n_agents} agents; {_FIX[what]}")
-    if given.keys() == expected.keys() and all(
-        isinstance(v, Tensor) and tuple(v.shape[1:]) == expected[k] for k, v in given.items()
-    ):
-        lines.append("every leaf has one axis more in front: map over a population by torch.func.vmap")
     raise StructureError("\n".join(lines))
+
+
+def _in_front(given: Mapping[str, Any], expected: Mapping[str, tuple[int, ...]]) -> list[int]:
+    """The axes that all leaves have in front of their shapes, those of a population; else none."""
+    if given.keys() != expected.keys() or not all(isinstance(leaf, Tensor) for leaf in given.values()):
+        return []
+    fronts = {tuple(given[name].shape[: given[name].ndim - len(shape)]) for name, shape in expected.items()}
+    if len(fronts) != 1:
+        return []
+    front = fronts.pop()
+    fits = all(tuple(given[name].shape) == (*front, *shape) for name, shape in expected.items())
+    return list(front) if fits else []
 
 
 _FIX = {

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from functional_marl import _torch_compat
+from functional_marl.arguments import as_device, as_floating
 from functional_marl.checks import Params, check_network
 from functional_marl.errors import StructureError
 from functional_marl.network import Network
@@ -29,7 +30,6 @@ def _draw(
     device: Any,
     dtype: torch.dtype | None,
 ) -> Params:
-    check_network(net)
     with torch.device("cpu"), _torch_compat.unwatched():  # a seed has numbers also where the parameters get none
         key = as_key(given, batch=True)
     if _torch_compat.is_batched(key):
@@ -138,7 +138,7 @@ def init_params(
         dtype: the dtype of floating leaves; by default what the factory gives.
 
     Raises:
-        StructureError: a bad key; a factory that does not build the same leaves every time; a module
+        StructureError: a bad key, device or dtype; a factory that does not build the same leaves every time; a module
             whose reset leaves a leaf unfilled. RandomnessError: a draw that a key cannot serve.
 
     >>> from torch import nn
@@ -147,7 +147,8 @@ def init_params(
     >>> {name: list(leaf.shape) for name, leaf in init_params(net, 0).items()}
     {'weight': [3, 2, 4], 'bias': [3, 2]}
     """
-    return _draw(net, key, "_parameters", device, dtype)
+    check_network(net)
+    return _draw(net, key, "_parameters", as_device(device), as_floating(dtype))
 
 
 def init_state(
@@ -163,7 +164,7 @@ def init_state(
     the buffers that were built with those parameters.
 
     Raises:
-        StructureError: a random buffer and no key.
+        StructureError: a random buffer and no key; a bad key, device or dtype.
 
     >>> from torch import nn
     >>> from functional_marl import network
@@ -171,6 +172,8 @@ def init_state(
     >>> {name: list(leaf.shape) for name, leaf in init_state(net).items()}
     {'running_mean': [3, 4], 'running_var': [3, 4], 'num_batches_tracked': [3]}
     """
+    check_network(net)
+    device, dtype = as_device(device), as_floating(dtype)
     if key is not None:
         return _draw(net, key, "_buffers", device, dtype)
     _check_drawn(net)

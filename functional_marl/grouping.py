@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from functional_marl.arguments import is_list, shown
 from functional_marl.errors import GroupingError
 
 __all__ = ["Grouping", "MarlGroupMapType", "by_prefix", "by_spec", "check_group_map", "group_map"]
@@ -71,8 +72,8 @@ Grouping = MarlGroupMapType | enum.Enum | Mapping[str, Sequence[str]] | Callable
 
 def as_names(names: Any, what: str) -> list[str]:
     """The names as a new list. A set is refused: it has no order, and the agent axis needs one."""
-    if isinstance(names, str | bytes | set | frozenset) or not isinstance(names, Iterable):
-        raise GroupingError(f"{what}: expected a list of agent names, got {names!r}; use a list of strings")
+    if not (is_list(names) or isinstance(names, Mapping)):
+        raise GroupingError(f"{what}: expected a list of agent names, got {shown(names)}; use a list of strings")
     listed: list[Any] = list(names)  # pyright: ignore[reportUnknownArgumentType]
     if wrong := [name for name in listed if not isinstance(name, str)]:
         raise GroupingError(f"{what}: expected strings as agent names, got {wrong!r}; use a list of strings")
@@ -82,7 +83,7 @@ def as_names(names: Any, what: str) -> list[str]:
 def as_groups(groups: Mapping[Any, Any]) -> dict[str, list[str]]:
     """The group map in a new dict of new lists, not yet checked to be a partition."""
     if not isinstance(groups, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise GroupingError(f"groups: expected a mapping from group to agent names, got {groups!r}")
+        raise GroupingError(f"groups: expected a mapping from group to agent names, got {shown(groups)}")
     return {group: as_names(members, f"groups[{group!r}]") for group, members in groups.items()}
 
 
@@ -165,7 +166,7 @@ def group_map(names: Iterable[str], grouping: Grouping) -> dict[str, list[str]]:
     else:
         raise GroupingError(
             "grouping: expected a MarlGroupMapType, a mapping from group to agents or a function from agent"
-            f" to group, got {grouping!r}"
+            f" to group, got {shown(grouping)}"
         )
     check_group_map(groups, agents)
     return groups
@@ -174,9 +175,14 @@ def group_map(names: Iterable[str], grouping: Grouping) -> dict[str, list[str]]:
 def by_prefix(name: str) -> str:
     """The group of an agent named ``<group>_<number>``; any other name is its own group.
 
+    Raises:
+        GroupingError: the name is no string.
+
     >>> by_prefix("adversary_0"), by_prefix("lead_agent_12"), by_prefix("goalkeeper")
     ('adversary', 'lead_agent', 'goalkeeper')
     """
+    if not isinstance(name, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise GroupingError(f"name: expected the name of an agent, a string, got {shown(name)}")
     match = re.fullmatch(r"(.+)_[0-9]+", name, re.DOTALL)
     return match[1] if match else name
 
@@ -191,13 +197,15 @@ def by_spec(specs: Mapping[str, Any]) -> Callable[[str], str]:
             in the order of their first agent (a number is left out where an agent has that prefix).
 
     Raises:
-        GroupingError: two specs do not compare, or, when called, an agent has no spec.
+        GroupingError: specs that are no mapping or do not compare, or, when called, an agent without a spec.
 
     >>> group_map(["wolf_0", "sheep_0", "wolf_1"], by_spec({"wolf_0": 16, "wolf_1": 16, "sheep_0": 14}))
     {'wolf': ['wolf_0', 'wolf_1'], 'sheep': ['sheep_0']}
     >>> group_map(["wolf_0", "sheep_0", "wolf_1"], by_spec({"wolf_0": 16, "wolf_1": 14, "sheep_0": 16}))
     {'group_0': ['wolf_0', 'sheep_0'], 'group_1': ['wolf_1']}
     """
+    if not hasattr(specs, "keys"):
+        raise GroupingError(f"specs: expected a mapping from agent to spec, got {shown(specs)}")
     classes: list[list[str]] = []
     for name in as_names(specs, "specs"):
         for members in classes:
@@ -223,7 +231,7 @@ def by_spec(specs: Mapping[str, Any]) -> Callable[[str], str]:
         found.update(dict.fromkeys(members, group))
 
     def grouping(name: str) -> str:
-        if name not in found:
+        if not isinstance(name, str) or name not in found:  # pyright: ignore[reportUnnecessaryIsInstance]
             raise GroupingError(f"specs: no spec for agent {name!r}; given are {quote(found)}; add it")
         return found[name]
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from functional_marl import trees
 from functional_marl.apply import apply
+from functional_marl.arguments import as_flag, as_index, shown
 from functional_marl.errors import GroupingError, StructureError
 from functional_marl.grouping import as_groups, check_group_map, quote
 from functional_marl.network import Network
@@ -37,14 +38,16 @@ def _check_keys(what: str, kind: str, given: Any, wanted: Iterable[str], fix: st
         )
 
 
-def _check_data(groups: Mapping[str, Sequence[str]], batch_dims: int) -> list[str]:
-    """All agents of a group map, after checking that the map is a partition of them."""
+def _check_data(
+    groups: Mapping[str, Sequence[str]], batch_dims: int, squeeze_singletons: bool
+) -> tuple[list[str], int, bool]:
+    """All agents of a group map, after checking that the map is a partition of them; and the checked settings."""
     groups = as_groups(groups)
     agents = [name for members in groups.values() for name in members]
+    if not agents:
+        raise GroupingError("groups: expected at least one agent, got none; give each agent a group")
     check_group_map(groups, dict.fromkeys(agents))
-    if isinstance(batch_dims, bool) or not isinstance(batch_dims, int) or batch_dims < 0:  # pyright: ignore
-        raise StructureError(f"batch_dims: expected a number of batch axes, 0 or more, got {batch_dims!r}")
-    return agents
+    return agents, as_index(batch_dims, "batch_dims", 0), as_flag(squeeze_singletons, "squeeze_singletons")
 
 
 def _tensor(leaf: Any) -> Tensor:
@@ -147,7 +150,7 @@ def group_agents(
     >>> group_agents({"a": ["x", "z"], "b": ["y"]}, {"x": 1, "y": 2, "z": 3})
     {'a': tensor([1, 3]), 'b': tensor([2])}
     """
-    agents = _check_data(groups, batch_dims)
+    agents, batch_dims, squeeze_singletons = _check_data(groups, batch_dims, squeeze_singletons)
     fix = "give every agent of the groups and no other (fill in for agents that are gone, and mask them)"
     _check_keys("per_agent", "agent", per_agent, agents, fix)
     grouped: dict[str, Tree] = {}
@@ -224,7 +227,7 @@ def ungroup_agents(
     >>> ungroup_agents({"a": ["x", "z"], "b": ["y"]}, {"a": torch.tensor([1, 3]), "b": torch.tensor([2])})
     {'x': tensor(1), 'z': tensor(3), 'y': tensor(2)}
     """
-    _check_data(groups, batch_dims)
+    _, batch_dims, squeeze_singletons = _check_data(groups, batch_dims, squeeze_singletons)
     _check_keys("grouped", "group", grouped, groups, "give one tree for each group")
     per_agent: dict[str, Tree] = {}
     for group, members in groups.items():
@@ -260,7 +263,7 @@ def apply_groups(
         kwargs: group -> keyword inputs.
 
     Raises:
-        GroupingError: a mapping has other groups than ``nets``.
+        GroupingError: ``nets`` is no mapping, or another mapping has other groups.
 
     >>> import functional_marl as fm
     >>> nets = {"wolf": fm.network(lambda: torch.nn.Linear(4, 2), n_agents=3, sharing="shared"),
@@ -270,7 +273,9 @@ def apply_groups(
     >>> {group: list(out.shape) for group, out in y.items()}
     {'wolf': [7, 3, 2], 'sheep': [7, 1, 1]}
     """
-    may_change = dict.fromkeys(nets, mutable) if isinstance(mutable, bool) else mutable
+    if not isinstance(nets, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise GroupingError(f"nets: expected a mapping from group to network, got {shown(nets)}")
+    may_change = mutable if hasattr(mutable, "keys") else dict.fromkeys(nets, as_flag(mutable, "mutable"))
     no_state: dict[str, Tree] = dict.fromkeys(nets)
     states, keywords = no_state if state is None else state, no_state if kwargs is None else kwargs
     given = {"params": params, "inputs": inputs, "state": states, "mutable": may_change, "kwargs": keywords}

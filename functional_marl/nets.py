@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from functional_marl.arguments import as_index, is_list, shown
 from functional_marl.errors import StructureError
 
 __all__ = ["GRU", "LSTM", "ConvNet", "convnet", "gru", "lstm", "mlp"]
@@ -30,8 +31,15 @@ def _check_activation(where: str, activation: Any) -> None:
     if not builds or isinstance(activation, nn.Module | BuiltinFunctionType):
         raise StructureError(
             f"{where}: expected as activation a module class such as nn.ReLU, or a function that builds a module, "
-            f"got {activation!r}"
+            f"got {shown(activation)}"
         )
+
+
+def _as_ints(values: Any, what: str, least: int) -> tuple[int, ...]:
+    """One int a layer, or for each axis: a list or tuple."""
+    if not is_list(values):
+        raise StructureError(f"{what}: expected a list of ints, got {shown(values)}")
+    return tuple(as_index(value, what, least) for value in values)
 
 
 def mlp(*sizes: int, activation: Activation = nn.Tanh) -> Callable[[], nn.Module]:
@@ -48,8 +56,9 @@ def mlp(*sizes: int, activation: Activation = nn.Tanh) -> Callable[[], nn.Module
       (2): Linear(in_features=8, out_features=2, bias=True)
     )
     """
-    if len(sizes) < 2 or any(not isinstance(s, int) or s < 1 for s in sizes):
-        raise StructureError(f"mlp: expected at least an input and an output size, positive ints, got {sizes}")
+    if len(sizes) < 2:
+        raise StructureError(f"mlp: expected at least an input and an output size as sizes, got {sizes}")
+    sizes = _as_ints(sizes, "mlp: sizes", 1)
     _check_activation("mlp", activation)
     return partial(_mlp, sizes, activation)
 
@@ -75,20 +84,36 @@ def convnet(
     or one a layer.
 
     Raises:
-        StructureError: fewer than two channel counts, a list of another length, or an ``activation`` that builds no
-            module.
+        StructureError: fewer than two channel counts, what is no int, a list of another length, or an
+            ``activation`` that builds no module.
 
     >>> convnet([3, 8, 8])()(torch.zeros(5, 3, 9, 9)).shape
     torch.Size([5, 200])
     """
+    channels = _as_ints(channels, "convnet: channels", 1)
     if len(channels) < 2:
-        raise StructureError(f"convnet: expected the channels of the input and of every layer, got {channels}")
+        raise StructureError(f"convnet: channels: expected those of the input and of every layer, got {channels}")
     n = len(channels) - 1
-    each = [list(v) if isinstance(v, Sequence) else [v] * n for v in (kernel, stride, padding)]
-    if any(len(v) != n for v in each):
-        raise StructureError(f"convnet: expected {n} kernels, strides and paddings, got {each}")
+    each = (
+        _each_layer(kernel, n, "kernel", 1),
+        _each_layer(stride, n, "stride", 1),
+        _each_layer(padding, n, "padding", 0),
+    )
     _check_activation("convnet", activation)
-    return partial(ConvNet, tuple(channels), *map(tuple, each), activation)
+    return partial(ConvNet, channels, *each, activation)
+
+
+def _each_layer(value: Any, n: int, what: str, least: int) -> tuple[Any, ...]:
+    """An int for all layers, or one int, or pair of ints, for each of ``n``."""
+    what = f"convnet: {what}"
+    if not is_list(value):
+        return (as_index(value, what, least),) * n
+    each: list[Any] = list(value)
+    if len(each) != n:
+        raise StructureError(f"{what}: expected an int, or one for each of {n} layers, got {shown(value)}")
+    return tuple(
+        _as_ints(one, what, least) if isinstance(one, list | tuple) else as_index(one, what, least) for one in each
+    )
 
 
 class ConvNet(nn.Module):
@@ -125,21 +150,27 @@ def gru(inputs: int, hidden: int) -> Callable[[], nn.Module]:
     An agent sees ``[*B, T, F]`` and a state ``[*B, H]``: agents go behind the batch, ``agent_dim=1`` for inputs
     ``[B, n, T, F]`` and states ``[B, n, H]``.
 
+    Raises:
+        StructureError: a size that is not a positive int.
+
     >>> outputs, last = gru(4, 8)()(torch.zeros(5, 7, 4))
     >>> outputs.shape, last.shape
     (torch.Size([5, 7, 8]), torch.Size([5, 8]))
     """
-    return partial(GRU, inputs, hidden)
+    return partial(GRU, as_index(inputs, "inputs", 1), as_index(hidden, "hidden", 1))
 
 
 def lstm(inputs: int, hidden: int) -> Callable[[], nn.Module]:
     """An LSTM over time (Hochreiter and Schmidhuber 1997): see :class:`LSTM`.
 
+    Raises:
+        StructureError: a size that is not a positive int.
+
     >>> outputs, (h, c) = lstm(4, 8)()(torch.zeros(5, 7, 4))
     >>> outputs.shape, h.shape, c.shape
     (torch.Size([5, 7, 8]), torch.Size([5, 8]), torch.Size([5, 8]))
     """
-    return partial(LSTM, inputs, hidden)
+    return partial(LSTM, as_index(inputs, "inputs", 1), as_index(hidden, "hidden", 1))
 
 
 class _Recurrent(nn.Module):
@@ -147,7 +178,7 @@ class _Recurrent(nn.Module):
 
     def __init__(self, inputs: int, hidden: int, gates: int) -> None:
         super().__init__()
-        self.inputs, self.hidden = inputs, hidden
+        self.inputs, self.hidden = inputs, hidden = as_index(inputs, "inputs", 1), as_index(hidden, "hidden", 1)
         self.weight_ih = nn.Parameter(torch.empty(gates * hidden, inputs))
         self.weight_hh = nn.Parameter(torch.empty(gates * hidden, hidden))
         self.bias_ih = nn.Parameter(torch.empty(gates * hidden))
@@ -169,6 +200,36 @@ def starts(x: Tensor, reset: Tensor | None) -> list[Tensor | None]:
     if reset is None:
         return [None] * x.shape[-2]
     return list((~reset.bool()).to(x.dtype).unsqueeze(-1).unbind(-2))
+
+
+def _check_recurrent(x: Any, states: Sequence[tuple[str, Any]], reset: Any, inputs: int, hidden: int) -> None:
+    """Check what a recurrent net is called with: ``x: [*B, T, F]``, states ``[*B, H]``, ``reset: [*B, T]``.
+
+    Raises:
+        StructureError: another shape, or what is no tensor.
+    """
+    if not isinstance(x, Tensor) or x.ndim < 2 or x.shape[-1] != inputs:
+        raise StructureError(f"x: expected a tensor [*B, T, {inputs}], got {shown(x)}")
+    batch = x.shape[:-2]
+    for name, state in states:
+        if not _fits(state, (*batch, hidden), x):
+            raise StructureError(
+                f"{name}: expected a tensor {[*batch, hidden]} beside x {list(x.shape)}, got {shown(state)}"
+            )
+    if reset is not None and not _fits(reset, x.shape[:-1], x):
+        raise StructureError(
+            f"reset: expected a tensor {list(x.shape[:-1])} beside x {list(x.shape)}, got {shown(reset)}"
+        )
+
+
+def _fits(tensor: Any, full: Sequence[int], x: Tensor) -> bool:
+    """Whether it is a tensor where ``x`` is, of that last axis, that broadcasts to the full shape."""
+    if not isinstance(tensor, Tensor) or tensor.device != x.device:
+        return False
+    shape = tensor.shape
+    if not 0 < len(shape) <= len(full) or shape[-1] != full[-1]:
+        return False
+    return all(a == b or a == 1 for a, b in zip(reversed(shape), reversed(full), strict=False))
 
 
 def gru_step(from_x: Tensor, from_h: Tensor, h: Tensor) -> Tensor:
@@ -226,6 +287,7 @@ class GRU(_Recurrent):
 
     def forward(self, x: Tensor, h: Tensor | None = None, reset: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Run over all steps."""
+        _check_recurrent(x, [] if h is None else [("h", h)], reset, self.inputs, self.hidden)
         h = x.new_zeros(*x.shape[:-2], self.hidden) if h is None else h
         from_x = F.linear(x, self.weight_ih, self.bias_ih)  # the inputs of all steps in one product
         return gru_scan(from_x, h, starts(x, reset), lambda h: F.linear(h, self.weight_hh, self.bias_hh))
@@ -248,6 +310,15 @@ class LSTM(_Recurrent):
         self, x: Tensor, state: tuple[Tensor, Tensor] | None = None, reset: Tensor | None = None
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """Run over all steps."""
+        if state is not None and (not isinstance(state, tuple | list) or len(state) != 2):  # pyright: ignore
+            raise StructureError(f"state: expected a pair (h, c), got {shown(state)}")
+        _check_recurrent(
+            x,
+            [] if state is None else [("h of state", state[0]), ("c of state", state[1])],
+            reset,
+            self.inputs,
+            self.hidden,
+        )
         zeros = x.new_zeros(*x.shape[:-2], self.hidden)
         h, c = (zeros, zeros) if state is None else state
         from_x = F.linear(x, self.weight_ih, self.bias_ih)

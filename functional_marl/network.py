@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import glob
 from dataclasses import dataclass, field
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, NoReturn, TypeVar, cast, get_args
 
 import torch
 from torch import nn
 
+from functional_marl.arguments import as_flag, as_index, shown
 from functional_marl.errors import SharingError, StructureError
 from functional_marl.lowering import Direct, Plan, Unlowered, lower
 from functional_marl.sharing import Sharing, SharingSpec, resolve
 from functional_marl.template import Build, Template
-from functional_marl.trees import Tree, flatten, tree_map
+from functional_marl.trees import Tree, flatten, is_array, tree_map
 
 __all__ = ["Network", "Randomness", "Strategy", "network", "network_of"]
 
@@ -21,9 +22,36 @@ Randomness = Literal["error", "same", "different"]
 Strategy = Literal["auto", "loop", "vmap", "plan"]
 
 
+_V = TypeVar("_V")
+
+
+class _Fixed(dict[str, _V]):
+    """A dict that cannot be changed; of a kind that dynamo, pickle and json take as a dict."""
+
+    def _refuse(self, *_: Any, **__: Any) -> NoReturn:
+        raise TypeError("a network cannot be changed; net.replace(...) gives one with other settings")
+
+    __setitem__ = __delitem__ = __ior__ = _refuse  # pyright: ignore
+    clear = pop = popitem = setdefault = update = _refuse  # pyright: ignore
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (_Fixed, (dict(self),))
+
+
+# What users of other libraries type first.
+_ELSEWHERE = {
+    "init": "fm.init_params(net, key)",
+    "apply": "fm.apply(net, params, x)",
+    "forward": "fm.apply(net, params, x)",
+    "parameters": "fm.init_params(net, key), which gives a dict of tensors",
+    "named_parameters": "fm.init_params(net, key), which gives a dict of tensors",
+    "state_dict": "fm.init_params(net, key) and fm.init_state(net), which give dicts of tensors",
+}
+
+
 @dataclass(frozen=True, eq=False)
 class Network:
-    """What :func:`network` returns: immutable, hashable, without parameter storage.
+    """What :func:`network` returns: immutable, also its mappings, hashable, without parameter storage.
 
     Equality is that of meaning: the same factory object and the same settings. :meth:`replace` gives a
     network with other settings over the same template.
@@ -43,11 +71,23 @@ class Network:
     plans: tuple[Plan | str, Plan | str] = field(repr=False)  # by train; or why there is none
     direct: Direct | None = field(repr=False)  # for the commonest call, in both modes
 
+    def __call__(self, *_: Any, **__: Any) -> NoReturn:
+        """A network holds no parameters, so it is not called.
+
+        Raises:
+            StructureError: always; it names :func:`apply`.
+        """
+        raise StructureError("a network holds no parameters and is not called itself: fm.apply(net, params, x)")
+
+    def __getattr__(self, name: str) -> Any:
+        hint = f"; write {_ELSEWHERE[name]}" if name in _ELSEWHERE else ""
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}{hint}")
+
     def replace(self, **changes: Any) -> Network:
         """The same template under other settings: ``sharing=``, ``n_agents=``, ``strategy=``, ...
 
         >>> net = network(lambda: nn.Linear(2, 1), n_agents=3)
-        >>> net.replace(sharing=[2, 1, 2]).sharing["weight"]
+        >>> net.replace(sharing=Sharing([2, 1, 2])).sharing["weight"]
         Sharing([2, 1, 2], n_slots=3)
         """
         allowed = {
@@ -115,15 +155,14 @@ def _network(
         ("randomness", randomness, get_args(Randomness)),
         ("strategy", strategy, get_args(Strategy)),
     ):
-        if value not in choices:
-            raise StructureError(f"{name}: expected one of {', '.join(map(repr, choices))}, got {value!r}")
-    for name, dims in (("agent_dim", agent_dim), ("out_agent_dim", out_agent_dim)):
-        wrong = [dim for dim in flatten(dims)[0] if not isinstance(dim, int)]
-        if wrong:
-            raise StructureError(f"{name}: expected ints and None, got {wrong} in {dims!r}")
+        if not isinstance(value, str) or value not in choices:
+            raise StructureError(f"{name}: expected one of {', '.join(map(repr, choices))}, got {shown(value)}")
+    n_agents = as_index(n_agents, "n_agents", 1)
+    centralized = as_flag(centralized, "centralized")
+    agent_dim, out_agent_dim = _as_dims(agent_dim, "agent_dim"), _as_dims(out_agent_dim, "out_agent_dim")
     slots = resolve(sharing, n_agents, [*template.params, *template.buffers])
     plans = (_plan(template, slots, n_agents, False), _plan(template, slots, n_agents, True))
-    param_shapes = {k: (slots[k].n_slots, *leaf.shape) for k, leaf in template.params.items()}
+    param_shapes = _Fixed({k: (slots[k].n_slots, *leaf.shape) for k, leaf in template.params.items()})
     direct: Direct | None = None
     plain = agent_dim == -2 and out_agent_dim is None and not centralized and strategy in ("auto", "plan")
     if plain and isinstance(plans[0], Plan) and plans[0].dense:
@@ -131,8 +170,8 @@ def _network(
         direct = Direct(layers, param_shapes, used) if used.is_shared or used.is_independent else None
     return Network(
         n_agents=n_agents,
-        sharing={k: slots[k] for k in template.params},
-        state_sharing={k: slots[k] for k in template.buffers},
+        sharing=_Fixed({k: slots[k] for k in template.params}),
+        state_sharing=_Fixed({k: slots[k] for k in template.buffers}),
         centralized=centralized,
         agent_dim=agent_dim,
         out_agent_dim=out_agent_dim,
@@ -140,10 +179,25 @@ def _network(
         strategy=strategy,
         template=template,
         param_shapes=param_shapes,
-        state_shapes={k: (slots[k].n_slots, *leaf.shape) for k, leaf in template.buffers.items()},
+        state_shapes=_Fixed({k: (slots[k].n_slots, *leaf.shape) for k, leaf in template.buffers.items()}),
         plans=plans,
         direct=direct,
     )
+
+
+def _as_dims(dims: Tree, what: str) -> Tree:
+    wrong: list[Any] = []
+
+    def index(dim: Any) -> int | None:
+        try:
+            return as_index(dim, what)
+        except StructureError:
+            wrong.append(dim)
+
+    dims = tree_map(index, dims)
+    if wrong:
+        raise StructureError(f"{what}: expected ints and None, got {wrong}, in an int or a prefix over the leaves")
+    return dims
 
 
 def _plan(template: Template, slots: dict[str, Sharing], n_agents: int, train: bool) -> Plan | str:
@@ -178,10 +232,14 @@ def network(
             (``{"0.*": "shared", "*": [0, 0, 1]}``). Buffers follow the same patterns.
         centralized: each agent sees the joint first input, the agent axis merged into the next axis:
             ``[*B, n, F] -> [*B, n * F]``.
-        agent_dim: where inputs carry the agents. An int is resolved on the first input, and all inputs and
-            outputs carry the agents at that position. Or a prefix over the tuple of inputs, as ``in_dims``
-            of ``torch.func.vmap``; ``None`` is seen whole by every agent; an entry more than there are
-            positional inputs is the prefix for the keyword inputs.
+        agent_dim: where inputs carry the agents. An int of 0 or more is that position in every input. A
+            negative int counts from the end of each input, as ``in_dims`` of ``torch.func.vmap`` does; an
+            input whose axis there is not ``n`` is read at the position that it is in the first input (a state
+            ``[B, n, H]`` beside ``[B, n, T, F]``); where both fit and differ, it raises and shows both
+            readings. Or a prefix over the tuple of inputs, as ``in_dims``, each leaf by itself; ``None`` is
+            seen whole by every agent; an entry more than there are positional inputs is the prefix for the
+            keyword inputs, which else follow the first input that has agents. Outputs carry the agents at the
+            position of the first input.
         out_agent_dim: where outputs carry the agents: an int, or a prefix over the outputs.
         randomness: ``"error"``, ``"same"`` or ``"different"``, as in ``torch.func.vmap``, with one meaning
             under every sharing.
@@ -200,8 +258,12 @@ def network(
     >>> net.param_shapes["weight"]
     (2, 2, 4)
     """
-    if isinstance(n_agents, bool) or not isinstance(n_agents, int) or n_agents < 1:  # pyright: ignore
-        raise StructureError(f"n_agents: expected a positive int, got {n_agents!r}")
+    n_agents = as_index(n_agents, "n_agents", 1)
+    if isinstance(build, Network):
+        raise StructureError(
+            "build: expected a function that returns one agent's nn.Module, or a module, got a network; "
+            "net.replace(...) gives it other settings"
+        )
     template = Template(build, _as_args(example))
     return _network(
         template,
@@ -242,4 +304,10 @@ def _as_args(example: Tree) -> tuple[Any, ...] | None:
     if example is None:
         return None
     args = cast("tuple[Any, ...]", example) if isinstance(example, tuple) else (example,)
+    leaves = flatten(args)[0]
+    if any(map(is_array, leaves)) or (leaves and not any(isinstance(leaf, torch.Tensor) for leaf in leaves)):
+        raise StructureError(
+            "example: expected one agent's input, a tensor or a tree of tensors, or a tuple of inputs, got "
+            f"{shown(example)}; give for example torch.zeros(4), or torch.as_tensor(x) of an array"
+        )
     return tree_map(lambda leaf: leaf.detach() if isinstance(leaf, torch.Tensor) else leaf, args)

@@ -8,39 +8,38 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from functional_marl.checks import Params, check_state, mismatches, slot_maps
-from functional_marl.errors import SharingError, StructureError
+from functional_marl.arguments import as_index, as_mapping, is_list, shown
+from functional_marl.checks import Params, check_network, check_state, mismatches, slot_maps
+from functional_marl.errors import StructureError
 from functional_marl.fresh import default_state
 from functional_marl.interop import as_flat_dict
+from functional_marl.merging import Merge, check_merge, merged_rows
 from functional_marl.network import Network
 from functional_marl.sharing import Sharing, SharingSpec, resolve
 from functional_marl.skeleton import named_tensors
 
 __all__ = [
-    "Merge",
     "agent_module",
     "agent_params",
     "combine",
-    "mean_rows",
     "partition",
     "reshare",
     "stack_agents",
     "unstack_agents",
 ]
 
-Merge = Literal["error", "mean", "first"]
-
-
 # --- one agent -----------------------------------------------------------------------------------------
 
 
 def agent_params(net: Network, params: Mapping[str, Tensor], agent: int) -> Params:
     """One agent's tree ``{name: leaf}``, for ``torch.func.functional_call``: views into ``params``.
+
+    Of a population ``[*P, S, *leaf]``: under ``torch.func.vmap``, as everything that takes params here.
 
     Raises:
         StructureError: params that do not fit, or no such agent.
@@ -50,12 +49,14 @@ def agent_params(net: Network, params: Mapping[str, Tensor], agent: int) -> Para
     >>> agent_params(net, init_params(net, 0), 1)["weight"].shape
     torch.Size([2, 4])
     """
+    check_network(net)
     params = as_flat_dict(params)
     slots = slot_maps(net, params)
     return _of_agent(net, params, slots, agent)
 
 
 def _of_agent(net: Network, params: Params, slots: Mapping[str, Sharing], agent: int) -> Params:
+    agent = as_index(agent, "agent")
     if not -net.n_agents <= agent < net.n_agents:
         raise StructureError(f"agent: expected an index below {net.n_agents}, got {agent}")
     return {name: leaf[slots[name][agent]] for name, leaf in params.items()}
@@ -64,11 +65,15 @@ def _of_agent(net: Network, params: Params, slots: Mapping[str, Sharing], agent:
 def unstack_agents(net: Network, params: Mapping[str, Tensor]) -> list[Params]:
     """The trees of all agents, in order: views into ``params``. The inverse of :func:`stack_agents`.
 
+    Raises:
+        StructureError: params that do not fit.
+
     >>> from functional_marl import init_params, network
     >>> net = network(lambda: nn.Linear(4, 2), n_agents=3, sharing="shared")
     >>> len(unstack_agents(net, init_params(net, 0)))
     3
     """
+    check_network(net)
     params = as_flat_dict(params)
     slots = slot_maps(net, params)
     return [_of_agent(net, params, slots, agent) for agent in range(net.n_agents)]
@@ -81,13 +86,16 @@ def agent_module(
 
     For a centralized network it takes the joint input.
 
+    Raises:
+        StructureError: params or a state that do not fit, or no such agent.
+
     >>> from functional_marl import init_params, network
     >>> net = network(lambda: nn.Linear(4, 2), n_agents=3)
     >>> agent_module(net, init_params(net, 0), 1)
     Linear(in_features=4, out_features=2, bias=True)
     """
     own = agent_params(net, params, agent)
-    state = default_state(net, as_flat_dict(params)) if state is None else as_flat_dict(state)
+    state = default_state(net, as_flat_dict(params)) if state is None else as_flat_dict(state, "state")
     check_state(net, state)
     return net.template.module(own, _of_agent(net, state, net.state_sharing, agent))
 
@@ -113,8 +121,8 @@ def stack_agents(
             al. 2017, arXiv:1602.05629), or the first one counts (``"first"``).
 
     Raises:
-        StructureError: trees that differ in names or shapes. SharingError: agents of a slot that differ
-            under ``merge="error"``; a slot without agents.
+        StructureError: trees that differ in names, shapes, dtypes or devices. SharingError: agents of a slot
+            that differ under ``merge="error"``; a slot without agents.
 
     >>> p = {"w": torch.ones(2)}
     >>> stack_agents([p, p, {"w": torch.zeros(2)}], sharing=[0, 0, 1])["w"]
@@ -124,59 +132,48 @@ def stack_agents(
     if isinstance(trees, (Mapping, nn.Module)) or not isinstance(trees, Sequence):
         if n_agents is None:
             raise StructureError("stack_agents: one tree alone needs n_agents=; several trees go in a list")
-        trees = [cast(Any, trees)] * n_agents
-    elif n_agents is not None and n_agents != len(trees):
+        trees = [cast(Any, trees)] * as_index(n_agents, "n_agents", 1)
+    elif n_agents is not None and as_index(n_agents, "n_agents", 1) != len(trees):
         raise StructureError(f"stack_agents: expected n_agents={n_agents} trees, got {len(trees)}")
     if not trees:
         raise StructureError("stack_agents: expected at least one tree, got none")
-    flat = [named_tensors(t, "_parameters")[0] if isinstance(t, nn.Module) else as_flat_dict(t) for t in trees]
-    first = {name: tuple(leaf.shape) for name, leaf in flat[0].items()}
-    lines = [line for i, tree in enumerate(flat) for line in mismatches(tree, first, f"trees[{i}]")]
+    flat = [
+        named_tensors(t, "_parameters")[0] if isinstance(t, nn.Module) else as_flat_dict(t, f"trees[{i}]")
+        for i, t in enumerate(trees)
+    ]
+    lines = [
+        f"trees[0][{name!r}]: expected a tensor, got {shown(leaf)}"
+        for name, leaf in flat[0].items()
+        if not isinstance(leaf, Tensor)  # pyright: ignore[reportUnnecessaryIsInstance]
+    ]
+    if not lines:
+        first = {name: tuple(leaf.shape) for name, leaf in flat[0].items()}
+        lines = [line for i, tree in enumerate(flat) for line in mismatches(tree, first, f"trees[{i}]")]
+        lines = lines or [line for i, tree in enumerate(flat) for line in _unlike(tree, flat[0], f"trees[{i}]")]
     if lines:
         raise StructureError("stack_agents: the agents' trees differ from that of agent 0\n" + "\n".join(lines))
-    slots = resolve(sharing, len(flat), first)
-    return {name: _merged([tree[name] for tree in flat], slots[name], merge, name) for name in first}
-
-
-def _merged(leaves: Sequence[Tensor], sharing: Sharing, merge: Merge, name: str) -> Tensor:
-    """One leaf of each agent, ``n x leaf``, to ``[S, *leaf]``."""
-    if merge not in ("error", "mean", "first"):
-        raise SharingError(f"merge: expected 'error', 'mean' or 'first', got {merge!r}")
-    if sharing.unused():
-        raise SharingError(
-            f"{name}: no agent is in the slots {list(sharing.unused())} of {sharing}, so nothing fills them; "
-            "use its .canonical()"
+    check_merge(merge)
+    slots = resolve(sharing, len(flat), flat[0])
+    out: Params = {}
+    for name in flat[0]:
+        # what several agents bring as one tensor is stacked once
+        row: dict[int, int] = {}
+        source = [row.setdefault(id(tree[name]), len(row)) for tree in flat]
+        rows = dict(zip(source, (tree[name] for tree in flat), strict=True))
+        out[name] = merged_rows(
+            torch.stack([leaf.detach() for leaf in rows.values()]), source, slots[name], merge, name
         )
-    rows: list[Tensor] = []
-    for slot in range(sharing.n_slots):
-        agents = list(sharing.members(slot))
-        leader = leaves[agents[0]].detach()
-        if merge == "mean":
-            leader = mean_rows([leaves[i].detach() for i in agents])
-        elif merge == "error":
-            differ = [i for i in agents if not _equal(leaves[i].detach(), leader)]
-            if differ:
-                wide = [leaf.detach().to(torch.complex128) for leaf in (leaves[differ[0]], leader)]
-                gap = float((wide[0] - wide[1]).abs().max())
-                raise SharingError(
-                    f"{name}: agents {agents} are to share slot {slot}, but agent {differ[0]} differs from "
-                    f'agent {agents[0]} by up to {gap:.3g}; give merge="mean" or merge="first"'
-                )
-        rows.append(leader)
-    return torch.stack(rows)
+    return out
 
 
-def _equal(a: Tensor, b: Tensor) -> bool:
-    return a is b or bool(((a == b) | (a.isnan() & b.isnan())).all())
-
-
-def mean_rows(rows: Sequence[Tensor]) -> Tensor:
-    """The mean of floats; of integers (counters) the largest, as for shared buffers."""
-    stacked = torch.stack(list(rows))
-    if not (stacked.is_floating_point() or stacked.is_complex()):
-        return stacked.amax(0)
-    # Agents that agree keep their value to the bit: the mean of three equal numbers may be another.
-    return torch.where((stacked == rows[0]).all(0), rows[0], stacked.mean(0))
+def _unlike(tree: Mapping[str, Tensor], like: Mapping[str, Tensor], what: str) -> list[str]:
+    """A line for every leaf of another dtype, device or layout: stacking would cast it, or fail."""
+    kinds = [(name, (leaf.dtype, leaf.device, leaf.layout), like[name]) for name, leaf in tree.items()]
+    return [
+        f"{what}[{name!r}]: expected {other.dtype} on {other.device}, {other.layout}, got {', '.join(map(str, kind))}"
+        for name, kind, other in kinds
+        if kind != (other.dtype, other.device, other.layout)
+    ]
 
 
 def reshare(
@@ -207,17 +204,26 @@ def reshare(
     >>> params["weight"].shape
     torch.Size([3, 2, 4])
     """
+    check_network(net)
     params = as_flat_dict(params)
     old = slot_maps(net, params)
-    chosen = list(range(net.n_agents)) if agents is None else list(agents)
-    bad = [i for i in chosen if not 0 <= i < net.n_agents]
-    if bad or not chosen:
-        raise StructureError(f"agents: expected indices below {net.n_agents}, at least one, got {chosen}")
+    check_merge(merge)
+    chosen = list(range(net.n_agents)) if agents is None else _as_agents(agents, net.n_agents)
     new_net = net.replace(n_agents=len(chosen), sharing=sharing)
     new = {**new_net.sharing, **new_net.state_sharing}
     return new_net, {
-        name: _merged([leaf[old[name][i]] for i in chosen], new[name], merge, name) for name, leaf in params.items()
+        name: merged_rows(leaf, [old[name][i] for i in chosen], new[name], merge, name) for name, leaf in params.items()
     }
+
+
+def _as_agents(agents: Any, n_agents: int) -> list[int]:
+    try:
+        chosen = [as_index(agent, "agents", 0) for agent in agents] if is_list(agents) else []
+        if not chosen or max(chosen) >= n_agents:
+            raise TypeError
+    except (TypeError, ValueError, RuntimeError):
+        raise StructureError(f"agents: expected indices below {n_agents}, at least one, got {shown(agents)}") from None
+    return chosen
 
 
 # --- parts ---------------------------------------------------------------------------------------------
@@ -230,7 +236,7 @@ def partition(params: Mapping[str, Any], patterns: Mapping[str, str]) -> dict[st
     The leaves are the same tensors. As ``optax.partition`` labels.
 
     Raises:
-        StructureError: a leaf that no pattern matches, or a pattern that matches no leaf.
+        StructureError: a leaf that no pattern matches, or a pattern that decides no leaf.
 
     >>> parts = partition({"0.w": 1, "2.w": 2}, {"0.*": "frozen", "*": "trained"})
     >>> parts
@@ -239,21 +245,26 @@ def partition(params: Mapping[str, Any], patterns: Mapping[str, str]) -> dict[st
     {'0.w': 1, '2.w': 2}
     """
     params = as_flat_dict(params)
-    parts: dict[str, dict[str, Any]] = {label: {} for label in patterns.values()}
-    unmatched: list[str] = []
-    for name, leaf in params.items():
-        label = next((patterns[p] for p in patterns if fnmatchcase(name, p)), None)
-        if label is None:
-            unmatched.append(name)
-        else:
-            parts[label][name] = leaf
+    as_mapping(patterns, "patterns", "from pattern to label")
+    wrong = [name for name in (*params, *patterns) if not isinstance(name, str)]  # pyright: ignore
+    if wrong:
+        raise StructureError(f"partition: expected strings as names in params and as patterns, got {wrong}")
+    try:
+        parts: dict[str, dict[str, Any]] = {label: {} for label in patterns.values()}
+    except TypeError:
+        raise StructureError(f"patterns: expected strings as labels, got {list(patterns.values())}") from None
+    winner = {name: next((p for p in patterns if fnmatchcase(name, p)), None) for name in params}
+    unmatched = [name for name, p in winner.items() if p is None]
     if unmatched:
         raise StructureError(f"partition: no pattern of {list(patterns)} matches {unmatched}; end with '*'")
-    idle = [p for p in patterns if not any(fnmatchcase(name, p) for name in params)]
+    idle = [p for p in patterns if p not in winner.values()]
     if params and idle:
         raise StructureError(
-            f"partition: the patterns {idle} match no leaf; patterns are shell patterns, as '0.*', over {list(params)}"
+            f"partition: the patterns {idle} decide no leaf (the first match wins); patterns are shell patterns, as "
+            f"'0.*', over {list(params)}"
         )
+    for name, p in winner.items():
+        parts[patterns[cast(str, p)]][name] = params[name]
     return parts
 
 
@@ -261,15 +272,15 @@ def combine(*parts: Mapping[str, Any]) -> dict[str, Any]:
     """Put parts together again; the inverse of :func:`partition`.
 
     Raises:
-        StructureError: a leaf that stands in two parts.
+        StructureError: a part that is no dict, or a leaf that stands in two parts.
 
     >>> combine({"0.w": 1}, {"2.w": 2})
     {'0.w': 1, '2.w': 2}
     """
     whole: dict[str, Any] = {}
-    for part in parts:
-        twice = sorted(whole.keys() & part.keys())
+    for i, part in enumerate(as_flat_dict(part, f"parts[{i}]") for i, part in enumerate(parts)):
+        twice = sorted(map(str, whole.keys() & part.keys()))
         if twice:
-            raise StructureError(f"combine: {twice} stand in more than one part")
+            raise StructureError(f"combine: {twice} stand in more than one part, the second of them parts[{i}]")
         whole.update(part)
     return whole

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from functional_marl.arguments import as_flag, as_index, as_shape, is_bool, shown
 from functional_marl.errors import StructureError
 
 __all__ = ["Key", "as_key", "bernoulli", "fold_in", "key", "normal", "philox4x32", "split", "uniform"]
@@ -34,12 +35,18 @@ def philox4x32(key: Tensor, counter: tuple[Any, Any, Any, Any]) -> tuple[Tensor,
         key: ``[*P, 2]``; broadcasts against the counter words from the left as ``[*P, 1]``.
         counter: four ints or int64 tensors of values below ``2**32``.
 
+    Raises:
+        StructureError: a key of another dtype or shape, or other counter words.
+
     >>> words = philox4x32(torch.zeros(2, dtype=torch.int64), (torch.tensor([0]), 0, 0, 0))
     >>> [f"{int(word):08x}" for word in words]
     ['6627e8d5', 'e169c58d', 'bc57ac4c', '9b00dbd8']
     """
+    key = as_key(key, batch=True)
+    if not isinstance(counter, tuple) or len(counter) != 4:  # pyright: ignore[reportUnnecessaryIsInstance, reportUnnecessaryComparison]
+        raise StructureError(f"counter: expected four ints or int64 tensors, got {shown(counter)}")
     k0, k1 = key[..., 0:1], key[..., 1:2]
-    c0, c1, c2, c3 = counter
+    c0, c1, c2, c3 = (_as_word(word, "counter") for word in counter)
     for round_ in range(10):
         # The product wraps modulo 2**64, which keeps every bit; `>> 32` fills with the sign, so the upper
         # half of c0 and c2 is masked. c1 and c3 are only xored and are masked there.
@@ -48,6 +55,30 @@ def philox4x32(key: Tensor, counter: tuple[Any, Any, Any, Any]) -> tuple[Tensor,
         c0, c1 = ((p1 >> 32) ^ c1 ^ r0) & _MASK, p1 & _MASK
         c2, c3 = ((p0 >> 32) ^ c3 ^ r1) & _MASK, p0 & _MASK
     return c0, c1, c2, c3  # pyright: ignore[reportReturnType]
+
+
+def _as_word(word: Any, what: str) -> int | Tensor:
+    """A word of the counter; narrower integers would overflow."""
+    if not isinstance(word, Tensor):
+        return as_index(word, what, 0)
+    if word.dtype != torch.int64:
+        raise StructureError(f"{what}: expected ints or int64 tensors, got {word.dtype} {list(word.shape)}")
+    return word
+
+
+def _as_probability(p: Any) -> float:
+    if not isinstance(p, float):  # also numpy's numbers, but no text and no bool
+        known = hasattr(p, "__float__") and not is_bool(p) and not getattr(p, "shape", ())
+        p = float(p) if known else math.nan
+    if not 0 <= p <= 1:
+        raise StructureError(f"p: expected a probability, a number from 0 to 1, got {p}")
+    return p
+
+
+def _as_draws(dtype: Any) -> torch.dtype:
+    if not isinstance(dtype, torch.dtype) or dtype not in _BITS:
+        raise StructureError(f"dtype: expected one of {', '.join(map(str, _BITS))}, got {shown(dtype)}")
+    return dtype
 
 
 def key(seed: int) -> Tensor:
@@ -59,10 +90,13 @@ def key(seed: int) -> Tensor:
     >>> key(7)
     tensor([0, 7])
     """
-    if isinstance(seed, bool) or not isinstance(seed, int):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise StructureError(f"key: expected an int seed, got {type(seed).__name__}")
+    return _of_seed(seed, "seed")
+
+
+def _of_seed(seed: Any, what: str) -> Tensor:
+    seed = as_index(seed, what, hint="; keys are ints, or tensors from fm.key(seed)" if what == "key" else "")
     if not -(2**63) <= seed < 2**64:
-        raise StructureError(f"key: expected a seed of at most 64 bits, got {seed}")
+        raise StructureError(f"{what}: expected an int of at most 64 bits, got {seed}")
     return torch.tensor([(seed >> 32) & _MASK, seed & _MASK], dtype=torch.int64)
 
 
@@ -75,11 +109,9 @@ def as_key(given: Key, batch: bool = False) -> Tensor:
     >>> as_key(7)
     tensor([0, 7])
     """
-    if isinstance(given, int):
-        return key(given)
-    if not isinstance(given, Tensor):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise StructureError(f"key: expected an int or fm.key(seed), got {type(given).__name__}")
-    good = given.ndim >= 1 if batch else given.ndim == 1
+    if not isinstance(given, Tensor):
+        return _of_seed(given, "key")
+    good = given.ndim >= 1 if as_flag(batch, "batch") else given.ndim == 1
     if given.dtype != torch.int64 or not good or given.shape[-1] != 2:
         shape = "[*P, 2]" if batch else "[2]"
         raise StructureError(
@@ -95,14 +127,13 @@ def split(key: Key, n: int = 2) -> Tensor:
     Equivalent to ``torch.stack([fold_in(key, i) for i in range(n)])``. As ``jax.random.split``.
 
     Raises:
-        StructureError: a bad key, or a negative ``n``.
+        StructureError: a bad key, or an ``n`` that is no int of 0 or more.
 
     >>> a, b = split(key(0))
     >>> bool((a == split(key(0), 5)[0]).all())
     True
     """
-    if n < 0:
-        raise StructureError(f"split: expected a number of keys, got {n}")
+    n = as_index(n, "split: n", 0, hint="; keys of shape [2, 3] are fm.split(key, 6).view(2, 3, 2)")
     parent = as_key(key, batch=True)
     index = torch.arange(n, device=parent.device).view(-1, *[1] * parent.ndim)
     words = philox4x32(parent[None], (index, 0, 0, _CHILD))
@@ -123,11 +154,15 @@ def fold_in(key: Key, data: int | Tensor) -> Tensor:
     parent = as_key(key, batch=True)
     if isinstance(data, Tensor):
         if data.numel() != 1 or data.is_floating_point() or data.is_complex() or data.dtype == torch.bool:
-            raise StructureError(f"fold_in: expected an int or an integer scalar, got {data.dtype} {list(data.shape)}")
+            raise StructureError(
+                f"fold_in: data: expected an int or an integer scalar, got {data.dtype} {list(data.shape)}"
+            )
         number = data.to(parent.device, torch.int64).view(1)  # narrower integers cannot be shifted by 32
-    elif isinstance(data, bool) or not isinstance(data, int) or not -(2**63) <= data < 2**64:
-        raise StructureError(f"fold_in: expected an int of at most 64 bits or an integer scalar, got {data!r}")
-    else:  # the upper half of the unsigned numbers is stored as negative ones: the same 64 bits
+    else:
+        data = as_index(data, "fold_in: data")
+        if not -(2**63) <= data < 2**64:
+            raise StructureError(f"fold_in: data: expected an int of at most 64 bits or an integer scalar, got {data}")
+        # the upper half of the unsigned numbers is stored as negative ones: the same 64 bits
         number = torch.tensor([data - 2**64 if data >= 2**63 else data], device=parent.device)
     words = philox4x32(parent, (number & _MASK, (number >> 32) & _MASK, 0, _CHILD))
     return torch.cat(words[:2], -1)
@@ -139,7 +174,10 @@ def words(key: Tensor, n: int, site: int = 0, agent: int | Tensor = 0) -> Tensor
     For agents ``[k, 1]`` the words of each of their streams, ``[k, n]``.
     """
     block = torch.arange((n + 3) // 4, device=key.device)
+    site, agent = _as_word(site, "site"), _as_word(agent, "agent")
     if isinstance(agent, Tensor):
+        if agent.is_meta and not key.is_meta:
+            raise StructureError("agent: expected a tensor with numbers, got one on the meta device")
         agent = agent.to(key.device)
     # four words a block: [..., n / 4, 4] -> [..., n]
     return torch.stack(philox4x32(key, (block, site, agent, _DRAW)), -1).flatten(-2)[..., :n]
@@ -152,9 +190,13 @@ def bernoulli(key: Key, p: float, shape: tuple[int, ...], site: int = 0, agent: 
 
     Two draws of 16 bits come from a word; the choice is part of the contract, for it fixes the bits.
 
+    Raises:
+        StructureError: a bad key, a ``p`` outside ``[0, 1]``, or no shape.
+
     >>> bernoulli(key(0), 0.25, (8,)).shape
     torch.Size([8])
     """
+    shape, p = as_shape(shape, "shape"), _as_probability(p)
     n = math.prod(shape)
     word = words(as_key(key), (n + 1) // 2, site, agent)
     halves = torch.stack((word & 0xFFFF, word >> 16), -1).flatten(-2)[..., :n]
@@ -165,14 +207,13 @@ def uniform(key: Key, shape: tuple[int, ...] = (), dtype: torch.dtype = torch.fl
     """Uniform draws of a shape in ``[0, 1)``, as many bits each as the dtype holds (24 for float32).
 
     Raises:
-        StructureError: a dtype other than torch's four common floats.
+        StructureError: a bad key, no shape, or a dtype other than torch's four common floats.
 
     >>> bool((uniform(key(0), (100,)) < 1).all())
     True
     """
-    if dtype not in _BITS:
-        raise StructureError(f"dtype: expected one of {', '.join(map(str, _BITS))}, got {dtype}")
-    n = math.prod(shape)
+    shape = as_shape(shape, "shape")
+    n, dtype = math.prod(shape), _as_draws(dtype)
     if dtype == torch.float64:
         word = words(as_key(key), 2 * n)
         return (((word[:n] >> 6) * 2**27 + (word[n:] >> 5)).double() * 2.0**-53).view(shape)
@@ -183,11 +224,13 @@ def uniform(key: Key, shape: tuple[int, ...] = (), dtype: torch.dtype = torch.fl
 def normal(key: Key, shape: tuple[int, ...] = (), dtype: torch.dtype = torch.float32) -> Tensor:
     """Standard normal draws of a shape (Box and Muller, 1958).
 
+    Raises:
+        StructureError: as :func:`uniform`.
+
     >>> abs(float(normal(key(0), (10_000,)).mean())) < 0.05
     True
     """
-    if dtype not in _BITS:
-        raise StructureError(f"dtype: expected one of {', '.join(map(str, _BITS))}, got {dtype}")
+    shape, dtype = as_shape(shape, "shape"), _as_draws(dtype)
     working = torch.float64 if dtype == torch.float64 else torch.float32
     radius, angle = uniform(key, (2, math.prod(shape)), working)
     draws = torch.sqrt(-2.0 * torch.log1p(-radius)) * torch.cos(2.0 * math.pi * angle)

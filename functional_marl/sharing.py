@@ -6,11 +6,11 @@ sharing, no sharing, clusters and sharing per layer are all this one map.
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, overload
 
+from functional_marl.arguments import as_index, is_list, shown
 from functional_marl.errors import SharingError
 
 __all__ = ["PRESETS", "Sharing", "SharingSpec", "resolve"]
@@ -39,19 +39,18 @@ class Sharing(Sequence[int]):
     True
     """
 
-    __slots__ = ("_n_slots", "_slots")
+    __slots__ = ("_members", "_n_slots", "_slots")
 
     def __init__(self, slots: Iterable[int], n_slots: int | None = None) -> None:
         try:
-            given = tuple(_as_index(slot) for slot in slots)
-        except TypeError:
-            raise SharingError(f"sharing: expected one int slot an agent, got {slots!r}") from None
+            if not is_list(slots):
+                raise TypeError
+            given = tuple(as_index(slot, "slot") for slot in slots)
+        except (TypeError, ValueError, RuntimeError):  # tensors without numbers raise the last
+            raise SharingError(f"sharing: expected one int slot an agent, got {shown(slots)}") from None
         if not given:
             raise SharingError("sharing: expected at least one agent, got none")
-        try:
-            count = max(given) + 1 if n_slots is None else _as_index(n_slots)
-        except TypeError:
-            raise SharingError(f"sharing: expected an int as n_slots, got {n_slots!r}") from None
+        count = max(given) + 1 if n_slots is None else as_index(n_slots, "n_slots", error=SharingError)
         wrong = [f"agent {i} in slot {s}" for i, s in enumerate(given) if not 0 <= s < count]
         if wrong:
             raise SharingError(
@@ -60,6 +59,7 @@ class Sharing(Sequence[int]):
             )
         self._slots = given
         self._n_slots = count
+        self._members: dict[int, tuple[int, ...]] | None = None
 
     @classmethod
     def shared(cls, n_agents: int) -> Sharing:
@@ -68,7 +68,7 @@ class Sharing(Sequence[int]):
         >>> Sharing.shared(3)
         Sharing([0, 0, 0], n_slots=1)
         """
-        return cls([0] * n_agents, 1)
+        return cls([0] * as_index(n_agents, "n_agents", 1, error=SharingError), 1)
 
     @classmethod
     def independent(cls, n_agents: int) -> Sharing:
@@ -77,7 +77,7 @@ class Sharing(Sequence[int]):
         >>> Sharing.independent(3)
         Sharing([0, 1, 2], n_slots=3)
         """
-        return cls(range(n_agents), n_agents)
+        return cls(range(as_index(n_agents, "n_agents", 1, error=SharingError)))
 
     @property
     def slots(self) -> tuple[int, ...]:
@@ -107,10 +107,21 @@ class Sharing(Sequence[int]):
     def members(self, slot: int) -> tuple[int, ...]:
         """The agents in a slot, in order.
 
+        Raises:
+            SharingError: no such slot.
+
         >>> Sharing([0, 1, 0]).members(0)
         (0, 2)
         """
-        return tuple(i for i, s in enumerate(self._slots) if s == slot)
+        index = as_index(slot, "slot", error=SharingError)
+        if not 0 <= index < self._n_slots:
+            raise SharingError(f"slot: expected one of 0..{self._n_slots - 1}, got {index}")
+        if self._members is None:  # for all slots at once: one by one would take slots x agents
+            found: dict[int, list[int]] = {}
+            for agent, own in enumerate(self._slots):
+                found.setdefault(own, []).append(agent)
+            self._members = {own: tuple(agents) for own, agents in found.items()}
+        return self._members.get(index, ())
 
     def unused(self) -> tuple[int, ...]:
         """The slots that no agent is in.
@@ -133,21 +144,24 @@ class Sharing(Sequence[int]):
     def same_partition(self, other: Sharing) -> bool:
         """Whether the same agents are together, whatever the slots are called.
 
+        Raises:
+            SharingError: ``other`` is no Sharing.
+
         >>> Sharing([1, 0]).same_partition(Sharing([0, 1]))
         True
         """
-        return self.canonical() == other.canonical()
+        return self.canonical() == _as_sharing(other, "same_partition").canonical()
 
     def refines(self, other: Sharing) -> bool:
         """Whether agents that share here share there too: going from ``other`` to here loses nothing.
 
         Raises:
-            SharingError: another number of agents.
+            SharingError: ``other`` is no Sharing, or one of another number of agents.
 
         >>> Sharing.independent(2).refines(Sharing.shared(2))
         True
         """
-        if self.n_agents != other.n_agents:
+        if self.n_agents != _as_sharing(other, "refines").n_agents:
             raise SharingError(f"refines: expected a sharing of {self.n_agents} agents, got {other.n_agents}: {other}")
         pairs = set(zip(self._slots, other._slots, strict=True))
         return len(pairs) == len(set(self._slots))
@@ -181,10 +195,10 @@ SharingSpec = str | Sequence[int] | Sharing | Mapping[str, Any]
 PRESETS = {"shared": Sharing.shared, "independent": Sharing.independent}
 
 
-def _as_index(value: Any) -> int:
-    if isinstance(value, bool):
-        raise TypeError("a bool is not a slot")
-    return operator.index(value)
+def _as_sharing(other: Any, what: str) -> Sharing:
+    if not isinstance(other, Sharing):
+        raise SharingError(f"{what}: expected a Sharing as other, got {shown(other)}; make one: fm.Sharing([0, 0, 1])")
+    return other
 
 
 def _one(spec: Any, n_agents: int, where: str) -> Sharing:
@@ -196,11 +210,18 @@ def _one(spec: Any, n_agents: int, where: str) -> Sharing:
             )
         return PRESETS[spec](n_agents)
     if isinstance(spec, bool) or not isinstance(spec, Iterable):
-        raise SharingError(f"{where}: expected 'shared', 'independent', a list of slots or a Sharing, got {spec!r}")
-    sharing = spec if isinstance(spec, Sharing) else Sharing(spec)
+        raise SharingError(
+            f"{where}: expected 'shared', 'independent', a list of slots or a Sharing, got {shown(spec)}"
+        )
+    sharing = spec if isinstance(spec, Sharing) else Sharing(spec)  # pyright: ignore[reportUnknownArgumentType]
     if sharing.n_agents != n_agents:
         raise SharingError(
             f"{where}: expected one slot for each of {n_agents} agents, got {sharing.n_agents}: {list(sharing)}"
+        )
+    if not isinstance(spec, Sharing) and (empty := sharing.unused()):  # in a plain list most often a slip
+        raise SharingError(
+            f"{where}: no agent is in the slots {list(empty)} of {list(sharing)}; slots count from 0 without gaps: "
+            f"renumber them, or give fm.{sharing!r} if they are to be empty"
         )
     return sharing
 
@@ -209,11 +230,11 @@ def resolve(spec: SharingSpec, n_agents: int, names: Iterable[str]) -> dict[str,
     """One slot map a leaf: ``spec`` is a preset, a list of slots, a Sharing, or patterns to any of these.
 
     Patterns are shell patterns over the dotted leaf names (``fnmatch.fnmatchcase``; ``*`` crosses dots);
-    the first that matches wins.
+    the first that matches wins. A plain list has no empty slot; a Sharing may have some.
 
     Raises:
-        SharingError: an unknown preset, the wrong number of agents, a leaf that no pattern matches, or a
-            pattern that decides no leaf.
+        SharingError: an unknown preset, the wrong number of agents, a list with an empty slot, a leaf that no
+            pattern matches, or a pattern that decides no leaf.
 
     >>> resolve({"0.*": "shared", "*": [0, 0, 1]}, 3, ["0.weight", "2.weight"])
     {'0.weight': Sharing([0, 0, 0], n_slots=1), '2.weight': Sharing([0, 0, 1], n_slots=2)}
@@ -222,6 +243,8 @@ def resolve(spec: SharingSpec, n_agents: int, names: Iterable[str]) -> dict[str,
     if not isinstance(spec, Mapping):
         sharing = _one(spec, n_agents, "sharing")
         return dict.fromkeys(leaves, sharing)
+    if wrong := [p for p in spec if not isinstance(p, str)]:  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise SharingError(f"sharing: expected patterns over leaf names, strings such as '0.*', got {wrong}")
     patterns = {p: _one(spec[p], n_agents, f"sharing[{p!r}]") for p in spec}
     winner = {leaf: next((p for p in patterns if fnmatchcase(leaf, p)), None) for leaf in leaves}
     unmatched = [leaf for leaf, p in winner.items() if p is None]

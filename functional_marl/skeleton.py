@@ -201,7 +201,10 @@ def materialise(module: nn.Module, example: tuple[Any, ...] | None) -> None:
         raise StructureError(f"build: the lazy leaves {lazy} have no shapes yet; give example= one agent's input")
     training = module.training
     with torch.no_grad():
-        module.eval()(*example)
+        try:
+            module.eval()(*example)
+        except (TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
+            raise StructureError(f"example: the module does not take it: {error}") from error
     module.train(training)
     lazy = _lazy_leaves(module)
     if lazy:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from functional_marl.errors import StructureError
 
-__all__ = ["Tree", "flatten", "is_tensordict", "leaf_names", "prefix_leaves", "stack", "tree_map"]
+__all__ = ["Tree", "flatten", "is_array", "is_tensordict", "leaf_names", "prefix_leaves", "stack", "tree_map"]
 
 Tree = Any
 _NAMESPACE = "functional_marl"
@@ -44,6 +44,15 @@ def is_tensordict(tree: Tree) -> bool:
     """
     module = sys.modules.get("tensordict")
     return module is not None and isinstance(tree, module.TensorDictBase)
+
+
+def is_array(leaf: Any) -> bool:
+    """Whether a leaf is an array of numpy or another library, which no module takes; numbers are none.
+
+    >>> is_array(torch.zeros(2)), is_array(1.0)
+    (False, False)
+    """
+    return not isinstance(leaf, Tensor) and hasattr(leaf, "__array__") and hasattr(leaf, "shape") and leaf.shape != ()
 
 
 def _register_tensordicts() -> None:

@@ -87,8 +87,8 @@ BAD_DATA: list[tuple[Any, int, type[Exception], str]] = [
         StructureError,
         "per_agent['b']['x']: expected a leaf, got none; per_agent['b']['y']: expected a leaf, got none",
     ),
-    (GOOD, -1, StructureError, "batch_dims: expected a number of batch axes, 0 or more, got -1"),
-    (GOOD, True, StructureError, "batch_dims: expected a number of batch axes, 0 or more, got True"),
+    (GOOD, -1, StructureError, "batch_dims: expected an int of 0 or more, got -1"),
+    (GOOD, True, StructureError, "batch_dims: expected an int of 0 or more, got True"),
 ]
 
 
@@ -113,7 +113,7 @@ def test_group_agents_refuses_a_map_that_is_no_partition() -> None:
         group_agents({"g": "ab"}, GOOD)
     with pytest.raises(GroupingError, match=r"groups: expected a mapping from group to agent names, got None"):
         group_agents(None, GOOD)  # pyright: ignore[reportArgumentType]
-    with pytest.raises(GroupingError, match=r"names: expected at least one agent, got none"):
+    with pytest.raises(GroupingError, match=r"groups: expected at least one agent, got none"):
         ungroup_agents({}, {})
 
 
@@ -160,7 +160,7 @@ BAD_GROUPED: list[tuple[Any, int, bool, type[Exception], str]] = [
         -1,
         False,
         StructureError,
-        "batch_dims: expected a number",
+        "batch_dims: expected an int of 0 or more",
     ),
 ]
 

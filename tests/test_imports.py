@@ -36,6 +36,7 @@ ROOMS = [
     "views",
     "nets",
     "lowering",
+    "merging",
     "network",
     "interop",
     "checks",

@@ -67,7 +67,7 @@ def test_initialisation_inside_vmap_is_told_of_batches_of_keys() -> None:
 def test_params_of_a_population_are_told_of_vmap() -> None:
     net = fm.network(mlp, N)
     params = fm.init_params(net, fm.split(0, 6))
-    with pytest.raises(fm.StructureError, match=r"one axis more in front: map over a population by torch\.func\.vmap"):
+    with pytest.raises(fm.StructureError, match=r"every leaf has the axes \[6\] in front of .* torch\.func\.vmap"):
         fm.apply(net, params, numbers(5, N, 4))
 
 
@@ -78,7 +78,7 @@ def test_a_state_that_does_not_fit_is_told_of_init_state() -> None:
 
 
 def test_a_part_that_nothing_belongs_to() -> None:
-    with pytest.raises(fm.StructureError, match=r"partition: the patterns \['3.\*'\] match no leaf"):
+    with pytest.raises(fm.StructureError, match=r"partition: the patterns \['3.\*'\] decide no leaf"):
         fm.partition({"0.w": 1, "2.w": 2}, {"3.*": "frozen", "*": "trained"})
 
 

@@ -248,20 +248,20 @@ BAD_KEY = "key: expected an int64 tensor of shape"
     [
         (lambda: fm.key(2**64), "at most 64 bits, got 18446744073709551616"),
         (lambda: fm.key(-(2**63) - 1), "at most 64 bits"),
-        (lambda: fm.key(True), "expected an int seed, got bool"),
-        (lambda: fm.key(1.5), "expected an int seed, got float"),  # pyright: ignore[reportArgumentType]
-        (lambda: fm.split(True), "expected an int seed, got bool"),
-        (lambda: fm.split("0"), "expected an int or fm.key.seed., got str"),  # pyright: ignore[reportArgumentType]
+        (lambda: fm.key(True), "expected an int, got"),
+        (lambda: fm.key(1.5), "seed: expected an int, got"),  # pyright: ignore[reportArgumentType]
+        (lambda: fm.split(True), "expected an int, got"),
+        (lambda: fm.split("0"), "key: expected an int, got .*; keys are ints, or tensors from fm.key.seed"),  # pyright: ignore[reportArgumentType]
         (lambda: fm.split(torch.tensor([0.0, 1.0])), BAD_KEY + r" \[\*P, 2\], got torch.float32 \[2\]"),
         (lambda: fm.split(torch.tensor(3)), BAD_KEY),
         (lambda: fm.split(torch.zeros(3, dtype=torch.int64)), BAD_KEY + r".*got torch.int64 \[3\]; make keys with"),
         (lambda: fm.split(torch.zeros(2, dtype=torch.int32)), BAD_KEY),
         (lambda: fr.uniform(torch.zeros(4, 2, dtype=torch.int64)), BAD_KEY + r" \[2\], got torch.int64 \[4, 2\]"),
-        (lambda: fm.split(0, -1), "split: expected a number of keys, got -1"),
-        (lambda: fm.fold_in(0, 2**64), "fold_in: expected an int of at most 64 bits"),
-        (lambda: fm.fold_in(0, -(2**63) - 1), "fold_in: expected an int of at most 64 bits"),
-        (lambda: fm.fold_in(0, True), "fold_in: expected an int .* got True"),
-        (lambda: fm.fold_in(0, 1.0), "fold_in: expected an int .* got 1.0"),  # pyright: ignore[reportArgumentType]
+        (lambda: fm.split(0, -1), "split: n: expected an int of 0 or more, got -1; keys of shape"),
+        (lambda: fm.fold_in(0, 2**64), "fold_in: data: expected an int of at most 64 bits"),
+        (lambda: fm.fold_in(0, -(2**63) - 1), "fold_in: data: expected an int of at most 64 bits"),
+        (lambda: fm.fold_in(0, True), "fold_in: data: expected an int, got True"),
+        (lambda: fm.fold_in(0, 1.0), "fold_in: data: expected an int, got 1.0"),  # pyright: ignore[reportArgumentType]
         (lambda: fm.fold_in(0, torch.tensor(1.0)), r"integer scalar, got torch.float32 \[\]"),
         (lambda: fm.fold_in(0, torch.tensor(True)), r"integer scalar, got torch.bool \[\]"),
         (lambda: fm.fold_in(0, torch.arange(3)), r"integer scalar, got torch.int64 \[3\]"),

@@ -129,8 +129,8 @@ def test_repr_builds_it_again() -> None:
         ([None], None, "one int slot an agent"),
         ("01", None, "one int slot an agent, got '01'"),
         (3, None, "one int slot an agent, got 3"),
-        ([0], True, "an int as n_slots, got True"),
-        ([0], "1", "an int as n_slots, got '1'"),
+        ([0], True, "n_slots: expected an int, got True"),
+        ([0], "1", "n_slots: expected an int, got '1'"),
         ([0], 0, "got agent 0 in slot 0"),
     ],
 )

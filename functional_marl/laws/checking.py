@@ -70,7 +70,7 @@ def _host(subject: Any, n_agents: int | None, example: Any, said: dict[str, Any]
     if not name.isidentifier():
         name = "(net, params)" if isinstance(subject, tuple) else "module"
     build = None
-    if callable(subject) and not isinstance(subject, nn.Module):
+    if callable(subject) and not isinstance(subject, nn.Module | Network):
         build = cast("Callable[[], Any]", subject)
         with seeded(seed):
             subject = build()

@@ -99,12 +99,14 @@ def frozen_stays(s: Subject) -> None:
     chosen = names[s.seed % len(names)]
     # The second pattern matches the chosen leaf too: the first decides.
     patterns = {chosen: "frozen", f"{chosen[:1]}*": "trained", "*": "trained"}
+    deciding = {next(p for p in patterns if fnmatchcase(name, p)) for name in names}
+    patterns = {p: label for p, label in patterns.items() if p in deciding}  # one that decides nothing is refused
     parts: dict[str, Params] = s.ops.partition(s.own, patterns)
     agree(s.ops.combine(*parts.values()), s.own, "partition and combine: params", exact=True)
     frozen = [name for name in names if next(patterns[p] for p in patterns if fnmatchcase(name, p)) == "frozen"]
     if set(parts.get("frozen", {})) != set(frozen):
         broken(f"partition by {patterns}: expected the frozen {frozen}, got {list(parts.get('frozen', {}))}")
-    trained = parts["trained"]
+    trained = parts.get("trained")
     if not trained:
         return
     gradients = _gradients(s, trained, parts["frozen"])

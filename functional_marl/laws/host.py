@@ -14,6 +14,7 @@ from functional_marl.errors import SharingError, StructureError
 from functional_marl.evaluate.draws import rng_states, same_states
 from functional_marl.laws.facades import build_of, by_its_names, said_by, template_of
 from functional_marl.laws.functional import Functional, as_module
+from functional_marl.network import Network
 from functional_marl.sharing import Sharing, SharingSpec, resolve
 from functional_marl.trees import Tree, flatten, is_tensordict, leaf_names, prefix_leaves
 
@@ -160,7 +161,7 @@ class Host:
             raise CheckError(f"n_agents: expected 1 or more, got {self.n_agents}")
         if self.randomness not in (None, "error", "same", "different"):
             raise CheckError(f"randomness: expected 'error', 'same', 'different' or None, got {self.randomness!r}")
-        if self.single is not None and (isinstance(self.single, nn.Module) or not callable(self.single)):
+        if self.single is not None and (isinstance(self.single, nn.Module | Network) or not callable(self.single)):
             raise CheckError(
                 f"single: expected a function that builds the module of one agent, got {type(self.single).__name__}"
             )

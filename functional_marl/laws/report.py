@@ -56,7 +56,10 @@ class Report:
         return iter(self.verdicts)
 
     def __getitem__(self, law: str) -> Verdict:
-        return next(verdict for verdict in self.verdicts if verdict.law == law)
+        found = {verdict.law: verdict for verdict in self.verdicts}
+        if law not in found:
+            raise KeyError(f"no verdict on {law!r}; the laws are {list(found)}")
+        return found[law]
 
     @property
     def violated(self) -> list[Verdict]:

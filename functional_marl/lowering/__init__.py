@@ -6,6 +6,7 @@ taken ahead.
 """
 
 from functional_marl.lowering.dense import gather_slots as gather_slots
+from functional_marl.lowering.dense import index_tensor as index_tensor
 from functional_marl.lowering.direct import Direct as Direct
 from functional_marl.lowering.layers import Run as Run
 from functional_marl.lowering.layers import Unlowered as Unlowered
@@ -22,6 +23,7 @@ __all__ = [
     "Run",
     "Unlowered",
     "gather_slots",
+    "index_tensor",
     "lower",
     "register_container",
     "register_rewrite",

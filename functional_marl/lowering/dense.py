@@ -90,10 +90,12 @@ class _Clusters:
 
 
 def _clusters(sharing: Sharing) -> _Clusters:
-    used = tuple(sorted(set(sharing.slots)))
-    order = tuple(agent for slot in used for agent in sharing.members(slot))
+    members: dict[int, list[int]] = {slot: [] for slot in sorted(set(sharing.slots))}
+    for agent, slot in enumerate(sharing.slots):
+        members[slot].append(agent)
+    order = tuple(agent for agents in members.values() for agent in agents)
     back = tuple(sorted(range(len(order)), key=order.__getitem__))
-    return _Clusters(order, back, used, tuple(len(sharing.members(slot)) for slot in used))
+    return _Clusters(order, back, tuple(members), tuple(len(agents) for agents in members.values()))
 
 
 _kept_clusters = lru_cache(maxsize=1024)(_clusters)  # dynamo warns of a cache and looks through it
