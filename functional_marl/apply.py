@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from functional_marl.checks import check_network, check_params, check_state
+from functional_marl.checks import check_meta, check_network, check_params, check_state
 from functional_marl.errors import StructureError
 from functional_marl.evaluate import Call, Result, apply_directly, evaluate_loop, evaluate_plan, evaluate_vmap
 from functional_marl.evaluate.direct import is_compiled
@@ -66,8 +66,8 @@ def apply(
         kwargs: keyword inputs of the module.
 
     Raises:
-        StructureError: params, state or inputs that do not fit, before any work, all of them named;
-            buffers that changed without ``mutable=True``. RandomnessError: a draw under
+        StructureError: params, state or inputs that do not fit, before any work, all of them named; a tensor on
+            the meta device beside others; buffers that changed without ``mutable=True``. RandomnessError: a draw under
             ``randomness="error"``, or one that the key cannot serve.
 
     ``net.strategy`` forces a way of evaluating: ``"loop"`` (one agent after the other), ``"vmap"``
@@ -105,6 +105,7 @@ def apply(
         train=bool(train),
         mutable=bool(mutable),
     )
+    check_meta(params, buffers, call.inputs.leaves)
     result = _evaluate(call)
     outputs = place_outputs(result.outputs, net.out_agent_dim, call.inputs.position)
     if not mutable:

@@ -119,13 +119,13 @@ class _Mapped:
     def _run(
         self, skeleton: Skeleton, places: list[Place], params: Mapping[str, Any], x: Tensor, dim: int
     ) -> Tensor | None:
-        n, add = self.n_agents, primitives._add_batch_dim
+        n, add, meta = self.n_agents, primitives._add_batch_dim, x.is_meta
         with quiet:
             level = primitives._vmap_increment_nesting(n, self.randomness)
             try:
                 for (name, shape, sharing, kind), (place, attribute) in zip(self.leaves, places, strict=True):
                     leaf = params.get(name)
-                    if not isinstance(leaf, Tensor) or leaf.shape != shape:
+                    if not isinstance(leaf, Tensor) or leaf.shape != shape or leaf.is_meta is not meta:
                         return None
                     if kind == "own":
                         place[attribute] = add(leaf, 0, level)
