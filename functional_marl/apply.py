@@ -22,7 +22,7 @@ from functional_marl.network import Network
 from functional_marl.parameters import mean_rows
 from functional_marl.random import Key, as_key
 from functional_marl.sharing import Sharing
-from functional_marl.trees import Tree
+from functional_marl.trees import Tree, tree_map
 from functional_marl.views import place_inputs, place_outputs
 
 __all__ = ["apply", "tabulate"]
@@ -108,9 +108,17 @@ def apply(
     check_meta(params, buffers, call.inputs.leaves)
     result = _evaluate(call)
     outputs = place_outputs(result.outputs, net.out_agent_dim, call.inputs.position)
+    if all(sharing.is_shared for sharing in net.sharing.values()):
+        outputs = _in_order(outputs) if isinstance(outputs, Tensor) else tree_map(_in_order, outputs)
     if not mutable:
         return outputs
     return outputs, {name: _reduce(result.state[name], buffers[name], net.state_sharing[name]) for name in buffers}
+
+
+def _in_order(leaf: Any) -> Any:
+    """An output of a network that all agents share: contiguous, as if they were its batch; an expanded view as it is."""
+    plain = isinstance(leaf, Tensor) and leaf.layout is torch.strided and 0 not in leaf.stride()
+    return leaf.contiguous() if plain else leaf
 
 
 def _evaluate(call: Call) -> Result:

@@ -26,6 +26,7 @@ CONVNETS: dict[str, dict[str, Any]] = {
     "images": {"aggregator_class": None},
     "pool": {"aggregator_class": nn.AdaptiveAvgPool2d, "aggregator_kwargs": {"output_size": 1}, "squeeze_output": True},
     "flatten": {"aggregator_class": nn.Flatten, "aggregator_kwargs": {}},
+    "tanh": {"activation_class": nn.Tanh, "num_cells": [4]},
     "softmax": {"activation_class": nn.Softmax, "activation_kwargs": {"dim": 1}},
 }
 REFUSED = r"Expected number of channels|Expected weight"
@@ -78,13 +79,9 @@ def test_a_convnet_is_contiguous_where_torchrls_is(
     theirs, ours = pair(
         "MultiAgentConvNet",
         n_agents=agents,
-        in_features=2,
-        num_cells=[4, 4],
-        kernel_sizes=3,
-        strides=1,
         share_params=share_params,
         centralized=centralized,
-        **CONVNETS[layers],
+        **{"in_features": 2, "num_cells": [4, 4], "kernel_sizes": 3, "strides": 1, **CONVNETS[layers]},
     )
     for batch in BATCHES[:-1]:
         if layers == "norm" and not batch and (centralized or not share_params):
@@ -140,6 +137,20 @@ def test_the_core_is_contiguous_too(agents: int, sharing: str) -> None:
     for batch in BATCHES:
         if sharing == "shared" or agents == 1 or batch in ((), (1,)):
             assert fm.apply(net, params, torch.randn(*batch, agents, 4)).is_contiguous()
+
+
+class Squared(nn.Linear):
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input) ** 2
+
+
+@pytest.mark.parametrize("strategy", ["auto", "vmap", "loop"])
+def test_a_shared_network_is_contiguous_in_every_way_of_evaluating(strategy: Any) -> None:
+    net = fm.network(lambda: Squared(4, 2), N, sharing="shared", strategy=strategy)
+    params = fm.init_params(net, 0)
+    for batch in BATCHES:
+        for _ in range(2):  # the second call may take a fast path
+            assert fm.apply(net, params, torch.randn(*batch, N, 4)).is_contiguous()
 
 
 def test_gradients_of_shared_weights_are_contiguous() -> None:

@@ -71,7 +71,7 @@ class _Mapped:
         load()
         # not the network itself, which holds this
         self.template, self.train, self.n_agents, self.randomness = net.template, train, net.n_agents, net.randomness
-        self.widest = widest_leaf(net)
+        self.widest, self.shared = widest_leaf(net), all(sharing.is_shared for sharing in net.sharing.values())
         self.count, self.dim, self.out_dim = len(net.param_shapes), cast(int, net.agent_dim), net.out_agent_dim
         first = {name: name for name in net.param_shapes} | net.template.param_aliases
         self.names = frozenset(first)
@@ -139,7 +139,8 @@ class _Mapped:
                 to = dim if self.out_dim is None else cast(int, self.out_dim)
                 if not -out.dim() - 1 <= to <= out.dim():
                     return None
-                return primitives._remove_batch_dim(out, level, n, to % (out.dim() + 1))
+                out = primitives._remove_batch_dim(out, level, n, to % (out.dim() + 1))
+                return out.contiguous() if self.shared else out  # as if agents were rows of its batch
             finally:
                 for place, attribute in places:
                     place[attribute] = None

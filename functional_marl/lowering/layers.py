@@ -114,18 +114,20 @@ Rows = Callable[[str], Tensor | None]
 Inner = Callable[[Tensor, Rows, Run], Tensor]
 
 
-def _lifted(leaves: Leaves, inner: Inner, row_ndim: Callable[[int], int], batch: tuple[int, ...] = ()) -> Step:
+def _lifted(leaves: Leaves, inner: Inner, row_ndim: Callable[[int], int], batch: tuple[int, int] | None = None) -> Step:
     """A layer over rows, for all agents: the axes ahead of a row become one batch axis.
 
     Where all agents share the layer they are rows too, and ``k`` is 1: behind the batch axes where the caller had
     them there, so that nothing is copied and what comes out is contiguous there. ``row_ndim`` gives the axes of a
-    row for the axes that an agent sees; ``batch`` the numbers of batch axes that the layer takes, if not any.
+    row for the axes that an agent sees; ``batch`` the least and the most batch axes that the layer takes, if not any.
     """
 
     def step(run: Run, h: Tensor, mapped: bool) -> Value:
         seen = h.shape[mapped:]
         cut = len(seen) - row_ndim(len(seen))
-        if cut < 0 or (batch and cut not in batch):
+        if cut < 0 or (
+            batch is not None and not batch[0] <= cut <= batch[1]
+        ):  # by size: a tracer finds nothing in them
             raise Unlowered(f"an input of {len(seen)} axes")
         lead, row = seen[:cut], seen[cut:]
         agents = 0  # where the agents are among the leading axes
@@ -176,19 +178,19 @@ def _group_norm(module: nn.GroupNorm, leaves: Leaves) -> Step:
         out = F.group_norm(x.flatten(0, 1), groups, None, None, eps).reshape(x.shape)
         return _affine(out, rows, x.ndim - 3)
 
-    return _lifted(leaves, inner, lambda ndim: ndim - 1, batch=(1,))
+    return _lifted(leaves, inner, lambda ndim: ndim - 1, batch=(1, 1))
 
 
-_BATCH_NORM_NDIM = {nn.BatchNorm1d: (2, 3), nn.BatchNorm2d: (4,), nn.BatchNorm3d: (5,)}
+_BATCH_NORM_NDIM = {nn.BatchNorm1d: (2, 3), nn.BatchNorm2d: (4, 4), nn.BatchNorm3d: (5, 5)}
 
 
 def _batch_norm(module: Any, leaves: Leaves) -> Step:
-    channels, eps, ndims = module.num_features, module.eps, _BATCH_NORM_NDIM[type(module)]
+    channels, eps, (least, most) = module.num_features, module.eps, _BATCH_NORM_NDIM[type(module)]
     if not module.track_running_stats:
         raise Unlowered("without running statistics")
 
     def inner(x: Tensor, rows: Rows, run: Run) -> Tensor:
-        if x.ndim - 1 not in ndims or x.shape[2] != channels:
+        if not least <= x.ndim - 1 <= most or x.shape[2] != channels:
             raise Unlowered("BatchNorm over other axes")
         # [k, B, C, ...] -> [B, k * C, ...]: the agents' channels side by side
         flat = [None if row is None else row.flatten() for row in map(rows, ("running_mean", "running_var"))]
@@ -196,7 +198,7 @@ def _batch_norm(module: Any, leaves: Leaves) -> Step:
         out = F.batch_norm(channels_together(x), *flat, training=False, eps=eps)
         return channels_apart(out, x.shape[0])
 
-    return _lifted(leaves, inner, lambda ndim: ndim - 1, batch=(1,))
+    return _lifted(leaves, inner, lambda ndim: ndim - 1, batch=(1, 1))
 
 
 CONVOLUTIONS: dict[type[nn.Module], Any] = {
@@ -271,7 +273,7 @@ def _prelu(module: nn.PReLU, leaves: Leaves) -> Step:
 
     if one:  # elementwise: any axes, a row is a number
         return _lifted(leaves, inner, lambda ndim: 0)
-    return _lifted(leaves, inner, lambda ndim: ndim - 1, batch=(1,))
+    return _lifted(leaves, inner, lambda ndim: ndim - 1, batch=(1, 1))
 
 
 _WITH_LEAVES: dict[type[nn.Module], Callable[[Any, Leaves], Step]] = {
