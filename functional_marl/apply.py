@@ -116,7 +116,7 @@ def apply(
 
 
 def _in_order(leaf: Any) -> Any:
-    """An output of a network that all agents share: contiguous, as if they were its batch; an expanded view as it is."""
+    """An output of a network that all agents share: contiguous, as if they were its batch; expanded views stay."""
     plain = isinstance(leaf, Tensor) and leaf.layout is torch.strided and 0 not in leaf.stride()
     return leaf.contiguous() if plain else leaf
 
