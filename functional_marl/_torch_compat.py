@@ -24,6 +24,7 @@ from torch.nn.utils.parametrizations import _WeightNorm  # pyright: ignore[repor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 __all__ = [
+    "GLOBAL_HOOKS",
     "LocalMode",
     "Primitives",
     "WeightNorm",
@@ -33,6 +34,7 @@ __all__ = [
     "forget_flat_weights",
     "generator_id",
     "graph_break",
+    "hooked",
     "in_transform",
     "is_batched",
     "outside_transforms",
@@ -42,6 +44,7 @@ __all__ = [
     "read_flat_weights",
     "schema",
     "set_aside",
+    "statically_true",
     "storage_id",
     "unwatched",
     "unwrapped",
@@ -219,6 +222,13 @@ def constant_result(function: _Function) -> _Function:
     return function
 
 
+def statically_true(condition: Any) -> bool:
+    """Whether a condition on sizes of a trace is known to hold, without a guard on it. No public path."""
+    from torch.fx.experimental.symbolic_shapes import statically_known_true  # imports sympy, as a trace did
+
+    return statically_known_true(condition)
+
+
 def graph_break(why: str) -> None:
     """Where dynamo traces: end the graph here, or raise under ``fullgraph=True``. No public path."""
     torch._dynamo.graph_break(msg=why)  # pyright: ignore[reportUnknownMemberType]
@@ -230,6 +240,21 @@ def graph_break(why: str) -> None:
 WeightNorm: type[nn.Module] = _WeightNorm
 # The operation that it computes.
 weight_norm: Callable[..., Tensor] = torch._weight_norm  # pyright: ignore[reportPrivateImportUsage]
+
+
+# Hooks on all modules at once, as profilers and flop counters set them: the tables that nn.Module looks at in each
+# call. No public path.
+GLOBAL_HOOKS: tuple[dict[int, Any], ...] = (
+    nn.modules.module._global_forward_pre_hooks,
+    nn.modules.module._global_forward_hooks,
+    nn.modules.module._global_backward_pre_hooks,
+    nn.modules.module._global_backward_hooks,
+)
+
+
+def hooked() -> bool:
+    """Whether torch holds hooks for all modules, of ``nn.modules.module.register_module_forward_hook`` and others."""
+    return any(GLOBAL_HOOKS)
 
 
 def read_flat_weights(part: nn.RNNBase) -> None:

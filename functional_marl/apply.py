@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from functional_marl.arguments import as_flag, shown
-from functional_marl.checks import check_network, check_params, check_state
+from functional_marl.checks import check_meta, check_network, check_params, check_state
 from functional_marl.errors import RandomnessError, StructureError
 from functional_marl.evaluate import Call, Result, apply_directly, evaluate_loop, evaluate_plan, evaluate_vmap
 from functional_marl.evaluate.direct import is_compiled
@@ -22,7 +22,7 @@ from functional_marl.lowering import Plan, Unlowered
 from functional_marl.merging import merged_state
 from functional_marl.network import Network
 from functional_marl.random import Key, as_key
-from functional_marl.trees import Tree
+from functional_marl.trees import Tree, tree_map
 from functional_marl.views import place_inputs, place_outputs
 
 __all__ = ["apply", "tabulate"]
@@ -67,8 +67,8 @@ def apply(
         kwargs: keyword inputs of the module.
 
     Raises:
-        StructureError: params, state or inputs that do not fit, before any work, all of them named;
-            buffers that changed without ``mutable=True``. RandomnessError: a draw under
+        StructureError: params, state or inputs that do not fit, before any work, all of them named; a tensor on
+            the meta device beside others; buffers that changed without ``mutable=True``. RandomnessError: a draw under
             ``randomness="error"``, or one that the key cannot serve.
 
     ``net.strategy`` forces a way of evaluating: ``"loop"`` (one agent after the other), ``"vmap"``
@@ -107,6 +107,7 @@ def apply(
         train=train,
         mutable=mutable,
     )
+    check_meta(params, buffers, call.inputs.leaves)
     try:
         result = _evaluate(call)
     except TypeError as error:
@@ -114,6 +115,8 @@ def apply(
             raise StructureError(f"inputs: expected tensors, got {shown(inputs)}: {error}") from error
         raise
     outputs = place_outputs(result.outputs, net.out_agent_dim, call.inputs.position)
+    if all(sharing.is_shared for sharing in net.sharing.values()):
+        outputs = _in_order(outputs) if isinstance(outputs, Tensor) else tree_map(_in_order, outputs)
     if not mutable:
         return outputs
     return outputs, {name: merged_state(result.state[name], buffers[name], net.state_sharing[name]) for name in buffers}
@@ -126,6 +129,12 @@ def _as_kwargs(kwargs: Any) -> dict[str, Any]:
     if given is None or not all(isinstance(name, str) for name in given):
         raise StructureError(f"kwargs: expected a dict from the names of keyword inputs, got {shown(kwargs)}")
     return given
+
+
+def _in_order(leaf: Any) -> Any:
+    """An output of a network that all agents share: contiguous, as if they were its batch; expanded views stay."""
+    plain = isinstance(leaf, Tensor) and leaf.layout is torch.strided and 0 not in leaf.stride()
+    return leaf.contiguous() if plain else leaf
 
 
 def _evaluate(call: Call) -> Result:

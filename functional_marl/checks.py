@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -11,7 +11,7 @@ from functional_marl.errors import StructureError
 from functional_marl.network import Network
 from functional_marl.sharing import Sharing
 
-__all__ = ["Params", "check_network", "check_params", "check_state", "mismatches", "slot_maps"]
+__all__ = ["Params", "check_meta", "check_network", "check_params", "check_state", "mismatches", "slot_maps"]
 
 Params = dict[str, Tensor]
 
@@ -91,6 +91,31 @@ def check_params(net: Network, params: Mapping[str, Any]) -> None:
 def check_state(net: Network, state: Mapping[str, Any]) -> None:
     """Check all names and shapes of a state at once; raises as :func:`check_params`."""
     _check(state, net, net.state_shapes, "state")
+
+
+def check_meta(params: Params, state: Params, inputs: Sequence[Any]) -> None:
+    """Check that all tensors of a call are on the meta device, or none.
+
+    Products of torch take one among others and give memory that nobody wrote.
+
+    Raises:
+        StructureError: names the tensors on the meta device.
+    """
+    places = [("params", params.items()), ("state", state.items()), ("inputs", enumerate(inputs))]
+    on_meta: list[str] = []
+    others = 0
+    for what, leaves in places:
+        for name, leaf in leaves:
+            if isinstance(leaf, Tensor):
+                if leaf.is_meta:
+                    on_meta.append(f"{what}[{name!r}]")
+                else:
+                    others += 1
+    if on_meta and others:
+        raise StructureError(
+            f"expected all tensors on the meta device or none, got {', '.join(on_meta)} on it and {others} others "
+            "elsewhere; tensors on it have no numbers: make them anew, with fm.init_params(net, key, device=...)"
+        )
 
 
 def slot_maps(net: Network, tree: Mapping[str, Any]) -> Mapping[str, Sharing]:

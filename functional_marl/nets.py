@@ -237,7 +237,8 @@ def gru_step(from_x: Tensor, from_h: Tensor, h: Tensor) -> Tensor:
     size = h.shape[-1]
     reset, update = torch.sigmoid(from_x[..., : 2 * size] + from_h[..., : 2 * size]).chunk(2, -1)
     new = torch.tanh(torch.addcmul(from_x[..., 2 * size :], reset, from_h[..., 2 * size :]))
-    return torch.lerp(new, h, update)
+    # Under autocast gates have a lower dtype than the state, which keeps its own.
+    return torch.lerp(new.to(h.dtype), h, update.to(h.dtype))
 
 
 def lstm_step(gates: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:

@@ -167,7 +167,7 @@ def _network(
     plain = agent_dim == -2 and out_agent_dim is None and not centralized and strategy in ("auto", "plan")
     if plain and isinstance(plans[0], Plan) and plans[0].dense:
         layers, used = plans[0].dense
-        direct = Direct(layers, param_shapes, used) if used.is_shared or used.is_independent else None
+        direct = Direct.of(layers, param_shapes, used)
     return Network(
         n_agents=n_agents,
         sharing=_Fixed({k: slots[k] for k in template.params}),

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from functional_marl._torch_compat import statically_true
 from functional_marl.arguments import as_index, shown
 from functional_marl.errors import StructureError
 from functional_marl.trees import Tree, flatten, is_array, leaf_names, prefix_leaves
@@ -144,9 +145,7 @@ def _surely(condition: Any) -> bool:
     """Whether a comparison of sizes holds, as far as a trace knows without a guard."""
     if type(condition) is bool and not torch.compiler.is_dynamo_compiling():
         return condition
-    from torch.fx.experimental.symbolic_shapes import statically_known_true  # imports sympy, as a trace did
-
-    return statically_known_true(condition)
+    return statically_true(condition)
 
 
 def _check_leaves(args: tuple[Any, ...], leaves: list[Any], names: list[str]) -> None:

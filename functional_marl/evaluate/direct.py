@@ -67,7 +67,7 @@ class _Mapped:
     def __init__(self, net: Network, train: bool) -> None:
         # not the network itself, which holds this
         self.template, self.train, self.n_agents, self.randomness = net.template, train, net.n_agents, net.randomness
-        self.widest = widest_leaf(net)
+        self.widest, self.shared = widest_leaf(net), all(sharing.is_shared for sharing in net.sharing.values())
         self.count, self.dim, self.out_dim = len(net.param_shapes), cast(int, net.agent_dim), net.out_agent_dim
         first = {name: name for name in net.param_shapes} | net.template.param_aliases
         self.names = frozenset(first)
@@ -120,13 +120,13 @@ class _Mapped:
         x: Tensor,
         dim: int,
     ) -> Tensor | None:
-        n, add = self.n_agents, primitives.add
+        n, add, meta = self.n_agents, primitives.add, x.is_meta
         with quiet:
             level = primitives.enter(n, self.randomness)
             try:
                 for (name, shape, sharing, kind), (place, attribute) in zip(self.leaves, places, strict=True):
                     leaf = params.get(name)
-                    if not isinstance(leaf, Tensor) or leaf.shape != shape:
+                    if not isinstance(leaf, Tensor) or leaf.shape != shape or leaf.is_meta is not meta:
                         return None
                     if kind == "own":
                         place[attribute] = add(leaf, 0, level)
@@ -140,7 +140,8 @@ class _Mapped:
                 to = dim if self.out_dim is None else cast(int, self.out_dim)
                 if not -out.dim() - 1 <= to <= out.dim():
                     return None
-                return primitives.remove(out, level, n, to % (out.dim() + 1))
+                out = primitives.remove(out, level, n, to % (out.dim() + 1))
+                return out.contiguous() if self.shared else out  # as if agents were rows of its batch
             finally:
                 for place, attribute in places:
                     place[attribute] = None

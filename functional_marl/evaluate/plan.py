@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from functional_marl._torch_compat import hooked
 from functional_marl.evaluate.call import Call, Result
 from functional_marl.lowering import Plan, Run, Unlowered, gather_slots
 
@@ -17,6 +18,8 @@ def evaluate_plan(call: Call, plan: Plan) -> Result:
         Unlowered: the inputs are of a form that a step has no rule for.
     """
     n, inputs = call.net.n_agents, call.inputs
+    if hooked():
+        raise Unlowered("hooks for all modules are registered (torch.nn.modules.module.register_module_..._hook)")
     if not all(isinstance(leaf, Tensor) for leaf in inputs.leaves):
         raise Unlowered("the plan takes tensors")
     run = Run(n, call.params, call.state, call.key, call.net.randomness, call.train)

@@ -53,4 +53,6 @@ def pure(module: nn.Module) -> Callable[[Tensor], Tensor]:
 def activation(module: nn.Module, fresh: bool) -> Callable[[Tensor], Tensor]:
     """The function of an elementwise layer; ``fresh``: it may write over its input."""
     kind = type(module)
+    if isinstance(module, nn.ELU) and module.alpha < 0:  # its backward needs the input
+        fresh = False
     return IN_PLACE[kind](module) if fresh and kind in IN_PLACE else pure(module)

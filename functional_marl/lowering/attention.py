@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from functional_marl.dropout import batched_dropout
-from functional_marl.lowering.layers import Leaves, Run, Step, Unlowered, Value, linear_of, linear_rows
+from functional_marl.lowering.steps import Leaves, Run, Step, Unlowered, Value, linear_of, linear_rows
 
 __all__ = ["encoder_layer", "multihead"]
 
@@ -43,7 +43,9 @@ def _attention(module: nn.MultiheadAttention, leaves: Leaves) -> Attention:
         # [n, B, heads, L or S, E / heads]
         q, k, v = (part.unflatten(-1, (heads, width)).transpose(-2, -3) for part in parts)
         scores = (q * math.sqrt(1.0 / width)) @ k.mT
-        weights = torch.softmax(scores if added is None else scores + added, -1)
+        if added is not None:
+            scores = scores + (added if torch.is_autocast_enabled(scores.device.type) is False else added.to(scores))
+        weights = torch.softmax(scores, -1)
         if run.train and p > 0.0:
             run.site += 1
             weights, _ = batched_dropout(F.dropout, weights, p, True, run.n_agents, run.key, run.randomness, run.site)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from functional_marl.lowering.attention import multihead
-from functional_marl.lowering.layers import Leaves, Run, Unlowered, linear_of
+from functional_marl.lowering.steps import Leaves, Run, Unlowered, linear_of
 from functional_marl.nets import GRU, LSTM, gru_scan, gru_step, lstm_scan, lstm_step, starts
 
 __all__ = ["Cell", "lower_cell"]

@@ -1,4 +1,4 @@
-"""The commonest call with nothing in its way: one run of linear layers on one tensor ``[B, n, F]``.
+"""The commonest call: one run of linear layers on one tensor, ``[*B, n, F] -> [*B, n, F_out]``.
 
 At 3 agents, width 64 and batch 1 the products cost 18 us and everything around them counts. This is the
 plan's own arithmetic with all decisions taken ahead: it answers None to any call that it was not made
@@ -10,19 +10,22 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
+from torch.compiler import is_dynamo_compiling
 
-from functional_marl.lowering.dense import CHUNK_ABOVE, Affine, product, traced
+from functional_marl._torch_compat import GLOBAL_HOOKS
+from functional_marl.lowering.dense import CHUNK_ABOVE, FEATURE_MAJOR_FROM, Affine, one, product, traced
 from functional_marl.sharing import Sharing
 
 __all__ = ["Direct"]
+
+_PRE, _POST, _BACKWARD_PRE, _BACKWARD = GLOBAL_HOOKS
 
 _Layer = tuple[str, tuple[int, ...], str | None, tuple[int, ...], tuple[Callable[[Tensor], Tensor], ...]]
 
 
 class Direct:
-    """A run of linear layers, shared by all agents or by none, over ``x: [B, n, F] -> [B, n, F_out]``."""
+    """A run of linear layers: shared by all agents over ``[*B, n, F]``, or by none over ``[B, n, F]``."""
 
     def __init__(self, layers: Sequence[Affine], shapes: dict[str, tuple[int, ...]], sharing: Sharing) -> None:
         self.layers: list[_Layer] = [
@@ -33,32 +36,53 @@ class Direct:
         self.features = shapes[layers[0].weight][2]
         self.shared = sharing.is_shared
         widest = max(shapes[a.weight][1] for a in layers)
-        self.most = CHUNK_ABOVE // (8 * widest)  # rows that need no chunks, also in float64
+        self.outputs = shapes[layers[-1].weight][1]
+        self.most = CHUNK_ABOVE // (8 * max(1, widest))  # rows that need no chunks, also in float64
+
+    @staticmethod
+    def of(layers: Sequence[Affine], shapes: dict[str, tuple[int, ...]], sharing: Sharing) -> Direct | None:
+        """None where leaves are shared in another way, or where a leaf stands in no layer: nobody would check it."""
+        used = {name for a in layers for name in (a.weight, a.bias) if name is not None}
+        if used != shapes.keys() or not (sharing.is_shared or sharing.is_independent):
+            return None
+        return Direct(layers, shapes, sharing)
 
     def __call__(self, params: Mapping[str, Any], x: Tensor) -> Tensor | None:
         """The output, or None where the call is not of this kind or does not fit."""
-        if len(params) != self.count or x.dim() != 3:
+        if len(params) != self.count or _PRE or _POST or _BACKWARD_PRE or _BACKWARD:
             return None
-        batch, n, features = x.shape
-        tracing = torch.compiler.is_dynamo_compiling()
-        if n != self.n_agents or features != self.features:
+        shape = x.shape
+        dims, n = len(shape), self.n_agents
+        if dims != 3 and (dims < 2 or not self.shared):
             return None
-        if not tracing and (isinstance(batch, torch.SymInt) or batch * n > self.most):
+        if shape[-2] != n or shape[-1] != self.features:
             return None
+        tracing = is_dynamo_compiling()
+        rows = n if dims == 2 else shape[0] * n  # of one matrix, where there are three axes
+        if not (self.shared or tracing) and (type(rows) is not int or rows > self.most):
+            return None
+        meta = x.is_meta
         weights: list[tuple[Tensor, Tensor | None, tuple[Callable[[Tensor], Tensor], ...]]] = []
-        for name, shape, bias_name, bias_shape, activations in self.layers:
-            weight: Any = params.get(name)
-            bias: Any = None if bias_name is None else params.get(bias_name)
-            if not isinstance(weight, Tensor) or weight.shape != shape:
-                return None
-            if bias_name is not None and (not isinstance(bias, Tensor) or bias.shape != bias_shape):
-                return None
-            weights.append((weight, bias, activations))
+        try:
+            for name, weight_shape, bias_name, bias_shape, activations in self.layers:
+                weight: Any = params[name]
+                bias: Any = None
+                if not isinstance(weight, Tensor) or weight.shape != weight_shape or weight.is_meta is not meta:
+                    return None
+                if bias_name is not None:
+                    bias = params[bias_name]
+                    if not isinstance(bias, Tensor) or bias.shape != bias_shape or bias.is_meta is not meta:
+                        return None
+                weights.append((weight, bias, activations))
+        except KeyError:
+            return None
         if weights[0][0].dtype is not x.dtype:  # the loop's error is the plainer one
             return None
-        run = traced if tracing else product
-        if self.shared:  # agents are rows like others
-            if batch == 1 and not tracing:  # they stand so already, and two views cost a tenth of the call
-                return run(weights, x)
-            return run(weights, x.reshape(1, batch * n, features)).reshape(batch, n, -1)
-        return run(weights, x.transpose(0, 1)).transpose(0, 1)
+        if not self.shared:
+            return (traced if tracing else product)(weights, x.transpose(0, 1)).transpose(0, 1)
+        # Agents are rows like others. A few stand ready in one batch, and two views cost a tenth of the call.
+        if tracing or dims != 3 or type(rows) is not int or rows >= FEATURE_MAJOR_FROM:
+            return one(weights, x)
+        if rows == n:
+            return product(weights, x)
+        return product(weights, x.reshape(1, rows, self.features)).reshape(shape[0], n, self.outputs)

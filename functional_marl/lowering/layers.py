@@ -1,7 +1,6 @@
 """How each known layer runs for all agents at once: the rules of the plan.
 
-A value is ``(h, mapped)``: mapped, the agents are in front, ``h: [n, *what one agent sees]``; not mapped,
-all agents see the same ``h``. Every rule is proved equal to the loop, forward and backward, in the tests.
+Every rule is proved equal to the loop, forward and backward, in the tests.
 """
 
 from __future__ import annotations
@@ -9,7 +8,6 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,85 +16,18 @@ from torch import Tensor, nn
 
 from functional_marl.dropout import batched_dropout
 from functional_marl.lowering.activations import pure
-from functional_marl.lowering.dense import gather_slots
-from functional_marl.sharing import Sharing
+from functional_marl.lowering.steps import (
+    Leaves,
+    Run,
+    Step,
+    Unlowered,
+    Value,
+    channels_apart,
+    channels_together,
+    plain_layout,
+)
 
-__all__ = [
-    "CONVOLUTIONS",
-    "PASSING",
-    "Leaves",
-    "Run",
-    "Step",
-    "Unlowered",
-    "Value",
-    "channels_apart",
-    "channels_together",
-    "convolution",
-    "linear_of",
-    "linear_rows",
-    "lower_layer",
-]
-
-
-class Unlowered(Exception):
-    """This module has no rule; the message says which and why."""
-
-
-@dataclass
-class Run:
-    """What one call of a plan carries from step to step."""
-
-    n_agents: int
-    params: dict[str, Tensor]  # [S, *leaf]
-    state: dict[str, Tensor]  # [S, *leaf]
-    key: Tensor | None
-    randomness: str
-    train: bool
-    site: int = 0
-
-
-Value = tuple[Tensor, bool]
-Step = Callable[[Run, Tensor, bool], Value]
-
-
-@dataclass(frozen=True)
-class Leaves:
-    """A layer's leaves: full names and slot maps by attribute."""
-
-    names: dict[str, str]
-    slots: dict[str, Sharing]
-
-    @property
-    def shared(self) -> bool:
-        """Whether all agents have the same leaves."""
-        return all(sharing.is_shared for sharing in self.slots.values())
-
-    def rows(self, run: Run, attribute: str) -> Tensor | None:
-        """The leaf as ``[k, *leaf]``, ``k`` 1 if the layer is shared and else ``n``; None if it has none."""
-        name = self.names.get(attribute)
-        if name is None:
-            return None
-        leaf = run.params[name] if name in run.params else run.state[name]
-        return leaf if self.shared else gather_slots(leaf, self.slots[attribute])
-
-
-def linear_of(run: Run, leaves: Leaves, weight: str, bias: str) -> Callable[[Tensor], Tensor]:
-    """``[n, B, F] -> [n, B, F_out]`` with every agent's weight; rows of one product where all share."""
-    w = leaves.rows(run, weight)
-    assert w is not None
-    return linear_rows(w, leaves.rows(run, bias))
-
-
-def linear_rows(weight: Tensor, bias: Tensor | None) -> Callable[[Tensor], Tensor]:
-    """``[n, ..., F] -> [n, ..., F_out]`` with weights ``[k, out, in]``, where ``k`` is ``n`` or 1."""
-    w, b = weight.mT, None if bias is None else bias.unsqueeze(1)
-
-    def product(h: Tensor) -> Tensor:
-        x = h.reshape(w.shape[0], -1, h.shape[-1]) if h.numel() else h.reshape(w.shape[0], 0, h.shape[-1])
-        out = torch.bmm(x, w) if b is None else torch.baddbmm(b, x, w)
-        return out.reshape(*h.shape[:-1], out.shape[-1])
-
-    return product
+__all__ = ["CONVOLUTIONS", "PASSING", "convolution", "lower_layer"]
 
 
 # --- layers that act on each row, without parameters ---------------------------------------------------
@@ -113,7 +44,10 @@ def _rowwise(module: nn.Module, row_ndim: int) -> Step:
             return call(h), mapped
         if h.ndim != row_ndim + 2:
             raise Unlowered(f"{type(module).__name__} over {h.ndim - 1} axes")
-        return call(h.flatten(0, 1)).unflatten(0, h.shape[:2]), mapped
+        inside = not h.is_contiguous()
+        h = h.transpose(0, 1) if inside else h
+        out = call(h.flatten(0, 1)).unflatten(0, h.shape[:2])
+        return out.transpose(0, 1) if inside else out, mapped
 
     return step
 
@@ -143,7 +77,7 @@ def _flatten(module: nn.Flatten) -> Step:
             raise Unlowered(f"no dims {start} to {end} in {h.ndim - mapped} axes")
         if h.ndim == mapped:
             return h.unsqueeze(-1), mapped
-        return h.flatten(start % ndim + mapped, end % ndim + mapped), mapped
+        return plain_layout(h, mapped).flatten(start % ndim + mapped, end % ndim + mapped), mapped
 
     return step
 
@@ -180,39 +114,47 @@ Rows = Callable[[str], Tensor | None]
 Inner = Callable[[Tensor, Rows, Run], Tensor]
 
 
-def _lifted(leaves: Leaves, inner: Inner, row_ndim: Callable[[int], int], batch: tuple[int, ...] = ()) -> Step:
+def _lifted(leaves: Leaves, inner: Inner, row_ndim: Callable[[int], int], batch: tuple[int, int] | None = None) -> Step:
     """A layer over rows, for all agents: the axes ahead of a row become one batch axis.
 
-    Where all agents share the layer they are rows too, and ``k`` is 1. ``row_ndim`` gives the axes of a
-    row for the axes that an agent sees; ``batch`` the numbers of batch axes that the layer takes, if not any.
+    Where all agents share the layer they are rows too, and ``k`` is 1: behind the batch axes where the caller had
+    them there, so that nothing is copied and what comes out is contiguous there. ``row_ndim`` gives the axes of a
+    row for the axes that an agent sees; ``batch`` the least and the most batch axes that the layer takes, if not any.
     """
 
     def step(run: Run, h: Tensor, mapped: bool) -> Value:
         seen = h.shape[mapped:]
         cut = len(seen) - row_ndim(len(seen))
-        if cut < 0 or (batch and cut not in batch):
+        if cut < 0 or (
+            batch is not None and not batch[0] <= cut <= batch[1]
+        ):  # by size: a tracer finds nothing in them
             raise Unlowered(f"an input of {len(seen)} axes")
         lead, row = seen[:cut], seen[cut:]
-        size = math.prod(lead)
+        agents = 0  # where the agents are among the leading axes
         if leaves.shared:
-            x = h.reshape(1, size * (run.n_agents if mapped else 1), *row)
+            if mapped:
+                agents = 0 if h.is_contiguous() else cut
+                h, lead = h.movedim(0, agents), (*lead[:agents], run.n_agents, *lead[agents:])
+            x = h.reshape(1, math.prod(lead), *row)
         else:
             h, mapped = (h if mapped else h.expand(run.n_agents, *h.shape)), True
-            x = h.reshape(run.n_agents, size, *row)
+            x, lead = h.reshape(run.n_agents, math.prod(lead), *row), (run.n_agents, *lead)
         out = inner(x, lambda attribute: leaves.rows(run, attribute), run)
-        return out.reshape((*((run.n_agents,) if mapped else ()), *lead, *out.shape[2:])), mapped
+        out = out.reshape((*lead, *out.shape[2:]))
+        return (out.movedim(agents, 0) if agents else out), mapped
 
     return step
 
 
 def _affine(x: Tensor, rows: Rows, tail: int) -> Tensor:
-    """``x * weight + bias`` with leaves ``[k, *leaf]`` that lie ``tail`` axes from the end of ``x``."""
+    """``x * weight + bias`` with leaves ``[k, *leaf]`` that lie ``tail`` axes from the end of ``x``, in its dtype."""
+    out = x
     for attribute, operation in (("weight", torch.mul), ("bias", torch.add)):
         leaf = rows(attribute)
         if leaf is not None:
             lead = x.ndim - tail - leaf.ndim
-            x = operation(x, leaf.reshape(leaf.shape[0], *[1] * lead, *leaf.shape[1:], *[1] * tail))
-    return x
+            out = operation(out, leaf.reshape(leaf.shape[0], *[1] * lead, *leaf.shape[1:], *[1] * tail))
+    return out.to(x.dtype)
 
 
 def _layer_norm(module: nn.LayerNorm, leaves: Leaves) -> Step:
@@ -236,19 +178,19 @@ def _group_norm(module: nn.GroupNorm, leaves: Leaves) -> Step:
         out = F.group_norm(x.flatten(0, 1), groups, None, None, eps).reshape(x.shape)
         return _affine(out, rows, x.ndim - 3)
 
-    return _lifted(leaves, inner, lambda ndim: ndim - 1, batch=(1,))
+    return _lifted(leaves, inner, lambda ndim: ndim - 1, batch=(1, 1))
 
 
-_BATCH_NORM_NDIM = {nn.BatchNorm1d: (2, 3), nn.BatchNorm2d: (4,), nn.BatchNorm3d: (5,)}
+_BATCH_NORM_NDIM = {nn.BatchNorm1d: (2, 3), nn.BatchNorm2d: (4, 4), nn.BatchNorm3d: (5, 5)}
 
 
 def _batch_norm(module: Any, leaves: Leaves) -> Step:
-    channels, eps, ndims = module.num_features, module.eps, _BATCH_NORM_NDIM[type(module)]
+    channels, eps, (least, most) = module.num_features, module.eps, _BATCH_NORM_NDIM[type(module)]
     if not module.track_running_stats:
         raise Unlowered("without running statistics")
 
     def inner(x: Tensor, rows: Rows, run: Run) -> Tensor:
-        if x.ndim - 1 not in ndims or x.shape[2] != channels:
+        if not least <= x.ndim - 1 <= most or x.shape[2] != channels:
             raise Unlowered("BatchNorm over other axes")
         # [k, B, C, ...] -> [B, k * C, ...]: the agents' channels side by side
         flat = [None if row is None else row.flatten() for row in map(rows, ("running_mean", "running_var"))]
@@ -256,17 +198,7 @@ def _batch_norm(module: Any, leaves: Leaves) -> Step:
         out = F.batch_norm(channels_together(x), *flat, training=False, eps=eps)
         return channels_apart(out, x.shape[0])
 
-    return _lifted(leaves, inner, lambda ndim: ndim - 1, batch=(1,))
-
-
-def channels_together(x: Tensor) -> Tensor:
-    """``[k, B, C, ...] -> [B, k * C, ...]``."""
-    return x[0] if x.shape[0] == 1 else x.transpose(0, 1).flatten(1, 2)
-
-
-def channels_apart(x: Tensor, k: int) -> Tensor:
-    """``[B, k * C, ...] -> [k, B, C, ...]``."""
-    return x[None] if k == 1 else x.unflatten(1, (k, -1)).transpose(0, 1)
+    return _lifted(leaves, inner, lambda ndim: ndim - 1, batch=(1, 1))
 
 
 CONVOLUTIONS: dict[type[nn.Module], Any] = {
@@ -327,19 +259,21 @@ def _embedding(module: nn.Embedding, leaves: Leaves) -> Step:
 
 
 def _prelu(module: nn.PReLU, leaves: Leaves) -> Step:
+    one = module.num_parameters == 1
+
     def inner(x: Tensor, rows: Rows, run: Run) -> Tensor:
+        if not one and (x.ndim < 3 or x.shape[2] != module.num_parameters):
+            raise Unlowered("PReLU over other channels")
         weight = rows("weight")
         assert weight is not None
-        if module.num_parameters > 1 and (x.ndim < 3 or x.shape[2] != module.num_parameters):
-            raise Unlowered("PReLU over other channels")
-        tail = x.ndim - 3 if module.num_parameters > 1 else 0
-        lead = x.ndim - tail - weight.ndim
-        slope = weight.reshape(weight.shape[0], *[1] * lead, weight.shape[1], *[1] * tail)
-        return torch.where(x > 0, x, x * slope)
+        # [k, B, C, ...] -> [B, k * C, ...]: torch's own operation, so that autocast does with it what it does there
+        out = F.prelu(channels_together(x[..., None] if one else x), weight.flatten())
+        out = channels_apart(out, x.shape[0])
+        return out[..., 0] if one else out
 
-    if module.num_parameters == 1:  # elementwise: any axes, a row is a number
-        return _lifted(leaves, lambda x, rows, run: inner(x[..., None], rows, run)[..., 0], lambda ndim: 0)
-    return _lifted(leaves, inner, lambda ndim: ndim - 1, batch=(1,))
+    if one:  # elementwise: any axes, a row is a number
+        return _lifted(leaves, inner, lambda ndim: 0)
+    return _lifted(leaves, inner, lambda ndim: ndim - 1, batch=(1, 1))
 
 
 _WITH_LEAVES: dict[type[nn.Module], Callable[[Any, Leaves], Step]] = {

@@ -18,19 +18,9 @@ from functional_marl.lowering.activations import ELEMENTWISE, activation
 from functional_marl.lowering.attention import encoder_layer
 from functional_marl.lowering.cells import Cell, lower_cell
 from functional_marl.lowering.dense import Affine, gather_slots, run_dense, run_dense_whole, run_shared
-from functional_marl.lowering.layers import (
-    CONVOLUTIONS,
-    PASSING,
-    Leaves,
-    Run,
-    Step,
-    Unlowered,
-    Value,
-    channels_apart,
-    channels_together,
-    convolution,
-    lower_layer,
-)
+from functional_marl.lowering.layers import CONVOLUTIONS, PASSING, convolution, lower_layer
+from functional_marl.lowering.ordinary import altered, check_ordinary
+from functional_marl.lowering.steps import Leaves, Run, Step, Unlowered, Value, plain_layout
 from functional_marl.nets import ConvNet
 from functional_marl.sharing import Sharing
 from functional_marl.template import Template
@@ -46,7 +36,7 @@ def register_container(kind: type[nn.Module]) -> None:
 
 
 class Images(nn.Sequential):
-    """What a rewrite returns for layers on images with any batch axes ahead of ``[C, H, W]``."""
+    """What a rewrite returns for layers on images with any batch axes ahead of ``[C, H, W]``; a lone image as it is."""
 
 
 _REWRITES: dict[type[nn.Module], Callable[[Any], nn.Module]] = {}
@@ -72,9 +62,7 @@ class Plan:
         """The output ``[n, ...]``, or what all agents get alike and False."""
         for step in self.steps:
             h, mapped = step(run, h, mapped)
-        if mapped and h.ndim == 5 and h.stride(-1) != 1:  # channels_last is ours alone: .view works as by the loop
-            h = channels_apart(channels_together(h).contiguous(), h.shape[0])
-        return h, mapped
+        return plain_layout(h, mapped), mapped
 
 
 @dataclass(frozen=True)
@@ -110,44 +98,61 @@ class _Lowering:
     def layers(self, module: nn.Module, name: str) -> Iterator[_Layer]:
         """The layers of a straight-line module, in order; ``name`` is its path with a dot behind."""
         kind = type(module)
-        if _altered(module):
+        if altered(module):
             raise Unlowered(f"{_named(name, kind)} has hooks or methods of its own")
         if kind in _REWRITES:
             module = _REWRITES[kind](module)
             kind = type(module)
         if kind is Images:
-            yield _images(self.layers(nn.Sequential(*module.children()), name))
+            yield _images(self.children(module, name), lone=True)
         elif kind in _CONTAINERS:
-            for key, child in module._modules.items():
-                yield from self.layers(child or nn.Identity(), f"{name}{key}.")
+            yield from self.children(module, name)
         elif kind is nn.Linear:
-            yield self.linear(self.leaves(module, name))
+            yield self.linear(self.ordinary(module, name))
         elif kind in CONVOLUTIONS:
-            yield _Convolution(module, self.leaves(module, name))
+            yield _Convolution(module, self.ordinary(module, name))
         elif kind in ELEMENTWISE:
+            self.ordinary(module, name)
             yield _Activation(module)
         elif isinstance(module, nn.TransformerEncoder) and kind is nn.TransformerEncoder:
-            for key, child in module.layers._modules.items():
-                yield from self.layers(child or nn.Identity(), f"{name}layers.{key}.")
+            yield from self.children(module.layers, f"{name}layers.")
             if module.norm is not None:
                 yield from self.layers(module.norm, f"{name}norm.")
         elif isinstance(module, nn.TransformerEncoderLayer) and kind is nn.TransformerEncoderLayer:
             yield self.transformer_layer(module, name)
         elif isinstance(module, ConvNet) and kind is ConvNet:
-            yield _images(self.layers(module.layers, f"{name}layers."))
+            yield _images(self.layers(module.layers, f"{name}layers."), lone=False)
         else:
             try:
-                yield lower_layer(module, self.leaves(module, name), self.train)
+                step = lower_layer(module, self.leaves(module, name), self.train)
             except Unlowered as why:
                 raise Unlowered(f"{_named(name, kind)}: {why}") from None
+            self.ordinary(module, name)
+            yield step
+
+    def children(self, module: nn.Module, name: str) -> Iterator[_Layer]:
+        """The layers of all parts, in order; one part may stand in several places."""
+        for key, child in module._modules.items():
+            if child is None:
+                raise Unlowered(f"{name}{key} is None")
+            yield from self.layers(child, f"{name}{key}.")
+
+    def ordinary(self, module: nn.Module, name: str) -> Leaves:
+        """The leaves of a layer that has a rule, if they are what its class makes."""
+        leaves = self.leaves(module, name)
+        shapes = {k: (self.template.params.get(n) or self.template.buffers[n]).shape for k, n in leaves.names.items()}
+        try:
+            for prefix, part in _parts(module):
+                own = {k.removeprefix(prefix): v for k, v in shapes.items() if k.rpartition(".")[0] == prefix[:-1]}
+                check_ordinary(part, own)
+        except Unlowered as why:
+            raise Unlowered(f"{_named(name, type(module))}: {why}") from None
+        return leaves
 
     def leaves(self, module: nn.Module, name: str) -> Leaves:
         """The leaves of a layer; a tied one goes by its first name."""
         template, names = self.template, dict[str, str]()
-        parts = [("", module)]
-        if isinstance(module, nn.MultiheadAttention):  # it uses the leaves of this layer, and not the layer
-            parts.append(("out_proj.", module.out_proj))
-        for attribute in [prefix + k for prefix, part in parts for k in (*part._parameters, *part._buffers)]:
+        for attribute in [prefix + k for prefix, part in _parts(module) for k in (*part._parameters, *part._buffers)]:
             full = name + attribute
             full = template.param_aliases.get(full, template.buffer_aliases.get(full, full))
             if full in template.params or full in template.buffers:
@@ -156,7 +161,7 @@ class _Lowering:
 
     def transformer_layer(self, module: nn.TransformerEncoderLayer, name: str) -> Step:
         """One layer of a transformer: attention, and its other parts as steps of their own."""
-        if type(module.self_attn) is not nn.MultiheadAttention or _altered(module.self_attn):
+        if type(module.self_attn) is not nn.MultiheadAttention or altered(module.self_attn):
             raise Unlowered(f"{_named(name, type(module))}: an attention of its own")
 
         def chain(*parts: str) -> Step:
@@ -166,7 +171,7 @@ class _Lowering:
 
         return encoder_layer(
             module,
-            self.leaves(module.self_attn, f"{name}self_attn."),
+            self.ordinary(module.self_attn, f"{name}self_attn."),
             (chain("norm1"), chain("norm2")),
             chain("dropout1"),
             chain("linear1", "activation", "dropout", "linear2", "dropout2"),
@@ -210,10 +215,11 @@ def _named(name: str, kind: type[nn.Module]) -> str:
     return f"{name.rstrip('.') or 'the module'} ({kind.__name__})"
 
 
-def _altered(module: nn.Module) -> bool:
-    """Whether a module does other things than its class says: by hooks, or by methods of its own."""
-    hooks = module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks
-    return any(hooks) or any(callable(getattr(type(module), name, None)) for name in module.__dict__)
+def _parts(module: nn.Module) -> list[tuple[str, nn.Module]]:
+    """A layer, and what it uses the leaves of without calling it."""
+    return (
+        [("", module), ("out_proj.", module.out_proj)] if isinstance(module, nn.MultiheadAttention) else [("", module)]
+    )
 
 
 def _runs(layers: Iterable[_Layer]) -> Iterator[tuple[_Layer, list[Callable[[Tensor], Tensor]]]]:
@@ -275,6 +281,8 @@ def _dense(layers: tuple[Affine, ...], sharing: Sharing) -> Step:
         if h.ndim < 1 + mapped:
             raise Unlowered("a linear layer over a number")
         if sharing.is_shared:
+            if mapped and h.ndim > 2 and not h.is_contiguous():  # as the caller had them, with the agents inside
+                return run_shared(layers, run.params, h.movedim(0, -2)).movedim(-2, 0), mapped
             return run_shared(layers, run.params, h), mapped
         batch = h.shape[mapped:-1]
         flat = h.reshape(*h.shape[:mapped], math.prod(batch), h.shape[-1])
@@ -284,17 +292,17 @@ def _dense(layers: tuple[Affine, ...], sharing: Sharing) -> Step:
     return step
 
 
-def _images(layers: Iterable[_Layer]) -> Step:
-    """``fm.nets.convnet``: any batch axes ahead of ``[C, H, W]``, flat features behind them."""
-
+def _images(layers: Iterable[_Layer], lone: bool) -> Step:
+    """Any batch axes ahead of ``[C, H, W]``, which the layers see as one; a lone image as it is if ``lone``."""
     steps, _ = _merged(layers)
+    inside = _in_order(steps)
 
     def step(run: Run, h: Tensor, mapped: bool) -> Value:
         lead = h.shape[mapped:-3]
-        h = h.reshape(*h.shape[:mapped], math.prod(lead), *h.shape[-3:])
-        for inner in steps:
-            h, mapped = inner(run, h, mapped)
-        return h.reshape(*h.shape[:mapped], *lead, *h.shape[mapped + 1 :]), mapped
+        if lone and not lead:
+            return inside(run, h, mapped)
+        h, mapped = inside(run, h.reshape(*h.shape[:mapped], math.prod(lead), *h.shape[-3:]), mapped)
+        return plain_layout(h, mapped).reshape(*h.shape[:mapped], *lead, *h.shape[mapped + 1 :]), mapped
 
     return step
 
@@ -311,9 +319,10 @@ def lower(template: Template, slots: Mapping[str, Sharing], n_agents: int, train
     if any("train" in module.__dict__ for module in modules):
         raise Unlowered("a part has a mode of its own")
     lowering = _Lowering(template, slots, n_agents, train)
-    if not _altered(modules[0]):
+    if not altered(modules[0]):
         cell = lower_cell(modules[0], lowering.leaves(modules[0], ""))
         if cell is not None:
+            lowering.ordinary(modules[0], "")
             return Plan((), cell=cell)
     steps, dense = _merged(lowering.layers(modules[0], ""))
     if not steps:

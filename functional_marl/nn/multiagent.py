@@ -180,6 +180,17 @@ class MultiAgentConvNet(MultiAgentNetBase):
             **kwargs,
         )
 
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """``[*B, n, C, H, W] -> [*B, n, F]``.
+
+        Without a batch each agent's layers see ``[C, H, W]``; where all agents share the network a batch of one, for
+        in torchrl agents are the batch there: norms, ``nn.Flatten`` and ``nn.Softmax(1)`` tell the two apart.
+        """
+        alone = bool(inputs) and all(isinstance(x, Tensor) and x.ndim == 4 for x in inputs)  # pyright: ignore
+        if alone and self.share_params is True and not self.centralized:
+            return super().forward(*(x.unsqueeze(0) for x in inputs)).squeeze(0)
+        return super().forward(*inputs)
+
     @merges_agents
     def _pre_forward_check(self, inputs: Tensor) -> Tensor:
         if inputs.ndim < 4 or inputs.shape[-4] != self.n_agents:

@@ -11,6 +11,7 @@ import inspect
 import math
 import numbers
 import sys
+from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -337,11 +338,9 @@ class ConvNet(nn.Sequential):
             self.add_module(str(i), layer)
 
     def forward(self, input: Tensor) -> Tensor:
-        """``[*B, C, H, W] -> [*B, F]``; a lone image is a batch of one, so that norms and ``Flatten`` take it alike."""
+        """``[*B, C, H, W] -> [*B, F]``; layers see one batch axis, of a lone image none, as in torchrl."""
         batch = input.shape[:-3]
-        if not batch:
-            return super().forward(input[None])[0]
-        if len(batch) == 1:
+        if len(batch) <= 1:
             return super().forward(input)
         return super().forward(input.flatten(0, len(batch) - 1)).unflatten(0, batch)
 
@@ -349,10 +348,12 @@ class ConvNet(nn.Sequential):
 def _straight(module: MLP) -> nn.Module:
     """What an MLP does, for the plan."""
     shape = module.out_features
-    tail = [nn.Unflatten(-1, tuple(shape))] if isinstance(shape, Sequence) else []
-    return nn.Sequential(*module.children(), *tail)
+    straight = nn.Sequential(OrderedDict(module._modules))  # not children(), which gives each once
+    if isinstance(shape, Sequence):
+        straight.add_module("shape", nn.Unflatten(-1, tuple(shape)))
+    return straight
 
 
 register_rewrite(MLP, _straight)
-register_rewrite(ConvNet, lambda module: Images(*module.children()))
+register_rewrite(ConvNet, lambda module: Images(OrderedDict(module._modules)))
 register_rewrite(SquashDims, lambda module: nn.Flatten(-module.ndims_in))
