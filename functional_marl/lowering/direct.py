@@ -49,39 +49,40 @@ class Direct:
 
     def __call__(self, params: Mapping[str, Any], x: Tensor) -> Tensor | None:
         """The output, or None where the call is not of this kind or does not fit."""
-        if len(params) != self.count or _PRE or _POST or _BACKWARD_PRE or _BACKWARD:
+        if len(params) != self.count or x.is_meta or _PRE or _POST or _BACKWARD_PRE or _BACKWARD:
             return None
-        shape = x.shape
-        dims, n = len(shape), self.n_agents
-        if dims != 3 and (dims < 2 or not self.shared):
+        shape, n, shared, tracing = x.shape, self.n_agents, self.shared, is_dynamo_compiling()
+        if len(shape) == 3:
+            rows = shape[0] * n
+        elif shared and len(shape) > 1:
+            rows = FEATURE_MAJOR_FROM  # not of three axes: counted by one()
+        else:
             return None
         if shape[-2] != n or shape[-1] != self.features:
             return None
-        tracing = is_dynamo_compiling()
-        rows = n if dims == 2 else shape[0] * n  # of one matrix, where there are three axes
-        if not (self.shared or tracing) and (type(rows) is not int or rows > self.most):
+        known = type(rows) is int and not tracing
+        if not (shared or tracing) and (not known or rows > self.most):
             return None
-        meta = x.is_meta
         weights: list[tuple[Tensor, Tensor | None, tuple[Callable[[Tensor], Tensor], ...]]] = []
         try:
             for name, weight_shape, bias_name, bias_shape, activations in self.layers:
                 weight: Any = params[name]
                 bias: Any = None
-                if not isinstance(weight, Tensor) or weight.shape != weight_shape or weight.is_meta is not meta:
+                if not isinstance(weight, Tensor) or weight.shape != weight_shape or weight.is_meta:
                     return None
                 if bias_name is not None:
                     bias = params[bias_name]
-                    if not isinstance(bias, Tensor) or bias.shape != bias_shape or bias.is_meta is not meta:
+                    if not isinstance(bias, Tensor) or bias.shape != bias_shape or bias.is_meta:
                         return None
                 weights.append((weight, bias, activations))
         except KeyError:
             return None
         if weights[0][0].dtype is not x.dtype:  # the loop's error is the plainer one
             return None
-        if not self.shared:
+        if not shared:
             return (traced if tracing else product)(weights, x.transpose(0, 1)).transpose(0, 1)
         # Agents are rows like others. A few stand ready in one batch, and two views cost a tenth of the call.
-        if tracing or dims != 3 or type(rows) is not int or rows >= FEATURE_MAJOR_FROM:
+        if not known or rows >= FEATURE_MAJOR_FROM:
             return one(weights, x)
         if rows == n:
             return product(weights, x)
