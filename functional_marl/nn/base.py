@@ -140,6 +140,8 @@ class MultiAgentNetBase(Registered):
         one = self._build_single_net(**self._build_kwargs)
         if not isinstance(one, nn.Module):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise TypeError(f"_build_single_net: expected the nn.Module of one agent, got {shown(one)}")
+        if any(isinstance(part, Registered) for part in one.modules()):
+            raise StructureError(f"_build_single_net: {storage.NESTED}")
         return one
 
     @abc.abstractmethod
@@ -326,6 +328,10 @@ class MultiAgentNetBase(Registered):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
+        if any(
+            leaf is None for leaf in storage.take(self._empty_net, self._layout).values()
+        ):  # a skeleton is made of it
+            raise StructureError(storage.NESTED)
         self._prepare()
 
 
