@@ -328,9 +328,8 @@ class MultiAgentNetBase(Registered):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        if any(
-            leaf is None for leaf in storage.take(self._empty_net, self._layout).values()
-        ):  # a skeleton is made of it
+        held: dict[str, Any] = {**storage.take(self._empty_net, self._layout)}
+        if any(leaf is None for leaf in held.values()):  # a skeleton is made of it
             raise StructureError(storage.NESTED)
         self._prepare()
 
