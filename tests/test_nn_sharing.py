@@ -223,3 +223,17 @@ def test_the_converter_names_what_does_not_fit() -> None:
         assert part in str(error.value)
     with pytest.raises(fm.StructureError, match="sharing="):
         convert_state_dict(mlp(OURS, share_params=[0, 0, 1]).state_dict(), new)
+
+
+@stored
+@pytest.mark.parametrize("share", [True, False, [0, 0, 1]], ids=str)
+def test_a_team_as_the_module_of_one_agent_is_refused(td: bool, share: Any) -> None:
+    def build() -> nn.Module:
+        return nn.Sequential(MultiAgentMLP(6, 2, 3, centralized=False, share_params=share, use_td_params=td, depth=1))
+
+    for give in (build, build()):
+        with pytest.raises(fm.StructureError, match=r"cannot be the module of one agent.*share_params=\[0, 0, 0, 1"):
+            fm.network(give, n_agents=2, agent_dim=1)
+    with pytest.raises(fm.StructureError, match=r"_build_single_net: .*cannot be the module of one agent"):
+        subclass(OURS, build)(share)
+    copy.deepcopy(build())

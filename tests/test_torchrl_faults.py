@@ -15,6 +15,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.utils import prune
 
 from functional_marl.errors import RandomnessError
 from tests.facade_cases import OURS, TORCHRL, mlp, shared, stored, subclass
@@ -120,6 +121,37 @@ def test_reset_reaches_bare_parameters(share: bool) -> None:
         before = net.params["bare"].detach().clone()
         net.reset_parameters()
         assert bool((net.params["bare"] != before).all()) == reached
+
+
+def test_reset_reaches_the_cells_of_independent_networks() -> None:
+    for lib, reached in ((TORCHRL, False), (OURS, True)):
+        net = subclass(lib, lambda: nn.Sequential(nn.GRUCell(6, 4)))(False)
+        before = {k: leaf.detach().clone() for k, leaf in net.params.items(True, True)}
+        net.reset_parameters()
+        assert all(bool((leaf != before[k]).all()) == reached for k, leaf in net.params.items(True, True))
+
+
+def test_a_pruned_template_is_called() -> None:
+    for lib, called in ((TORCHRL, False), (OURS, True)):
+        net = mlp(lib, share_params=True, use_td_params=False)
+        prune.l1_unstructured(net._empty_net[0], "weight", 0.5)
+        if called:
+            torch.testing.assert_close(net(X), net._empty_net(X))
+        else:
+            with pytest.raises(TypeError, match="cannot assign"):
+                net(X)
+
+
+def test_independent_networks_that_are_built_lazily_draw_other_numbers() -> None:
+    """No fault: the README lists it beside the masks of dropout."""
+    drawn: list[Tensor] = []
+    for lib in (TORCHRL, OURS):
+        torch.manual_seed(0)
+        net = lib.MultiAgentMLP(None, 2, 3, centralized=False, share_params=False, depth=1)
+        net(X)
+        drawn.append(net.params["0", "weight"].detach())
+    assert drawn[0].shape == drawn[1].shape
+    assert not torch.equal(*drawn)
 
 
 @stored

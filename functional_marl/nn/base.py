@@ -69,14 +69,16 @@ class MultiAgentNetBase(Registered):
         **kwargs: for ``_build_single_net``.
 
     Edits of the one-agent module are seen by the next eager call: ``dropout.p = 0.2``, an activation replaced,
-    ``eval()`` of one layer. A new layer with parameters or buffers is refused; a compiled call sees no edits.
+    ``eval()`` of one layer; a compiled call sees none. Edits of its leaves (a new layer, pruning, a
+    parametrization, quantization) are taken under ``share_params=True`` with ``use_td_params=False``, where it holds
+    what an agent computes with; elsewhere the next call refuses them.
 
     With buffers and ``use_td_params=True`` torchrl's checkpoints hold the buffers of its template too, as meta
     tensors. Ours do not; torchrl's load here, and ours load there with ``strict=False``, all numbers in place.
 
     Raises:
         TypeError: ``centralized``, ``share_params`` or ``agent_dim`` is missing. SharingError (a ValueError):
-            a sharing that does not fit.
+            a sharing that does not fit. StructureError (a ValueError): an argument of another kind.
 
     After ``torchrl.modules.MultiAgentNetBase`` (pytorch.org/rl).
 
@@ -138,6 +140,8 @@ class MultiAgentNetBase(Registered):
         one = self._build_single_net(**self._build_kwargs)
         if not isinstance(one, nn.Module):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise TypeError(f"_build_single_net: expected the nn.Module of one agent, got {shown(one)}")
+        if any(isinstance(part, Registered) for part in one.modules()):
+            raise StructureError(f"_build_single_net: {storage.NESTED}")
         return one
 
     @abc.abstractmethod
@@ -258,10 +262,10 @@ class MultiAgentNetBase(Registered):
 
     def _compare(self, net: Network, seen: Tensor, position: int) -> None:
         """Warn if torchrl would compute something else: it calls a shared module on all agents at once."""
-        known = hasattr(type(self)._build_single_net, "repeatable") or isinstance(net.plans[False], Plan)
         if torch.compiler.is_compiling():
             return
         self._compared = True
+        known = hasattr(type(self)._build_single_net, "repeatable") or isinstance(net.plans[False], Plan)
         if known or self.share_params is not True or self.centralized or self._hooked:
             return
         params, buffers = ({k: leaf.detach()[None] for k, leaf in part.items()} for part in self._live())
@@ -324,6 +328,9 @@ class MultiAgentNetBase(Registered):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
+        held: dict[str, Any] = {**storage.take(self._empty_net, self._layout)}
+        if any(leaf is None for leaf in held.values()):  # a skeleton is made of it
+            raise StructureError(storage.NESTED)
         self._prepare()
 
 
