@@ -129,7 +129,9 @@ def init_params(
     A slot's parameters are what the factory builds with all its draws taken from that slot's key
     (``fm.split(key, S)[s]``): they depend on the key and on the slot alone, not on the number of agents,
     and are the same on every device. No global generator is read or written. The seed of torch's own
-    CPU generator (Mersenne Twister) has 32 bits; of a key's 64 bits it uses the lower half.
+    CPU generator (Mersenne Twister) has 32 bits; of a key's 64 bits it uses the lower half. Parameters that
+    are made in inference mode or inside a transform of torch.func are ordinary tensors, as made outside; on
+    ``torch.device("meta")`` and under fake tensors they have shapes and no numbers.
 
     Args:
         net: the network.

@@ -224,7 +224,8 @@ def network(
     Args:
         build: a function that returns one agent's ``nn.Module``, called now and at every :func:`init_params`,
             for each slot or, where its operations can be played again, for the first; or a module, which is
-            copied and never touched, and redrawn by its own ``reset_parameters``. numpy's and Python's
+            copied and never touched, and redrawn by its own ``reset_parameters``. All its draws come from the
+            key: a ``torch.Generator`` of its own, seeding and threads that draw raise. numpy's and Python's
             random numbers inside the function are not under the key.
         n_agents: how many agents.
         sharing: who owns which copy: ``"shared"``, ``"independent"``, one slot an agent (``[0, 0, 1]``), a
@@ -242,14 +243,14 @@ def network(
             position of the first input.
         out_agent_dim: where outputs carry the agents: an int, or a prefix over the outputs.
         randomness: ``"error"``, ``"same"`` or ``"different"``, as in ``torch.func.vmap``, with one meaning
-            under every sharing.
+            under every sharing, also for a module that draws from a generator of its own.
         strategy: how agents are evaluated, see :func:`apply`.
         example: one agent's input, or a tuple of inputs, as it goes into its module (for a centralized
             network the joint input): gives lazy layers their shapes.
 
     Raises:
         SharingError: a sharing that does not fit; StructureError: an argument that is none of the above;
-        RandomnessError: a factory that seeds a generator.
+        RandomnessError: a factory that seeds torch's global generator, or draws by what no key can serve.
 
     Torchrl's ``MultiAgentNetBase`` (pytorch.org/rl, torchrl.modules) holds the same settings in a stateful
     module; per-layer sharing is HetGPPO's (Bettini et al. 2023, arXiv:2301.07137).

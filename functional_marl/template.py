@@ -8,7 +8,7 @@ import itertools
 import pickle
 import threading
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -130,7 +130,7 @@ class Template:
         self.buffers, self.buffer_aliases = named_tensors(module, "_buffers")
         self.params = {k: Leaf(tuple(p.shape), p.dtype) for k, p in params.items()}
         # the parameter whose device and dtype a buffer takes, or ""
-        self.beside = {k: _beside(k, params) for k in self.buffers}
+        self.beside = _beside(self.buffers, params)
         self.never_vmap = next((why for why in itertools.starmap(_why_not_vmap, module.named_modules()) if why), "")
         # train -> why "auto" does not map this module, or ""
         self.no_vmap = {False: self.never_vmap, True: self.never_vmap}
@@ -315,15 +315,20 @@ class Template:
         self._prepare()
 
 
-def _beside(buffer: str, params: Mapping[str, Tensor]) -> str:
-    """The first floating parameter, else the first, of the smallest part around a buffer that has any."""
-    path = buffer
-    while path:
-        path = path.rpartition(".")[0]
-        inside = [name for name in params if not path or name.startswith(f"{path}.")]
-        if inside:
-            return next((name for name in inside if params[name].is_floating_point()), inside[0])
-    return ""
+def _parts(name: str) -> Iterator[str]:
+    """The parts around a leaf, the smallest first; the whole is ""."""
+    while name:
+        name = name.rpartition(".")[0]
+        yield name
+
+
+def _beside(buffers: Iterable[str], params: Mapping[str, Tensor]) -> dict[str, str]:
+    """For each buffer the first floating parameter, else the first, of the smallest part around it that has any."""
+    first: dict[str, str] = {}
+    for name in sorted(params, key=lambda name: not params[name].is_floating_point()):
+        for part in _parts(name):
+            first.setdefault(part, name)
+    return {buffer: next((first[part] for part in _parts(buffer) if part in first), "") for buffer in buffers}
 
 
 def _why_not_vmap(name: str, part: nn.Module) -> str:

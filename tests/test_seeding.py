@@ -66,7 +66,7 @@ def test_a_draw_from_a_generator_of_its_own_is_refused_before_it_happens(name: s
         with pytest.raises(fm.RandomnessError, match=message):
             fm.network(build, N)
         with pytest.raises(fm.RandomnessError, match=message):
-            fm.network(lambda: _reset_by(build), N)
+            fm.network(Resets(build), N)
         with pytest.raises(fm.RandomnessError, match=message), drawing_from(0):
             build()
         with pytest.raises(fm.RandomnessError, match=message):
@@ -74,11 +74,18 @@ def test_a_draw_from_a_generator_of_its_own_is_refused_before_it_happens(name: s
     assert torch.equal(generator.get_state(), before)
 
 
-def _reset_by(build: Build) -> nn.Module:
-    module = nn.Linear(2, 2)
-    module.reset_parameters = build  # pyright: ignore
-    module.reset_parameters()
-    return module
+class Resets(nn.Linear):
+    """Its reset draws as a function says; it is built without."""
+
+    def __init__(self, draw: Callable[[], Any]) -> None:
+        super().__init__(2, 2)
+        self.draw = [draw]
+
+    def reset_parameters(self) -> None:
+        nn.init.zeros_(self.weight)
+        nn.init.zeros_(self.bias)
+        if "draw" in self.__dict__:
+            self.draw[0]()
 
 
 def _under_seeds(build: Build) -> Callable[[int], nn.Module]:

@@ -63,7 +63,7 @@ def _tape(build: Callable[[], nn.Module]) -> Tape | None:
 
     try:
         return record(drawn)
-    except RandomnessError:  # it seeds a generator, and may
+    except RandomnessError:  # it seeds a generator or draws from one of its own, and may
         return None
 
 
