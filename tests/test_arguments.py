@@ -17,7 +17,7 @@ from functional_marl.laws import check
 from functional_marl.merging import merged_state
 from tests.builders import N, mlp, numbers, same
 
-I = np.int64  # as of env.action_space(agent).n  # noqa: E741
+I: Any = np.int64  # as of env.action_space(agent).n  # noqa: E741
 
 
 def test_integers_of_numpy_go_wherever_an_int_does() -> None:
@@ -216,7 +216,7 @@ def one_by_one(after: torch.Tensor, before: torch.Tensor, sharing: fm.Sharing) -
 def test_slots_merged_together_equal_slots_merged_one_by_one_to_the_bit(dtype: Any, leaf: tuple[int, ...]) -> None:
     generator = torch.Generator().manual_seed(0)
     for n, slots in ((1, 3), (7, 3), (40, 9), (40, 60), (300, 150), (300, 2)):
-        given = torch.randint(slots, (n,), generator=generator)
+        given: Any = torch.randint(slots, (n,), generator=generator)
         sharing = fm.Sharing(given, slots)
         after = (torch.randn(n, *leaf, generator=generator) * 3).to(dtype)
         after[::3] = after[0].clone()  # some agree
