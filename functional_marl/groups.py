@@ -275,7 +275,7 @@ def apply_groups(
     """
     if not isinstance(nets, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise GroupingError(f"nets: expected a mapping from group to network, got {shown(nets)}")
-    may_change = mutable if hasattr(mutable, "keys") else dict.fromkeys(nets, as_flag(mutable, "mutable"))
+    may_change: Any = mutable if hasattr(mutable, "keys") else dict.fromkeys(nets, as_flag(mutable, "mutable"))
     no_state: dict[str, Tree] = dict.fromkeys(nets)
     states, keywords = no_state if state is None else state, no_state if kwargs is None else kwargs
     given = {"params": params, "inputs": inputs, "state": states, "mutable": may_change, "kwargs": keywords}

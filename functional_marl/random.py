@@ -174,13 +174,13 @@ def words(key: Tensor, n: int, site: int = 0, agent: int | Tensor = 0) -> Tensor
     For agents ``[k, 1]`` the words of each of their streams, ``[k, n]``.
     """
     block = torch.arange((n + 3) // 4, device=key.device)
-    site, agent = _as_word(site, "site"), _as_word(agent, "agent")
+    agent = _as_word(agent, "agent")
     if isinstance(agent, Tensor):
         if agent.is_meta and not key.is_meta:
             raise StructureError("agent: expected a tensor with numbers, got one on the meta device")
         agent = agent.to(key.device)
     # four words a block: [..., n / 4, 4] -> [..., n]
-    return torch.stack(philox4x32(key, (block, site, agent, _DRAW)), -1).flatten(-2)[..., :n]
+    return torch.stack(philox4x32(key, (block, _as_word(site, "site"), agent, _DRAW)), -1).flatten(-2)[..., :n]
 
 
 def bernoulli(key: Key, p: float, shape: tuple[int, ...], site: int = 0, agent: int | Tensor = 0) -> Tensor:
