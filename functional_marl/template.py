@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch.func import functional_call
 from torch.nn.modules.batchnorm import _NormBase  # pyright: ignore[reportPrivateUsage]
 from torch.nn.utils.parametrizations import _WeightNorm  # pyright: ignore[reportPrivateUsage]
@@ -23,9 +22,11 @@ from torch.overrides import BaseTorchFunctionMode
 
 from functional_marl.errors import StructureError
 from functional_marl.modes import drawing_from
+from functional_marl.neutral import neutral
 from functional_marl.skeleton import (
     Skeleton,
     copied,
+    counted,
     emptied,
     fill,
     forget_flat_weights,
@@ -34,10 +35,10 @@ from functional_marl.skeleton import (
     named_tensors,
     parameter,
     plain_tensors,
-    skeleton_pair,
     written,
 )
 from functional_marl.tape import Tape, record
+from functional_marl.writes import Code, DataWrites, Writes, read_code
 
 __all__ = ["Build", "Leaf", "Template"]
 
@@ -46,7 +47,18 @@ Build = Callable[[], nn.Module]
 
 _LOOPED = (nn.RNNBase, nn.LSTMCell)
 _ATTENDING = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerEncoder)
-_NOT_PICKLED = ("_attends", "_tape", "_last", "_local", "_recurrent", "_renormed", "_traced", "_tracked", "_unruled")
+_NOT_PICKLED = (
+    "_attends",
+    "_tape",
+    "_last",
+    "_local",
+    "_recurrent",
+    "_renormed",
+    "_traced",
+    "_tracked",
+    "_unruled",
+    "_code",
+)
 _functorch: Any = torch._C._functorch  # pyright: ignore[reportAttributeAccessIssue]
 
 
@@ -69,6 +81,7 @@ class Template:
     # The module drawn last: a factory that returns it again makes no fresh ones.
     _last: Callable[[], nn.Module | None] = staticmethod(lambda: None)
 
+    @neutral()
     def __init__(self, build: Build | nn.Module, example: tuple[Any, ...] | None) -> None:
         self.example = example
         if isinstance(build, nn.Module):
@@ -142,20 +155,16 @@ class Template:
         ]
         self._tracked: list[str] = []
         self._unruled: bool | None = None
-        self._traced: tuple[nn.Module, nn.Module] | None = None
-
-    def _pair(self) -> tuple[nn.Module, nn.Module]:
-        # In a transform of torch.func the copies of plain tensors would belong to that transform.
-        with temporarily_clear_interpreter_stack():
-            return skeleton_pair(self._empty)
+        self._code: Code | None = None
+        self._traced: tuple[Skeleton, Skeleton] | None = None
 
     def _have_traced(self) -> None:
         """Make the pair for dynamo, which runs this while it traces: see below."""
         if self._traced is None:
-            self._traced = self._pair()
+            self._traced = (Skeleton(self._empty, False), Skeleton(self._empty, True))
             self._tracked = [
                 name
-                for path, part in self._traced[True].named_modules()
+                for path, part in self._traced[True].module.named_modules()
                 if isinstance(part, _NormBase) and part.training and part.track_running_stats
                 for name in (f"{path}.{buffer}".lstrip(".") for buffer in part._buffers)
                 if name in self.buffers
@@ -163,6 +172,13 @@ class Template:
 
     # What torch.compiler.assume_constant_result sets; calling that would import dynamo, 1.4 s.
     _have_traced._dynamo_marked_constant = True  # pyright: ignore
+
+    def show_constants(self, train: bool) -> None:
+        """Let dynamo see the plain tensors ahead of a transform, in which strict export cannot take them in."""
+        self._have_traced()
+        assert self._traced is not None
+        for constant in self._traced[train].constants:
+            constant.dim()
 
     def tracked(self) -> list[str]:
         """The buffers that a training step is known to change, for dynamo, which sees no writes."""
@@ -179,7 +195,8 @@ class Template:
 
     def bare(self) -> bool:
         """Whether a mapped call needs nothing but parameters put in their places."""
-        return not (self.buffers or self._recurrent or self._attends or self._renormed or self.unruled())
+        special = self.buffers or self._recurrent or self._attends or self._renormed
+        return not (special or self.unruled() or self.writes())
 
     def draw(self, seed: int) -> nn.Module:
         """A freshly initialised module, a function of the seed alone.
@@ -209,15 +226,21 @@ class Template:
     def tape(self) -> Tape | None:
         """How to fill one slot's leaves without building a module, if the factory is of that kind."""
         if self._tape is None:
-            self._tape = (None if self.build is None else record(self.draw),)
+            with neutral():
+                self._tape = (None if self.build is None else record(self.draw),)
         return self._tape[0]
 
     def skeleton(self, train: bool) -> Skeleton:
-        """This thread's skeleton in one of the two modes."""
+        """One of this thread's skeletons in one of the two modes that no call is using."""
         local = self._local.__dict__
         if "skeletons" not in local:
-            local["skeletons"] = [Skeleton(module) for module in self._pair()]
-        return local["skeletons"][train]
+            local["skeletons"] = ([], [])
+        kept: list[Skeleton] = local["skeletons"][train]
+        for skeleton in kept:
+            if not skeleton.busy:
+                return skeleton
+        kept.append(Skeleton(self._empty, train))
+        return kept[-1]
 
     def call(
         self,
@@ -240,26 +263,58 @@ class Template:
             self._have_traced()
             assert self._traced is not None
             traced = self._traced[train]
-            return self._call(lambda t: functional_call(traced, t, args, kwargs), params, buffers)
-        skeleton = self.skeleton(train)
-        watched = not (skeleton.tried or torch.compiler.is_compiling())
-        if watched:  # the first call gets clones: a write shows in their version and nobody loses a number
-            params = {name: param.clone() for name, param in params.items()}
-        try:
+            if self.writes():  # in a trace no write is seen
+                params = {name: param.clone() for name, param in params.items()}
+            if self.stores():
+                traced.lend_traced()
+            out = self._call(lambda t: functional_call(traced.module, t, args, kwargs), params, buffers)
+            if self.stores():
+                traced.restore_traced()
+            return out
+        skeleton, writes = self.skeleton(train), self.writes()
+        first = not (skeleton.tried or torch.compiler.is_compiling())
+        if not (first or writes):
+            return self._call(lambda t: skeleton.call(t, args, kwargs), params, buffers)
+        # Clones: a write shows in their version, and nobody loses a number.
+        params = {name: counted(param) for name, param in params.items()}
+        given = dict(buffers)
+        data = DataWrites() if first or self.takes_data() else None
+        with data or contextlib.nullcontext():
             out = self._call(lambda t: skeleton.call(t, args, kwargs), params, buffers)
-        finally:
-            for part in skeleton.module.modules() if self._recurrent else ():
-                forget_flat_weights(part)
-            skeleton.restore()
-        if watched:
-            changed = [name for name, param in params.items() if written(param) and name not in self._renormed]
-            if changed:
-                raise StructureError(
-                    f"params: the module writes into {changed} in its forward, and apply may not change parameters; "
-                    "compute a new tensor there, or make them buffers"
-                )
-            skeleton.tried = not torch.is_inference_mode_enabled()  # where nothing counts writes
+        changed = [name for name, param in params.items() if written(param) and name not in self._renormed]
+        if data is not None and data.taken:
+            changed += [name for name, param in params.items() if data.wrote(param)]
+            # another tensor in its place is how a change of a buffer shows that no version shows
+            buffers.update({name: b.view(b.shape) for name, b in buffers.items() if data.wrote(given[name])})
+            if any(map(data.wrote, skeleton.constants)):
+                skeleton.make()
+        if changed:
+            raise StructureError(
+                f"params: the module writes into {sorted(set(changed))} in its forward, and apply may not change "
+                "parameters; compute a new tensor there, or make them buffers"
+            )
+        skeleton.tried = data is None or not data.taken  # what takes `.data` is watched at every call
         return out
+
+    def _read(self) -> Code:
+        if self._code is None:
+            self._code = read_code(self._empty)
+        return self._code
+
+    def writes(self) -> bool:
+        """Whether a forward may write into its leaves, as far as its code shows."""
+        return self._read().writes is not Writes.NEVER
+
+    def takes_data(self) -> bool:
+        """Whether it may do so through ``.data``."""
+        return self._read().writes is Writes.UNCOUNTED
+
+    def stores(self) -> bool:
+        """Whether it may write into anything that the module holds."""
+        return self._read().stores
+
+    for _method in (writes, takes_data, stores):
+        _method._dynamo_marked_constant = True  # pyright: ignore
 
     def _call(
         self,

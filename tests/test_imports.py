@@ -25,6 +25,8 @@ ROOMS = [
     "trees",
     "dropout",
     "modes",
+    "neutral",
+    "writes",
     "skeleton",
     "tape",
     "template",

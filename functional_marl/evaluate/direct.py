@@ -95,8 +95,6 @@ class _Mapped:
             return None
         if in_chunks(activation_bytes(x, self.widest)):
             return None
-        if places and places[0][0][places[0][1]] is not None:  # a forward that applies its own network
-            return None
         before: RngStates | None = None
         kind = x.shape, x.dtype  # all that can decide under vmap whether a module draws
         if kind not in self.drawless:  # 4 us, once a kind
@@ -122,6 +120,7 @@ class _Mapped:
         n, add = self.n_agents, primitives._add_batch_dim
         with quiet:
             level = primitives._vmap_increment_nesting(n, self.randomness)
+            skeleton.busy = True
             try:
                 for (name, shape, sharing, kind), (place, attribute) in zip(self.leaves, places, strict=True):
                     leaf = params.get(name)
@@ -141,7 +140,5 @@ class _Mapped:
                     return None
                 return primitives._remove_batch_dim(out, level, n, to % (out.dim() + 1))
             finally:
-                for place, attribute in places:
-                    place[attribute] = None
                 skeleton.restore()
                 primitives._vmap_decrement_nesting()

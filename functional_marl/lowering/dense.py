@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from functional_marl.neutral import neutral
 from functional_marl.sharing import Sharing
 
 __all__ = [
@@ -58,7 +59,7 @@ class Affine:
 
 @lru_cache(maxsize=1024)
 def _kept_index(values: tuple[int, ...], device: torch.device) -> Tensor:
-    with torch.inference_mode(False):  # calls that record gradients will use it too
+    with neutral():
         return torch.tensor(values, device=device)
 
 
