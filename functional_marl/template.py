@@ -16,10 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.modules.batchnorm import _NormBase  # pyright: ignore[reportPrivateUsage]
-from torch.nn.utils.parametrizations import _WeightNorm  # pyright: ignore[reportPrivateUsage]
-from torch.nn.utils.weight_norm import WeightNorm
-from torch.overrides import BaseTorchFunctionMode
 
+from functional_marl import limits
 from functional_marl.errors import StructureError
 from functional_marl.modes import drawing_from
 from functional_marl.neutral import neutral
@@ -45,21 +43,9 @@ __all__ = ["Build", "Leaf", "Template"]
 Build = Callable[[], nn.Module]
 
 
-_LOOPED = (nn.RNNBase, nn.LSTMCell)
-_ATTENDING = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerEncoder)
 _NOT_PICKLED = (
-    "_attends",
-    "_tape",
-    "_last",
-    "_local",
-    "_recurrent",
-    "_renormed",
-    "_traced",
-    "_tracked",
-    "_unruled",
-    "_code",
+    *("_attends", "_code", "_last", "_local", "_recurrent", "_renormed", "_tape", "_traced", "_tracked", "_unruled"),
 )
-_functorch: Any = torch._C._functorch  # pyright: ignore[reportAttributeAccessIssue]
 
 
 @dataclass(frozen=True)
@@ -85,6 +71,7 @@ class Template:
     def __init__(self, build: Build | nn.Module, example: tuple[Any, ...] | None) -> None:
         self.example = example
         if isinstance(build, nn.Module):
+            limits.check_parts(build)
             pattern = copied(build)
             materialise(pattern, example)
             self.build: Build | None = _Redraw(pattern, emptied(pattern))
@@ -95,8 +82,7 @@ class Template:
                 f"build: expected a function that returns an nn.Module, or a module, got {type(build).__name__}"
             )
         module = self.draw(0)
-        if any(isinstance(part, torch.jit.ScriptModule) for part in module.modules()):
-            raise StructureError("build: TorchScript does not take parameters from outside; give the plain nn.Module")
+        limits.check_parts(module)
         plain = plain_tensors(module)
         other = self.draw(1) if plain or next(module.buffers(), None) is not None else module
         again = plain_tensors(other)
@@ -137,7 +123,7 @@ class Template:
         params, self.param_aliases = named_tensors(module, "_parameters")
         self.buffers, self.buffer_aliases = named_tensors(module, "_buffers")
         self.params = {k: Leaf(tuple(p.shape), p.dtype) for k, p in params.items()}
-        self.never_vmap = next((why for why in itertools.starmap(_why_not_vmap, module.named_modules()) if why), "")
+        self.never_vmap = next(filter(None, itertools.starmap(limits.why_not_vmap, module.named_modules())), "")
         # train -> why "auto" does not map this module, or ""
         self.no_vmap = {False: self.never_vmap, True: self.never_vmap}
         self.unmapped: set[tuple[Any, ...]] = set()  # the kinds of calls that vmap failed on
@@ -147,11 +133,11 @@ class Template:
         self._tape: tuple[Tape | None] | None = None  # recorded at the first init_params
         self._local = threading.local()
         self._recurrent = any(isinstance(part, nn.RNNBase) for _, part in self.modules())
-        self._attends = any(isinstance(part, _ATTENDING) for _, part in self.modules())
+        self._attends = any(isinstance(part, limits.ATTENDING) for _, part in self.modules())
         # torch scales these weights in place in the forward
         self._renormed = [
             self.param_aliases.get(name, name)
-            for name in (f"{path}.weight".lstrip(".") for path, part in self.modules() if _renorms(part))
+            for name in (f"{path}.weight".lstrip(".") for path, part in self.modules() if limits.renorms(part))
         ]
         self._tracked: list[str] = []
         self._unruled: bool | None = None
@@ -188,7 +174,7 @@ class Template:
     def unruled(self) -> bool:
         """Whether torch.func.vmap lacks a rule for a part, of the kind that evaluate/rules.py has."""
         if self._unruled is None:
-            self._unruled = any(_unruled(part) for _, part in self.modules())
+            self._unruled = any(limits.unruled_part(part) for _, part in self.modules())
         return self._unruled
 
     unruled._dynamo_marked_constant = True  # pyright: ignore
@@ -327,7 +313,7 @@ class Template:
             tensors[name] = tensors[name].clone()
         for alias, name in (*self.param_aliases.items(), *self.buffer_aliases.items()):
             tensors[alias] = tensors[name]
-        with _differentiable_attention() if self._attends else contextlib.nullcontext():
+        with limits.differentiable_attention() if self._attends else contextlib.nullcontext():
             out = forward(tensors)
         for name in buffers:
             buffers[name] = tensors[name]
@@ -399,28 +385,6 @@ class _Redraw:
         return module
 
 
-def _why_not_vmap(name: str, part: nn.Module) -> str:
-    """Why ``torch.func.vmap`` cannot run a module with this part, or runs it wrongly; or nothing."""
-    kind = type(part).__name__
-    where = f" ({name!r})" if name else ""
-    if isinstance(part, _LOOPED):
-        return f"torch.func.vmap has no batching rule for {kind}{where}"
-    # Mapped weights lose the padding index, and mapped indices count in the frequencies of all agents.
-    if isinstance(part, nn.Embedding) and (part.padding_idx is not None or part.scale_grad_by_freq):
-        return f"torch.func.vmap trains {kind}{where} wrongly with padding_idx or scale_grad_by_freq"
-    return ""
-
-
-def _renorms(part: nn.Module) -> bool:
-    return isinstance(part, (nn.Embedding, nn.EmbeddingBag)) and part.max_norm is not None
-
-
-def _unruled(part: nn.Module) -> bool:
-    if isinstance(part, (nn.GRUCell, nn.RNNCell, nn.Bilinear, _WeightNorm)):
-        return True
-    return any(isinstance(hook, WeightNorm) for hook in part._forward_pre_hooks.values())
-
-
 def _same(a: Tensor, b: Tensor | None) -> bool:
     if a.is_meta:
         return True
@@ -433,14 +397,3 @@ def _pickles(value: Any) -> bool:
     except Exception:  # whatever a user's __reduce__ raises
         return False
     return True
-
-
-def _differentiable_attention() -> contextlib.AbstractContextManager[Any]:
-    """Keep torch's attention off its inference kernel inside functorch transforms.
-
-    It asks ``requires_grad``, which a tensor mapped by vmap does not show, and then takes a kernel that has
-    no derivative and no batching rule. Any torch function mode, local to the thread, says no to it.
-    """
-    if torch.compiler.is_dynamo_compiling() or _functorch.peek_interpreter_stack() is not None:
-        return BaseTorchFunctionMode()
-    return contextlib.nullcontext()

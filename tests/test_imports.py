@@ -25,6 +25,7 @@ ROOMS = [
     "trees",
     "dropout",
     "modes",
+    "limits",
     "neutral",
     "writes",
     "skeleton",
