@@ -56,7 +56,12 @@ class Skeleton:
         parts = list(self.module.modules())
         for part in parts:
             forget_flat_weights(part)
-        self._attributes = [(part.__dict__, dict(part.__dict__)) for part in parts]
+        own = [{k: v for k, v in part.__dict__.items() if k not in _TABLES} for part in parts]
+        self._parts = list(zip(parts, own, strict=True))
+        self._attributes = [
+            (part.__dict__, dict(part.__dict__), {**mine, "training": part.training})
+            for part, mine in zip(parts, own, strict=True)
+        ]
         self._places: list[tuple[dict[str, Any], dict[str, Any]]] = [
             (cast(Any, d), dict(d)) for part in parts for d in (part._parameters, part._buffers, part._modules)
         ]
@@ -68,9 +73,8 @@ class Skeleton:
         ]
         self.names = [name for name, _, _ in self._leaves]
         self._held: list[Place] | None = None
-        own, self.constants = holdings(parts, {id(copy) for copy in copies.values()})
-        self._containers = [(held, _contents(held)) for held in own]
-        self._parts = [(part, {k: v for k, v in part.__dict__.items() if k not in _TABLES}) for part in parts]
+        containers, self.constants = holdings(parts, {id(copy) for copy in copies.values()})
+        self._containers = [(held, _contents(held)) for held in containers]
         self._versions = [constant._version for constant in self.constants]
 
     def call(self, tensors: dict[str, Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -98,14 +102,17 @@ class Skeleton:
 
     def restore(self) -> None:
         """Undo what a forward has set, on the module or any part of it, and what it has put in a container."""
-        for now, before in self._attributes:
+        for now, before, own in self._attributes:
             if len(now) != len(before):
                 now.clear()
-            now.update(before)
+                now.update(before)
+            else:  # torch's own tables stay the same objects
+                now.update(own)
         for now, before in self._places:
             if len(now) != len(before):
                 now.clear()
-            now.update(before)
+            if before:
+                now.update(before)
         for held, before in self._containers:
             _put_back(held, before)
         if self.constants and [constant._version for constant in self.constants] != self._versions:
