@@ -17,10 +17,12 @@ from dataclasses import dataclass
 from typing import Any, Self, TypeVar, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, nn, overrides
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 from torch.nn.utils.parametrizations import _WeightNorm  # pyright: ignore[reportPrivateUsage]
+from torch.utils import _python_dispatch
+from torch.utils._device import DeviceContext
 from torch.utils._python_dispatch import TorchDispatchMode
 
 __all__ = [
@@ -29,6 +31,7 @@ __all__ = [
     "Primitives",
     "WeightNorm",
     "constant_result",
+    "data_of",
     "dispatch_modes",
     "dynamo_callback",
     "forget_flat_weights",
@@ -37,6 +40,8 @@ __all__ = [
     "hooked",
     "in_transform",
     "is_batched",
+    "no_dispatch_modes",
+    "no_function_modes",
     "outside_transforms",
     "primitives",
     "proxied",
@@ -116,6 +121,14 @@ def unwrapped(tensor: Tensor) -> Tensor:
     return tensor
 
 
+def data_of(tensor: Tensor) -> Tensor:
+    """``tensor.data``, also of a tensor that vmap maps, where torch refuses it. No public path."""
+    if not _functorch.is_batchedtensor(tensor):
+        return tensor.data
+    level, axis = _functorch.maybe_get_level(tensor), _functorch.maybe_get_bdim(tensor)
+    return _functorch._add_batch_dim(data_of(_functorch.get_unwrapped(tensor)), axis, level)
+
+
 def in_transform() -> bool:
     """Whether a transform of ``torch.func`` is active. No public path."""
     return _functorch.peek_interpreter_stack() is not None
@@ -193,6 +206,28 @@ def set_aside(mode: LocalMode) -> Generator[None]:
 
 # How many dispatch modes this thread is in: fake tensors and others that watch operations. No public path.
 dispatch_modes: Callable[[], int] = torch._C._len_torch_dispatch_stack
+
+
+def no_dispatch_modes() -> AbstractContextManager[Any]:
+    """Inside, no dispatch mode is on: fake tensors, tracers, recorders. No public path."""
+    return cast(Any, _python_dispatch)._disable_current_modes()
+
+
+@contextlib.contextmanager
+def no_function_modes() -> Generator[None]:
+    """Inside, no torch function mode is on but the innermost default device. No public path."""
+    functions: Any = overrides
+    modes = [functions._pop_mode() for _ in range(functions._len_torch_function_stack())]
+    device = next((mode for mode in modes if isinstance(mode, DeviceContext)), None)
+    if device is not None:
+        functions._push_mode(device)
+    try:
+        yield
+    finally:
+        if device is not None:
+            functions._pop_mode()
+        for mode in reversed(modes):
+            functions._push_mode(mode)
 
 
 # Inside, no dispatch mode sees an operation: neither a recorder of ours nor a user's fake mode. No public path.

@@ -27,6 +27,8 @@ from functional_marl.views import place_inputs, place_outputs
 
 __all__ = ["apply", "tabulate"]
 
+_DENSE = torch.strided
+
 
 def apply(
     net: Network,
@@ -85,7 +87,7 @@ def apply(
     train, mutable = as_flag(train, "train"), as_flag(mutable, "mutable")
     if len(inputs) == 1 and kwargs is None and state is None and not mutable and key is None and type(params) is dict:
         x = inputs[0]
-        if isinstance(x, Tensor):
+        if isinstance(x, Tensor) and x.layout is _DENSE:
             y = apply_directly(net, params, x, train) if net.direct is None else net.direct(params, x)
             if y is not None:
                 return y
@@ -140,6 +142,9 @@ def _in_order(leaf: Any) -> Any:
 def _evaluate(call: Call) -> Result:
     """Evaluate in the way that the network asks for, or the fastest that fits."""
     net, train = call.net, call.train
+    for leaf in call.inputs.leaves:
+        if isinstance(leaf, Tensor) and leaf.layout is not _DENSE:
+            return _evaluate_sparse(call, leaf.layout)
     plan = net.plans[train]
     if net.strategy == "plan":
         if isinstance(plan, str):
@@ -194,6 +199,21 @@ def _name_what_draws(call: Call) -> None:
         return
 
 
+def _evaluate_sparse(call: Call, layout: torch.layout) -> Result:
+    """One agent after the other, each with its part of a sparse input; the batched operations take none."""
+    if call.net.strategy in ("plan", "vmap"):
+        raise StructureError(
+            f'inputs: strategy="{call.net.strategy}" takes dense tensors, got {layout}; give x.to_dense(), or use '
+            '"auto" or "loop"'
+        )
+    try:
+        return evaluate_loop(call)
+    except FAILURES as error:
+        if isinstance(error, ANSWERS):
+            raise
+        raise StructureError(f"inputs: {layout} fails in the loop over agents; give x.to_dense(): {error}") from error
+
+
 def _short(error: Exception) -> str:
     line = (str(error).splitlines() or [""])[0]
     return line if len(line) <= 100 else f"{line[:97]}..."
@@ -208,6 +228,8 @@ def _unmapped(call: Call) -> bool:
     template = call.net.template
     if template.never_vmap:
         return True
+    if torch.compiler.is_dynamo_compiling() and template.takes_data():
+        return True  # vmap refuses `.data`, and a trace takes no mode that serves it
     if not template.no_vmap[call.train]:
         return False
     return torch.compiler.is_dynamo_compiling() or _kind(call) in template.unmapped

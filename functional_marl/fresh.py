@@ -13,8 +13,9 @@ from functional_marl.arguments import as_device, as_floating
 from functional_marl.checks import Params, check_network
 from functional_marl.errors import StructureError
 from functional_marl.network import Network
+from functional_marl.neutral import ordinary_tensors
 from functional_marl.random import Key, as_key, split
-from functional_marl.seeding import ordinary_tensors, seeded
+from functional_marl.seeding import seeded
 from functional_marl.skeleton import named_tensors
 from functional_marl.tape import Tape
 from functional_marl.template import Leaf

@@ -13,27 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from functional_marl import _torch_compat
 from functional_marl._torch_compat import LocalMode, generator_id, schema, unwatched
 from functional_marl.errors import RandomnessError
 from functional_marl.modes import given_generator, is_random
 
-__all__ = ["GlobalState", "drawing_from", "ordinary_tensors", "seeded"]
-
-
-@contextlib.contextmanager
-def ordinary_tensors() -> Generator[None]:
-    """Inside, tensors are made as outside of inference mode and of the transforms of torch.func.
-
-    Those of inference mode can never be trained, and vmap refuses the draws of a factory.
-    """
-    with contextlib.ExitStack() as stack:
-        if _torch_compat.in_transform():
-            stack.enter_context(_torch_compat.outside_transforms())
-        if torch.is_inference_mode_enabled():
-            stack.enter_context(torch.inference_mode(False))
-            stack.enter_context(torch.no_grad())
-        yield
+__all__ = ["GlobalState", "drawing_from", "seeded"]
 
 
 _ours: set[int] = set()  # the addresses of the generators that a key has seeded, of all threads

@@ -15,16 +15,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.nn.utils.weight_norm import WeightNorm
-from torch.overrides import BaseTorchFunctionMode
 
-from functional_marl import _torch_compat
+from functional_marl import _torch_compat, limits
 from functional_marl.errors import RandomnessError, StructureError
+from functional_marl.neutral import neutral, ordinary_tensors
 from functional_marl.redraw import Redraw
-from functional_marl.seeding import GlobalState, drawing_from, ordinary_tensors
+from functional_marl.seeding import GlobalState, drawing_from
 from functional_marl.skeleton import (
     Skeleton,
     copied,
+    counted,
     emptied,
     fill,
     forget_flat_weights,
@@ -32,19 +32,19 @@ from functional_marl.skeleton import (
     named_tensors,
     parameter,
     plain_tensors,
-    skeleton_pair,
     written,
 )
 from functional_marl.tape import Tape, ordinary, record
+from functional_marl.writes import Code, DataWrites, Writes, read_code
 
 __all__ = ["Build", "Leaf", "Template"]
 
 Build = Callable[[], nn.Module]
 
 
-_LOOPED = (nn.RNNBase, nn.LSTMCell)
-_ATTENDING = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerEncoder)
-_NOT_PICKLED = ("_attends", "_tape", "_last", "_local", "_recurrent", "_renormed", "_traced", "_tracked", "_unruled")
+_NOT_PICKLED = (
+    *("_attends", "_code", "_last", "_local", "_recurrent", "_renormed", "_tape", "_traced", "_tracked", "_unruled"),
+)
 
 
 @dataclass(frozen=True)
@@ -66,10 +66,11 @@ class Template:
     # The module drawn last: a factory that returns it again makes no fresh ones.
     _last: Callable[[], nn.Module | None] = staticmethod(lambda: None)
 
-    @ordinary_tensors()
+    @neutral()
     def __init__(self, build: Build | nn.Module, example: tuple[Any, ...] | None) -> None:
         self.example = example
         if isinstance(build, nn.Module):
+            limits.check_parts(build)
             pattern = copied(build)
             materialise(pattern, example)
             self.build: Build | None = Redraw(pattern, emptied(pattern))
@@ -87,8 +88,7 @@ class Template:
                 "build: the factory draws from torch's global generator where no key can serve it, as in a thread that "
                 "it starts or in an extension; draw in the factory itself, by torch's functions"
             )
-        if any(isinstance(part, torch.jit.ScriptModule) for part in module.modules()):
-            raise StructureError("build: TorchScript does not take parameters from outside; give the plain nn.Module")
+        limits.check_parts(module)
         plain = plain_tensors(module)
         other = self.draw(1) if plain or next(module.buffers(), None) is not None else module
         again = plain_tensors(other)
@@ -131,7 +131,7 @@ class Template:
         self.params = {k: Leaf(tuple(p.shape), p.dtype) for k, p in params.items()}
         # the parameter whose device and dtype a buffer takes, or ""
         self.beside = _beside(self.buffers, params)
-        self.never_vmap = next((why for why in itertools.starmap(_why_not_vmap, module.named_modules()) if why), "")
+        self.never_vmap = next(filter(None, itertools.starmap(limits.why_not_vmap, module.named_modules())), "")
         # train -> why "auto" does not map this module, or ""
         self.no_vmap = {False: self.never_vmap, True: self.never_vmap}
         self.unmapped: set[tuple[Any, ...]] = set()  # the kinds of calls that vmap failed on
@@ -141,33 +141,36 @@ class Template:
         self._tape: tuple[Tape | None] | None = None  # recorded at the first init_params
         self._local = threading.local()
         self._recurrent = any(isinstance(part, nn.RNNBase) for _, part in self.modules())
-        self._attends = any(isinstance(part, _ATTENDING) for _, part in self.modules())
+        self._attends = any(isinstance(part, limits.ATTENDING) for _, part in self.modules())
         # torch scales these weights in place in the forward
         self._renormed = [
             self.param_aliases.get(name, name)
-            for name in (f"{path}.weight".lstrip(".") for path, part in self.modules() if _renorms(part))
+            for name in (f"{path}.weight".lstrip(".") for path, part in self.modules() if limits.renorms(part))
         ]
         self._tracked: list[str] = []
         self._unruled: bool | None = None
-        self._traced: tuple[nn.Module, nn.Module] | None = None
-
-    def _pair(self) -> tuple[nn.Module, nn.Module]:
-        # In a transform of torch.func the copies of plain tensors would belong to that transform.
-        with _torch_compat.outside_transforms():
-            return skeleton_pair(self._empty)
+        self._code: Code | None = None
+        self._traced: tuple[Skeleton, Skeleton] | None = None
 
     @_torch_compat.constant_result
     def _have_traced(self) -> None:
         """Make the pair for dynamo, which runs this while it traces: see below."""
         if self._traced is None:
-            self._traced = self._pair()
+            self._traced = (Skeleton(self._empty, False), Skeleton(self._empty, True))
             self._tracked = [
                 name
-                for path, part in self._traced[True].named_modules()
+                for path, part in self._traced[True].module.named_modules()
                 if part.training and getattr(part, "track_running_stats", False)
                 for name in (f"{path}.{buffer}".lstrip(".") for buffer in part._buffers)
                 if name in self.buffers
             ]
+
+    def show_constants(self, train: bool) -> None:
+        """Let dynamo see the plain tensors ahead of a transform, in which strict export cannot take them in."""
+        self._have_traced()
+        assert self._traced is not None
+        for constant in self._traced[train].constants:
+            constant.dim()
 
     def tracked(self) -> list[str]:
         """The buffers that a training step is known to change, for dynamo, which sees no writes."""
@@ -178,12 +181,13 @@ class Template:
     def unruled(self) -> bool:
         """Whether torch.func.vmap lacks a rule for a part, of the kind that evaluate/rules.py has."""
         if self._unruled is None:
-            self._unruled = any(_unruled(part) for _, part in self.modules())
+            self._unruled = any(limits.unruled_part(part) for _, part in self.modules())
         return self._unruled
 
     def bare(self) -> bool:
         """Whether a mapped call needs nothing but parameters put in their places."""
-        return not (self.buffers or self._recurrent or self._attends or self._renormed or self.unruled())
+        special = self.buffers or self._recurrent or self._attends or self._renormed
+        return not (special or self.unruled() or self.writes())
 
     @ordinary_tensors()
     def draw(self, seed: int) -> nn.Module:
@@ -220,11 +224,16 @@ class Template:
         return self._tape[0]
 
     def skeleton(self, train: bool) -> Skeleton:
-        """This thread's skeleton in one of the two modes."""
+        """One of this thread's skeletons in one of the two modes that no call is using."""
         local = self._local.__dict__
         if "skeletons" not in local:
-            local["skeletons"] = [Skeleton(module) for module in self._pair()]
-        return local["skeletons"][train]
+            local["skeletons"] = ([], [])
+        kept: list[Skeleton] = local["skeletons"][train]
+        for skeleton in kept:
+            if not skeleton.busy:
+                return skeleton
+        kept.append(Skeleton(self._empty, train))
+        return kept[-1]
 
     def call(
         self,
@@ -247,26 +256,58 @@ class Template:
             self._have_traced()
             assert self._traced is not None
             traced = self._traced[train]
-            return self._call(lambda t: functional_call(traced, t, args, kwargs), params, buffers)
-        skeleton = self.skeleton(train)
-        watched = not (skeleton.tried or torch.compiler.is_compiling())
-        if watched:  # the first call gets clones: a write shows in their version and nobody loses a number
-            params = {name: param.clone() for name, param in params.items()}
-        try:
+            if self.writes():  # in a trace no write is seen
+                params = {name: param.clone() for name, param in params.items()}
+            if self.stores():
+                traced.lend_traced()
+            out = self._call(lambda t: functional_call(traced.module, t, args, kwargs), params, buffers)
+            if self.stores():
+                traced.restore_traced()
+            return out
+        skeleton, writes = self.skeleton(train), self.writes()
+        first = not (skeleton.tried or torch.compiler.is_compiling())
+        if not (first or writes):
+            return self._call(lambda t: skeleton.call(t, args, kwargs), params, buffers)
+        # Clones: a write shows in their version, and nobody loses a number.
+        params = {name: counted(param) for name, param in params.items()}
+        given = dict(buffers)
+        data = DataWrites() if first or self.takes_data() else None
+        with data or contextlib.nullcontext():
             out = self._call(lambda t: skeleton.call(t, args, kwargs), params, buffers)
-        finally:
-            for part in skeleton.module.modules() if self._recurrent else ():
-                forget_flat_weights(part)
-            skeleton.restore()
-        if watched:
-            changed = [name for name, param in params.items() if written(param) and name not in self._renormed]
-            if changed:
-                raise StructureError(
-                    f"params: the module writes into {changed} in its forward, and apply may not change parameters; "
-                    "compute a new tensor there, or make them buffers"
-                )
-            skeleton.tried = not torch.is_inference_mode_enabled()  # where nothing counts writes
+        changed = [name for name, param in params.items() if written(param) and name not in self._renormed]
+        if data is not None and data.taken:
+            changed += [name for name, param in params.items() if data.wrote(param)]
+            # another tensor in its place is how a change of a buffer shows that no version shows
+            buffers.update({name: b.view(b.shape) for name, b in buffers.items() if data.wrote(given[name])})
+            if any(map(data.wrote, skeleton.constants)):
+                skeleton.make()
+        if changed:
+            raise StructureError(
+                f"params: the module writes into {sorted(set(changed))} in its forward, and apply may not change "
+                "parameters; compute a new tensor there, or make them buffers"
+            )
+        skeleton.tried = data is None or not data.taken  # what takes `.data` is watched at every call
         return out
+
+    def _read(self) -> Code:
+        if self._code is None:
+            self._code = read_code(self._empty)
+        return self._code
+
+    @_torch_compat.constant_result
+    def writes(self) -> bool:
+        """Whether a forward may write into its leaves, as far as its code shows."""
+        return self._read().writes is not Writes.NEVER
+
+    @_torch_compat.constant_result
+    def takes_data(self) -> bool:
+        """Whether it may do so through ``.data``."""
+        return self._read().writes is Writes.UNCOUNTED
+
+    @_torch_compat.constant_result
+    def stores(self) -> bool:
+        """Whether it may write into anything that the module holds."""
+        return self._read().stores
 
     def _call(
         self,
@@ -279,7 +320,7 @@ class Template:
             tensors[name] = tensors[name].clone()
         for alias, name in (*self.param_aliases.items(), *self.buffer_aliases.items()):
             tensors[alias] = tensors[name]
-        with _differentiable_attention() if self._attends else contextlib.nullcontext():
+        with limits.differentiable_attention() if self._attends else contextlib.nullcontext():
             out = forward(tensors)
         for name in buffers:
             buffers[name] = tensors[name]
@@ -331,28 +372,6 @@ def _beside(buffers: Iterable[str], params: Mapping[str, Tensor]) -> dict[str, s
     return {buffer: next((first[part] for part in _parts(buffer) if part in first), "") for buffer in buffers}
 
 
-def _why_not_vmap(name: str, part: nn.Module) -> str:
-    """Why ``torch.func.vmap`` cannot run a module with this part, or runs it wrongly; or nothing."""
-    kind = type(part).__name__
-    where = f" ({name!r})" if name else ""
-    if isinstance(part, _LOOPED):
-        return f"torch.func.vmap has no batching rule for {kind}{where}"
-    # Mapped weights lose the padding index, and mapped indices count in the frequencies of all agents.
-    if isinstance(part, nn.Embedding) and (part.padding_idx is not None or part.scale_grad_by_freq):
-        return f"torch.func.vmap trains {kind}{where} wrongly with padding_idx or scale_grad_by_freq"
-    return ""
-
-
-def _renorms(part: nn.Module) -> bool:
-    return isinstance(part, (nn.Embedding, nn.EmbeddingBag)) and part.max_norm is not None
-
-
-def _unruled(part: nn.Module) -> bool:
-    if isinstance(part, (nn.GRUCell, nn.RNNCell, nn.Bilinear, _torch_compat.WeightNorm)):
-        return True
-    return any(isinstance(hook, WeightNorm) for hook in part._forward_pre_hooks.values())
-
-
 def _same(a: Tensor, b: Tensor | None) -> bool:
     if a.is_meta:
         return True
@@ -378,14 +397,3 @@ def _pickles(value: Any) -> bool:
     except Exception:  # whatever a user's __reduce__ raises
         return False
     return True
-
-
-def _differentiable_attention() -> contextlib.AbstractContextManager[Any]:
-    """Keep torch's attention off its inference kernel inside functorch transforms.
-
-    It asks ``requires_grad``, which a tensor mapped by vmap does not show, and then takes a kernel that has
-    no derivative and no batching rule. Any torch function mode, local to the thread, says no to it.
-    """
-    if torch.compiler.is_dynamo_compiling() or _torch_compat.in_transform():
-        return BaseTorchFunctionMode()
-    return contextlib.nullcontext()

@@ -204,6 +204,10 @@ def _merge(leaves: list[Any], dims: list[int | None], first: int) -> None:
                 f"inputs[0]: expected an axis after the agents at dim {dim} to merge them into (centralized), "
                 f"got shape {list(leaves[k].shape)}"
             )
+        if leaves[k].layout is not torch.strided:
+            raise StructureError(
+                f"inputs[0]: centralized takes dense tensors, got {leaves[k].layout}; give x.to_dense()"
+            )
         leaves[k], dims[k] = leaves[k].flatten(dim, dim + 1), None
 
 

@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+import functional_marl as fm
+import functional_marl.nn as fnn
 from functional_marl.errors import StructureError
 from tests.facade_cases import OURS, TORCHRL, both, mlp, shared, stored, subclass
 
@@ -139,3 +141,36 @@ def test_a_checkpoint_with_buffers_is_all_numbers(td: bool) -> None:
     if td:
         with pytest.raises((NotImplementedError, RuntimeError), match="meta"):
             {k: t.cpu() for k, t in other.items()}
+
+
+# --- a team in the place of one agent ------------------------------------------------------------------
+
+
+class Squad(nn.Module):
+    """One agent that is a team of three: the parameters of the team are its own."""
+
+    def __init__(self, team: Any) -> None:
+        super().__init__()
+        self.net, params, _ = team.functional()
+        self.names = list(params)
+        self.leaves = nn.ParameterList(params.values())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return fm.apply(self.net, dict(zip(self.names, self.leaves, strict=True)), x)
+
+
+@pytest.mark.parametrize("td", [True, False])
+@pytest.mark.parametrize("share", [True, False])
+def test_a_team_is_no_agent_but_its_functional_form_is(share: bool, td: bool) -> None:
+    def team() -> Any:
+        return fnn.MultiAgentMLP(4, 2, 3, centralized=False, share_params=share, depth=1, use_td_params=td)
+
+    for build, where in ((team, "the module"), (lambda: nn.Sequential(nn.Tanh(), team()), "1")):
+        for given in (build, build()):
+            with pytest.raises(fm.StructureError, match=rf"build: {where} \(MultiAgentMLP\) is a network of several"):
+                fm.network(given, 2)
+    for strategy in ("auto", "vmap", "loop"):
+        net = fm.network(lambda: Squad(team()), 2, agent_dim=0, strategy=strategy)
+        params, x = fm.init_params(net, 0), torch.randn(2, 5, 3, 4)
+        wanted = [fm.agent_module(net, params, i)(x[i]) for i in range(2)]
+        torch.testing.assert_close(fm.apply(net, params, x), torch.stack(wanted).detach())

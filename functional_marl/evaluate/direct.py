@@ -90,8 +90,6 @@ class _Mapped:
             return None
         if in_chunks(activation_bytes(x, self.widest)):
             return None
-        if places and places[0][0][places[0][1]] is not None:  # a forward that applies its own network
-            return None
         before: RngStates | None = None
         kind = x.shape, x.dtype  # all that can decide under vmap whether a module draws
         if kind not in self.drawless:  # 4 us, once a kind
@@ -123,6 +121,7 @@ class _Mapped:
         n, add, meta = self.n_agents, primitives.add, x.is_meta
         with quiet:
             level = primitives.enter(n, self.randomness)
+            skeleton.busy = True
             try:
                 for (name, shape, sharing, kind), (place, attribute) in zip(self.leaves, places, strict=True):
                     leaf = params.get(name)
@@ -143,7 +142,5 @@ class _Mapped:
                 out = primitives.remove(out, level, n, to % (out.dim() + 1))
                 return out.contiguous() if self.shared else out  # as if agents were rows of its batch
             finally:
-                for place, attribute in places:
-                    place[attribute] = None
                 skeleton.restore()
                 primitives.leave()

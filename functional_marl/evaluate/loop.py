@@ -14,7 +14,7 @@ from functional_marl.errors import RandomnessError, StructureError
 from functional_marl.evaluate.call import Call, Result
 from functional_marl.evaluate.draws import Alike, rng_states, set_rng_states
 from functional_marl.modes import Guard, run_keyed
-from functional_marl.skeleton import written
+from functional_marl.skeleton import counted, written
 from functional_marl.trees import Tree, flatten, leaf_names
 
 __all__ = ["buffers_changed", "evaluate_loop", "plain"]
@@ -71,7 +71,8 @@ def _loop(call: Call, drawless: bool = False) -> Result:
 def _one_agent(call: Call, agent: int, drawless: bool) -> tuple[Tree, dict[str, Tensor]]:
     net = call.net
     params = {name: leaf[net.sharing[name][agent]] for name, leaf in call.params.items()}
-    before = {name: leaf[net.state_sharing[name][agent]].clone() for name, leaf in call.state.items()}
+    clone = torch.clone if call.mutable else counted
+    before = {name: clone(leaf[net.state_sharing[name][agent]]) for name, leaf in call.state.items()}
     args, kwargs = call.inputs.of_agent(agent)
     after = dict(before)
 

@@ -20,7 +20,7 @@ from functional_marl.lowering import gather_slots
 from functional_marl.modes import run_keyed
 from functional_marl.network import Network
 from functional_marl.sharing import Sharing
-from functional_marl.skeleton import written
+from functional_marl.skeleton import counted, written
 from functional_marl.trees import Tree, flatten
 
 __all__ = [
@@ -78,11 +78,13 @@ def evaluate_vmap(call: Call) -> Result:
     once and its output expanded; where a random draw tells agents apart, vmap maps from there on.
     """
     net, key, train, mutable, inputs = call.net, call.key, call.train, call.mutable, call.inputs
+    if torch.compiler.is_dynamo_compiling():
+        net.template.show_constants(train)
     tensors, dims = _mapped(call.params, net.sharing)
     first_buffer = len(tensors)
     if call.state:  # in training buffers change apart, so each agent needs its own
         state, state_dims = _mapped(call.state, net.state_sharing, every=train or mutable)
-        tensors += [buffer.clone() for buffer in state]
+        tensors += [buffer.clone() if mutable else counted(buffer) for buffer in state]
         dims += state_dims
     first_input = len(tensors)
     places = [k for k, leaf in enumerate(inputs.leaves) if isinstance(leaf, Tensor)]

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from functional_marl import _torch_compat
+from functional_marl.neutral import neutral
 from functional_marl.sharing import Sharing
 
 __all__ = [
@@ -60,7 +61,7 @@ class Affine:
 
 @lru_cache(maxsize=1024)
 def _kept_index(values: tuple[int, ...], device: torch.device) -> Tensor:
-    with torch.inference_mode(False):  # calls that record gradients will use it too
+    with neutral():
         return torch.tensor(values, device=device)
 
 

@@ -27,6 +27,8 @@ HOOKS = tuple(k for k in nn.Module().__dict__ if k.endswith("_hooks") and "state
 class Registered(nn.Module):
     """A module that registers the stacked leaves of a one-agent module, in one of two places."""
 
+    of_several_agents = True  # so that no other network takes it for the module of one agent
+
     n_agents: int
     share_params: bool | SharingSpec
     agent_dim: int
