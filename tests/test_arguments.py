@@ -29,7 +29,7 @@ def test_integers_of_numpy_go_wherever_an_int_does() -> None:
     x = torch.rand(5, 3, 4)
     assert torch.equal(fm.apply(net, params, x, key=I(1)), fm.apply(plain, params, x, key=1))
     assert same(fm.agent_params(net, params, I(2)), fm.agent_params(net, params, 2))
-    grown = fm.reshare(net, params, "independent", agents=np.array([2, 0]))
+    grown = fm.reshare(net, params, "independent", agents=np.array([2, 0]))  # pyright: ignore
     assert same(grown[1], fm.reshare(net, params, "independent", agents=[2, 0])[1])
     tree = fm.agent_params(net, params, 0)
     assert same(fm.stack_agents(tree, n_agents=I(2)), fm.stack_agents(tree, n_agents=2))
