@@ -128,6 +128,7 @@ class Template:
         # train -> why "auto" does not map this module, or ""
         self.no_vmap = {False: self.never_vmap, True: self.never_vmap}
         self.unmapped: set[tuple[Any, ...]] = set()  # the kinds of calls that vmap failed on
+        self.warned = False  # whether the user knows that "auto" takes the loop
 
     def _prepare(self) -> None:
         """What is not pickled: the skeletons in use, one pair a thread and one pair for dynamo, made when needed."""
@@ -350,6 +351,8 @@ def _why_not_vmap(name: str, part: nn.Module) -> str:
     where = f" ({name!r})" if name else ""
     if isinstance(part, _LOOPED):
         return f"torch.func.vmap has no batching rule for {kind}{where}"
+    if part._backward_hooks or part._backward_pre_hooks:
+        return f"torch.func.vmap leaves out the backward hooks of {kind}{where}"
     # Mapped weights lose the padding index, and mapped indices count in the frequencies of all agents.
     if isinstance(part, nn.Embedding) and (part.padding_idx is not None or part.scale_grad_by_freq):
         return f"torch.func.vmap trains {kind}{where} wrongly with padding_idx or scale_grad_by_freq"

@@ -11,9 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.func import vmap
+from torch.nn.modules import module as module_hooks
 
 from functional_marl.errors import RandomnessError, StructureError
 from functional_marl.evaluate.call import Call, Result
+from functional_marl.evaluate.faults import Watch
 from functional_marl.evaluate.loop import buffers_changed, plain
 from functional_marl.evaluate.rules import Rules
 from functional_marl.lowering import gather_slots
@@ -40,6 +42,7 @@ __all__ = [
     "FAILURES",
     "activation_bytes",
     "evaluate_vmap",
+    "hooked",
     "in_chunks",
     "primitives",
     "quiet",
@@ -84,11 +87,19 @@ def _chunk(call: Call) -> int:
     return min(n, max(1, CHUNK * n // size)) if in_chunks(size) else n
 
 
-def evaluate_vmap(call: Call) -> Result:
+def hooked() -> bool:
+    """Whether a hook of all modules wants their gradients: under vmap it never runs."""
+    return bool(module_hooks._global_backward_hooks or module_hooks._global_backward_pre_hooks)
+
+
+def evaluate_vmap(call: Call, watch: bool = False) -> Result:
     """All agents in one mapped call.
 
     What agents share goes in unmapped, so that a centralized network with shared parameters is evaluated
     once and its output expanded; where a random draw tells agents apart, vmap maps from there on.
+
+    Raises:
+        VmapFault: with ``watch``, for what vmap computes wrongly.
     """
     net, key, train, mutable, inputs = call.net, call.key, call.train, call.mutable, call.inputs
     tensors, dims = _mapped(call.params, net.sharing)
@@ -120,7 +131,8 @@ def evaluate_vmap(call: Call) -> Result:
         after = dict(before)
 
         def run() -> Any:
-            return net.template.call(own, after, args, kwargs, train)
+            with Watch() if watch else contextlib.nullcontext():
+                return net.template.call(own, after, args, kwargs, train)
 
         with Rules() if unruled else contextlib.nullcontext():
             output = run() if key is None else run_keyed(run, key, mine[-1] if apart else 0, net.randomness == "error")
