@@ -154,7 +154,7 @@ class RecurrentTeam(fm.nn.MultiAgentNetBase):
     def __init__(self) -> None:
         super().__init__(n_agents=N, centralized=False, share_params=False, agent_dim=-2)
 
-    def _build_single_net(self, *, device: Any, **kwargs: Any) -> nn.Module:
+    def _build_single_net(self, **kwargs: Any) -> nn.Module:
         return Recurrent(nn.GRU)
 
     def _pre_forward_check(self, inputs: Tensor) -> Tensor:

@@ -93,7 +93,9 @@ def try_vmap(call: Call) -> None:
             if dim is not None:
                 sizes[dim] = call.net.n_agents
             specs.append((tuple(sizes), leaf.dtype, leaf.device))
-        elif isinstance(leaf, (bool, str)) or (isinstance(leaf, (int, float)) and has_static_value(leaf)):
+        elif isinstance(leaf, float):  # dynamo may take it for one that changes
+            specs.append(1.0)
+        elif isinstance(leaf, (bool, str)) or (isinstance(leaf, int) and has_static_value(leaf)):
             specs.append(leaf)
         else:
             return
@@ -118,7 +120,9 @@ def _described(tree: Tree, leaves: list[Any]) -> tuple[str, Any, Any] | None:
             if parts[-1] is None:
                 return None
         return (type(tree).__name__, tuple(tree) if type(tree) is dict else None, tuple(parts))
-    return ("constant", tree, None) if tree is None or isinstance(tree, (bool, str, int, float)) else None
+    if isinstance(tree, float):
+        return ("constant", 1.0, None)
+    return ("constant", tree, None) if tree is None or isinstance(tree, (bool, str, int)) else None
 
 
 def _built(described: tuple[str, Any, Any], leaves: Sequence[Any]) -> Tree:
