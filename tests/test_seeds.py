@@ -14,6 +14,7 @@ import functional_marl as fm
 from tests.builders import N, numbers
 
 P = 2
+pytestmark = pytest.mark.filterwarnings("error::functional_marl.StrategyWarning")
 
 
 class Recurrent(nn.Module):

@@ -80,19 +80,19 @@ def give_up_vmap(call: Call, error: Exception) -> None:
 def try_vmap(call: Call) -> None:
     """For dynamo, which has no way back and hides what a module asks of autograd: find out ahead whether vmap serves.
 
-    The call is run on made up numbers of its shapes. Where sizes are dynamic and nothing fits those that are made up,
-    where inputs are no plain trees, or where the loop fails too, nothing is known and vmap is traced.
+    The call is run on made up numbers of its shapes. Where sizes are dynamic, where inputs are no plain trees, or where
+    the loop fails too, nothing is found out: an eager call ahead of the graph tells.
     """
     from torch.fx.experimental.symbolic_shapes import has_static_value  # dynamo has imported it
 
     leaves = call.inputs.leaves
     specs: list[Any] = []
-    for leaf, dim in zip(leaves, call.inputs.dims, strict=True):
+    for leaf in leaves:
         if isinstance(leaf, Tensor):
-            sizes = [size if has_static_value(size) else 3 for size in leaf.shape]
-            if dim is not None:
-                sizes[dim] = call.net.n_agents
-            specs.append((tuple(sizes), leaf.dtype, leaf.device))
+            for size in leaf.shape:
+                if not has_static_value(size):
+                    return
+            specs.append((tuple(leaf.shape), leaf.dtype, leaf.device))
         elif isinstance(leaf, float):  # dynamo may take it for one that changes
             specs.append(1.0)
         elif isinstance(leaf, (bool, str)) or (isinstance(leaf, int) and has_static_value(leaf)):
