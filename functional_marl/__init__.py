@@ -9,6 +9,7 @@ from functional_marl.apply import tabulate as tabulate
 from functional_marl.errors import GroupingError as GroupingError
 from functional_marl.errors import RandomnessError as RandomnessError
 from functional_marl.errors import SharingError as SharingError
+from functional_marl.errors import StrategyWarning as StrategyWarning
 from functional_marl.errors import StructureError as StructureError
 from functional_marl.fresh import init_params as init_params
 from functional_marl.fresh import init_state as init_state
@@ -50,6 +51,7 @@ __all__ = [
     "RandomnessError",
     "Sharing",
     "SharingError",
+    "StrategyWarning",
     "StructureError",
     "agent_module",
     "agent_params",

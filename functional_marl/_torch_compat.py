@@ -30,7 +30,9 @@ __all__ = [
     "LocalMode",
     "Primitives",
     "WeightNorm",
+    "backward_hooked",
     "constant_result",
+    "current_level",
     "data_of",
     "dispatch_modes",
     "dynamo_callback",
@@ -40,12 +42,15 @@ __all__ = [
     "hooked",
     "in_transform",
     "is_batched",
+    "is_mapped",
+    "is_static",
     "no_dispatch_modes",
     "no_function_modes",
     "outside_transforms",
     "primitives",
     "proxied",
     "public_paths",
+    "randomness_of_maps",
     "read_flat_weights",
     "schema",
     "set_aside",
@@ -121,6 +126,20 @@ def unwrapped(tensor: Tensor) -> Tensor:
     return tensor
 
 
+def current_level() -> int | None:
+    """The level of the innermost transform of ``torch.func``. No public path."""
+    return _functorch.maybe_current_level()
+
+
+def is_mapped(tensor: Tensor, level: int | None) -> bool:
+    """Whether the vmap of this level maps the tensor. No public path."""
+    while _functorch.is_functorch_wrapped_tensor(tensor):
+        if _functorch.is_batchedtensor(tensor) and _functorch.maybe_get_level(tensor) == level:
+            return True
+        tensor = _functorch.get_unwrapped(tensor)
+    return False
+
+
 def data_of(tensor: Tensor) -> Tensor:
     """``tensor.data``, also of a tensor that vmap maps, where torch refuses it. No public path."""
     if not _functorch.is_batchedtensor(tensor):
@@ -132,6 +151,12 @@ def data_of(tensor: Tensor) -> Tensor:
 def in_transform() -> bool:
     """Whether a transform of ``torch.func`` is active. No public path."""
     return _functorch.peek_interpreter_stack() is not None
+
+
+def randomness_of_maps() -> list[str]:
+    """The ``randomness=`` of each vmap that is active: "error", "same" or "different". No public path."""
+    levels = [one for one in _functorch.get_interpreter_stack() or () if one.key() == _functorch.TransformType.Vmap]
+    return [_functorch.CVmapInterpreterPtr(level).randomness().name.lower() for level in levels]
 
 
 def outside_transforms() -> AbstractContextManager[Any]:
@@ -257,6 +282,13 @@ def constant_result(function: _Function) -> _Function:
     return function
 
 
+def is_static(size: Any) -> bool:
+    """Whether a trace knows the value of a size. No public path."""
+    from torch.fx.experimental.symbolic_shapes import has_static_value
+
+    return has_static_value(size)
+
+
 def statically_true(condition: Any) -> bool:
     """Whether a condition on sizes of a trace is known to hold, without a guard on it. No public path."""
     from torch.fx.experimental.symbolic_shapes import statically_known_true  # imports sympy, as a trace did
@@ -290,6 +322,11 @@ GLOBAL_HOOKS: tuple[dict[int, Any], ...] = (
 def hooked() -> bool:
     """Whether torch holds hooks for all modules, of ``nn.modules.module.register_module_forward_hook`` and others."""
     return any(GLOBAL_HOOKS)
+
+
+def backward_hooked() -> bool:
+    """Whether a hook of all modules wants their gradients."""
+    return bool(GLOBAL_HOOKS[2] or GLOBAL_HOOKS[3])
 
 
 def read_flat_weights(part: nn.RNNBase) -> None:

@@ -8,13 +8,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from functional_marl._torch_compat import backward_hooked
 from functional_marl.arguments import as_flag, shown
 from functional_marl.checks import check_meta, check_network, check_params, check_state
 from functional_marl.errors import RandomnessError, StructureError
-from functional_marl.evaluate import Call, Result, apply_directly, evaluate_loop, evaluate_plan, evaluate_vmap
+from functional_marl.evaluate import Call, Result, apply_directly, evaluate_loop, evaluate_mapped, evaluate_plan
+from functional_marl.evaluate.advice import explained, warn_of_loop
 from functional_marl.evaluate.direct import is_compiled
 from functional_marl.evaluate.draws import RngStates, rng_states, set_rng_states
+from functional_marl.evaluate.faults import VmapFault
 from functional_marl.evaluate.loop import buffers_changed
+from functional_marl.evaluate.mapped import give_up_vmap, is_unmapped, try_vmap
 from functional_marl.evaluate.vmap import ANSWERS, FAILURES
 from functional_marl.fresh import default_state
 from functional_marl.interop import as_flat_dict
@@ -75,7 +79,9 @@ def apply(
 
     ``net.strategy`` forces a way of evaluating: ``"loop"`` (one agent after the other), ``"vmap"``
     (``torch.func.vmap``), ``"plan"`` (batched kernels for modules made of known layers). ``"auto"`` takes
-    the plan where there is one, else vmap, and the loop for modules that vmap cannot map.
+    the plan where there is one, else vmap, and the loop for modules that vmap cannot map, or maps wrongly:
+    by a list of operations found with torch's own samples (``tools/vmap_faults.py``), and where a module asks for
+    ``requires_grad`` or has backward hooks. It then says so by a :class:`StrategyWarning`, once a network.
 
     >>> from torch import nn
     >>> from functional_marl import network, init_params
@@ -116,6 +122,11 @@ def apply(
         if inputs and not any(isinstance(leaf, Tensor) for leaf in call.inputs.leaves):
             raise StructureError(f"inputs: expected tensors, got {shown(inputs)}: {error}") from error
         raise
+    except RuntimeError as error:
+        clearer = explained(call, error)
+        if clearer is None:
+            raise
+        raise clearer from error
     outputs = place_outputs(result.outputs, net.out_agent_dim, call.inputs.position)
     if all(sharing.is_shared for sharing in net.sharing.values()):
         outputs = _in_order(outputs) if isinstance(outputs, Tensor) else tree_map(_in_order, outputs)
@@ -155,11 +166,14 @@ def _evaluate(call: Call) -> Result:
             raise StructureError(f'strategy="plan": {why}; use "auto", which takes another way') from None
     if net.strategy == "loop":
         return evaluate_loop(call)
+    if torch.compiler.is_dynamo_compiling() and not isinstance(plan, Plan):
+        try_vmap(call)
     if net.strategy == "vmap":
-        if net.template.never_vmap:
-            raise StructureError(f'strategy="vmap": {net.template.never_vmap}; use "auto" or "loop"')
+        why = _never_mapped(net) or (net.template.no_vmap[train] if torch.compiler.is_dynamo_compiling() else "")
+        if why:
+            raise StructureError(f'strategy="vmap": {why}; use "auto" or "loop"')
         try:
-            return evaluate_vmap(call)
+            return evaluate_mapped(call)
         except FAILURES as error:
             if net.randomness == "error" and not isinstance(error, ANSWERS):
                 _name_what_draws(call)
@@ -174,17 +188,23 @@ def _evaluate(call: Call) -> Result:
             return evaluate_plan(call, plan)
         except (Unlowered, *FAILURES) as error:
             _give_up(error, before)
-    if not _unmapped(call):
+    if not is_unmapped(call):
         try:
-            return evaluate_vmap(call)
+            return evaluate_mapped(call)
         except FAILURES as error:
             _give_up(error, before)
             # The loop's own error, should it fail too, is the plainer one: nothing in it is about vmap.
             result = evaluate_loop(call)
-            net.template.no_vmap[train] = f"vmap raised {type(error).__name__}: {_short(error)}"
-            net.template.unmapped.add(_kind(call))
-            return result
-    return evaluate_loop(call)
+            give_up_vmap(call, error)
+    else:
+        result = evaluate_loop(call)
+    warn_of_loop(net, _never_mapped(net) or net.template.no_vmap[train])
+    return result
+
+
+def _never_mapped(net: Network) -> str:
+    """Why vmap cannot serve any call of a network, or nothing."""
+    return net.template.never_vmap or ("torch.func.vmap leaves out global backward hooks" if backward_hooked() else "")
 
 
 def _name_what_draws(call: Call) -> None:
@@ -214,42 +234,10 @@ def _evaluate_sparse(call: Call, layout: torch.layout) -> Result:
         raise StructureError(f"inputs: {layout} fails in the loop over agents; give x.to_dense(): {error}") from error
 
 
-def _short(error: Exception) -> str:
-    line = (str(error).splitlines() or [""])[0]
-    return line if len(line) <= 100 else f"{line[:97]}..."
-
-
-def _unmapped(call: Call) -> bool:
-    """Whether vmap is known to fail on calls of this kind.
-
-    Another kind may do: a branch on a flag, a sharing under which a weight is not mapped. A graph is traced once and
-    has no way back, so there what failed at all is not tried.
-    """
-    template = call.net.template
-    if template.never_vmap:
-        return True
-    if torch.compiler.is_dynamo_compiling() and template.takes_data():
-        return True  # vmap refuses `.data`, and a trace takes no mode that serves it
-    if not template.no_vmap[call.train]:
-        return False
-    return torch.compiler.is_dynamo_compiling() or _kind(call) in template.unmapped
-
-
-def _kind(call: Call) -> tuple[Any, ...]:
-    """What a module can see of a call but the numbers in its tensors: what it takes to fail again."""
-    leaves = [(leaf.ndim, leaf.dtype) if isinstance(leaf, Tensor) else _constant(leaf) for leaf in call.inputs.leaves]
-    slots = tuple(sharing.is_shared for sharing in call.net.sharing.values())
-    return (call.train, call.mutable, call.key is None, call.net.randomness, tuple(call.inputs.dims), slots, *leaves)
-
-
-def _constant(leaf: Any) -> Any:
-    # of numbers and strings there may be another at every call
-    return leaf if leaf is None or isinstance(leaf, bool) else type(leaf)
-
-
 def _give_up(error: Exception, before: RngStates | None) -> None:
     """Raise what is an answer and not a failure of this way; else put the generators back."""
-    if isinstance(error, ANSWERS) or torch.compiler.is_dynamo_compiling():
+    answer = isinstance(error, ANSWERS) and not isinstance(error, VmapFault)
+    if answer or torch.compiler.is_dynamo_compiling():
         raise error
     if before is not None:
         set_rng_states(before)
@@ -289,8 +277,8 @@ def tabulate(net: Network) -> str:
 
 def _way(net: Network, train: bool) -> str:
     """The way that apply takes in a mode, and why not a faster one."""
-    plan, no_vmap = net.plans[train], net.template.no_vmap[train]
-    why = {"plan": plan if isinstance(plan, str) else "", "vmap": net.template.never_vmap}.get(net.strategy, "")
+    plan, no_vmap = net.plans[train], _never_mapped(net) or net.template.no_vmap[train]
+    why = {"plan": plan if isinstance(plan, str) else "", "vmap": _never_mapped(net)}.get(net.strategy, "")
     if why:
         return f"none ({net.strategy} was asked for: {why})"
     if net.strategy != "auto":

@@ -3,7 +3,7 @@
 The first three are ``ValueError``, so that code which catches the standard error keeps working.
 """
 
-__all__ = ["GroupingError", "RandomnessError", "SharingError", "StructureError"]
+__all__ = ["GroupingError", "RandomnessError", "SharingError", "StrategyWarning", "StructureError"]
 
 
 class StructureError(ValueError):
@@ -22,4 +22,12 @@ class RandomnessError(RuntimeError):
     """A random operation ran where it may not: under ``randomness="error"``, or off the key.
 
     A ``RuntimeError``, as ``torch.func.vmap`` raises under its own ``randomness="error"``.
+    """
+
+
+class StrategyWarning(UserWarning):
+    """A network under ``strategy="auto"`` takes the loop, which is slow; said once a network.
+
+    ``strategy="loop"`` says that it is meant, ``warnings.simplefilter("ignore", fm.StrategyWarning)`` that it does not
+    matter, and :func:`tabulate` tells the reason at any time.
     """

@@ -37,6 +37,8 @@ def why_not_vmap(name: str, part: nn.Module) -> str:
     where = f" ({name!r})" if name else ""
     if isinstance(part, _LOOPED):
         return f"torch.func.vmap has no batching rule for {kind}{where}"
+    if part._backward_hooks or part._backward_pre_hooks:
+        return f"torch.func.vmap leaves out the backward hooks of {kind}{where}"
     # Mapped weights lose the padding index, and mapped indices count in the frequencies of all agents.
     if isinstance(part, nn.Embedding) and (part.padding_idx is not None or part.scale_grad_by_freq):
         return f"torch.func.vmap trains {kind}{where} wrongly with padding_idx or scale_grad_by_freq"

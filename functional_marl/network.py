@@ -70,6 +70,8 @@ class Network:
     state_shapes: dict[str, tuple[int, ...]] = field(repr=False)  # buffer -> [S, *leaf]
     plans: tuple[Plan | str, Plan | str] = field(repr=False)  # by train; or why there is none
     direct: Direct | None = field(repr=False)  # for the commonest call, in both modes
+    # kept, no setting: the kinds of calls that vmap was watched at and computes as the loop
+    watched: set[tuple[Any, ...]] = field(repr=False, default_factory=set[tuple[Any, ...]])
 
     def __call__(self, *_: Any, **__: Any) -> NoReturn:
         """A network holds no parameters, so it is not called.

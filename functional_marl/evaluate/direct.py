@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from functional_marl import _torch_compat
-from functional_marl._torch_compat import Primitives
+from functional_marl._torch_compat import Primitives, backward_hooked
 from functional_marl.evaluate.draws import RngStates, rng_states, same_states, set_rng_states
+from functional_marl.evaluate.faults import Watch
 from functional_marl.evaluate.vmap import (
-    ANSWERS,
     FAILURES,
     activation_bytes,
     in_chunks,
@@ -77,35 +77,42 @@ class _Mapped:
                 sharing = net.sharing[first[name]]
                 kind = "own" if sharing.is_independent else "whole" if sharing.is_shared else "gathered"
                 self.leaves.append((first[name], net.param_shapes[first[name]], sharing, kind))
-        self.drawless: set[tuple[torch.Size, torch.dtype]] = set()  # inputs for which nothing was drawn
+        # What decides under vmap what a module does: kinds that were watched, and for which nothing was drawn.
+        self.watched: set[tuple[torch.Size, torch.dtype, bool]] = set()
+        self.drawless: set[tuple[torch.Size, torch.dtype, bool]] = set()
         self.off = False
 
     def __call__(self, primitives: Primitives, params: Mapping[str, Any], x: Tensor) -> Tensor | None:
         template, dim = self.template, self.dim
         skeleton = template.skeleton(self.train)
         places = skeleton.places(self.names)
-        if self.off or template.no_vmap[self.train] or not skeleton.tried or len(params) != self.count:
+        if self.off or template.no_vmap[self.train] or not skeleton.tried or backward_hooked():
+            return None
+        if len(params) != self.count:
             return None
         if not -x.dim() <= dim < x.dim() or x.shape[dim] != self.n_agents:
             return None
         if in_chunks(activation_bytes(x, self.widest)):
             return None
         before: RngStates | None = None
-        kind = x.shape, x.dtype  # all that can decide under vmap whether a module draws
+        watch = False
+        kind = x.shape, x.dtype, torch.is_grad_enabled()
         if kind not in self.drawless:  # 4 us, once a kind
             before = rng_states((x, *params.values()), needed=False)
+            watch = kind not in self.watched
         try:
-            out = self._run(primitives, skeleton, places, params, x, dim % x.dim())
-        except FAILURES as error:
-            if isinstance(error, ANSWERS):
-                raise
+            out = self._run(primitives, skeleton, places, params, x, dim % x.dim(), watch)
+        except FAILURES:  # the general way raises it again, or gives way
             out = None
         if before is not None:
             if out is None:
                 set_rng_states(before)
-            elif same_states(before, rng_states((x, *params.values()), needed=False)):
-                if len(self.drawless) > 1000:
-                    self.drawless.clear()
+                return None
+            if len(self.watched) > 1000:
+                self.watched.clear()
+                self.drawless.clear()
+            self.watched.add(kind)
+            if same_states(before, rng_states((x, *params.values()), needed=False)):
                 self.drawless.add(kind)
         return out
 
@@ -117,6 +124,7 @@ class _Mapped:
         params: Mapping[str, Any],
         x: Tensor,
         dim: int,
+        watch: bool,
     ) -> Tensor | None:
         n, add, meta = self.n_agents, primitives.add, x.is_meta
         with quiet:
@@ -132,7 +140,12 @@ class _Mapped:
                     else:
                         place[attribute] = leaf[0] if kind == "whole" else add(gather_slots(leaf, sharing), 0, level)
                 # a clone, for the module may write into its input
-                out = skeleton.module(add(x.clone(), dim, level))
+                own = add(x.clone(), dim, level)
+                if watch:
+                    with Watch():
+                        out = skeleton.module(own)
+                else:
+                    out = skeleton.module(own)
                 if not isinstance(out, Tensor) or primitives.level(out) != level:
                     self.off = True  # from now on the general way, at once
                     return None

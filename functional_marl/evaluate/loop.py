@@ -17,7 +17,7 @@ from functional_marl.modes import Guard, run_keyed
 from functional_marl.skeleton import counted, written
 from functional_marl.trees import Tree, flatten, leaf_names
 
-__all__ = ["buffers_changed", "evaluate_loop", "plain"]
+__all__ = ["buffers_changed", "draws_in_loop", "evaluate_loop", "plain"]
 
 _PLAIN = (bool, int, float, complex, str, bytes, enum.Enum, torch.dtype, torch.device, torch.Size)
 
@@ -34,6 +34,17 @@ def evaluate_loop(call: Call) -> Result:
                 raise RandomnessError(_NOT_TRACED) from None
         _torch_compat.graph_break(_NOT_TRACED)
     return _loop(call)
+
+
+def draws_in_loop(call: Call) -> bool:
+    """Whether a call without a key draws, before anything else fails."""
+    try:
+        _loop(call, drawless=True)
+    except RandomnessError:
+        return True
+    except Exception:
+        return False
+    return False
 
 
 _NOT_TRACED = (

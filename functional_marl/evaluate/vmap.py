@@ -14,6 +14,7 @@ from torch.func import vmap
 from functional_marl import _torch_compat
 from functional_marl.errors import RandomnessError, StructureError
 from functional_marl.evaluate.call import Call, Result
+from functional_marl.evaluate.faults import Watch
 from functional_marl.evaluate.loop import buffers_changed, plain
 from functional_marl.evaluate.rules import Rules
 from functional_marl.lowering import gather_slots
@@ -71,11 +72,14 @@ def _chunk(call: Call) -> int:
     return min(n, max(1, CHUNK * n // size)) if in_chunks(size) else n
 
 
-def evaluate_vmap(call: Call) -> Result:
+def evaluate_vmap(call: Call, watch: bool = False) -> Result:
     """All agents in one mapped call.
 
     What agents share goes in unmapped, so that a centralized network with shared parameters is evaluated
     once and its output expanded; where a random draw tells agents apart, vmap maps from there on.
+
+    Raises:
+        VmapFault: with ``watch``, for what vmap computes wrongly.
     """
     net, key, train, mutable, inputs = call.net, call.key, call.train, call.mutable, call.inputs
     if torch.compiler.is_dynamo_compiling():
@@ -109,7 +113,8 @@ def evaluate_vmap(call: Call) -> Result:
         after = dict(before)
 
         def run() -> Any:
-            return net.template.call(own, after, args, kwargs, train)
+            with Watch() if watch else contextlib.nullcontext():
+                return net.template.call(own, after, args, kwargs, train)
 
         with Rules() if unruled else contextlib.nullcontext():
             output = run() if key is None else run_keyed(run, key, mine[-1] if apart else 0, net.randomness == "error")

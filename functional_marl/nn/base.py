@@ -163,17 +163,17 @@ class MultiAgentNetBase(Registered):
         """What is made anew after construction, copy and unpickling: the network, and what is known as live."""
         self._nets: dict[int, Network] = {}
         self._check_is_own = hasattr(type(self)._pre_forward_check, "merges_agents")
-        self._hooked = self._has_hooks()
+        self._hooked = self._hooks()
         self._watch = Watch(self._empty_net, self._layout.names)
         if "params" in self._modules:
             self._known: list[Any] = [cast(Params, self._modules["params"]).__dict__["_param_td"]]
         if self.initialized:
             self._net = self._make_network()
 
-    def _has_hooks(self) -> bool:
-        """Whether the template has hooks; torch counts the handles that it gave out, so that we look seldom."""
+    def _hooks(self) -> set[str]:
+        """The kinds of hooks on the template; torch counts the handles that it gave out, so that we look seldom."""
         self._handles = RemovableHandle.next_id
-        return any(table for part in self._empty_net.modules() for k, table in part.__dict__.items() if k in HOOKS)
+        return {k for part in self._empty_net.modules() for k, table in part.__dict__.items() if k in HOOKS and table}
 
     def _make_network(self) -> Network:
         """The network for the functional core: the template with one slot's leaves, on no device."""
@@ -197,9 +197,7 @@ class MultiAgentNetBase(Registered):
         """The network; made anew when somebody has edited the template, or put hooks on it or taken them off."""
         if torch.compiler.is_compiling():
             return self._net
-        if not self._watch.unchanged() or (
-            RemovableHandle.next_id != self._handles and self._has_hooks() != self._hooked
-        ):
+        if not self._watch.unchanged() or (RemovableHandle.next_id != self._handles and self._hooks() != self._hooked):
             self._check_template()
             self._prepare()
         return self._net
