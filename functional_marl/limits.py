@@ -19,15 +19,21 @@ _LOOPED = (nn.RNNBase, nn.LSTMCell)
 ATTENDING = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerEncoder)
 
 
-def check_parts(module: nn.Module) -> None:
-    """Refuse a module with a part that takes no leaves from outside."""
+def check_parts(module: nn.Module, what: str = "build") -> None:
+    """Refuse a module of one agent with a part that takes no leaves from outside.
+
+    Raises:
+        StructureError: names the part, and what to write instead.
+    """
     for path, part in module.named_modules():
         if isinstance(part, torch.jit.ScriptModule):
-            raise StructureError("build: TorchScript does not take parameters from outside; give the plain nn.Module")
+            raise StructureError(f"{what}: TorchScript does not take parameters from outside; give the plain nn.Module")
         if getattr(type(part), "of_several_agents", False):
             raise StructureError(
-                f"build: {path or 'the module'} ({type(part).__name__}) is a network of several agents, and no "
-                "part of one agent's; register the parameters that its functional() gives, and call apply in forward"
+                f"{what}: {path or 'the module'} ({type(part).__name__}) is a network of several agents, and cannot be "
+                "the module of one agent or a part of it; make one network of the agents of all teams: two teams of "
+                "three are n_agents=6 with share_params=[0, 0, 0, 1, 1, 1] (sharing= in fm.network); or register the "
+                "parameters that its functional() gives, and call apply in forward"
             )
 
 

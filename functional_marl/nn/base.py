@@ -19,6 +19,7 @@ from torch.utils.hooks import RemovableHandle
 from functional_marl.apply import apply
 from functional_marl.arguments import as_flag, as_index, shown
 from functional_marl.errors import StructureError
+from functional_marl.limits import check_parts
 from functional_marl.lowering import Plan
 from functional_marl.network import Network, Randomness, network_of
 from functional_marl.nn import drawing, storage
@@ -140,8 +141,7 @@ class MultiAgentNetBase(Registered):
         one = self._build_single_net(**self._build_kwargs)
         if not isinstance(one, nn.Module):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise TypeError(f"_build_single_net: expected the nn.Module of one agent, got {shown(one)}")
-        if any(isinstance(part, Registered) for part in one.modules()):
-            raise StructureError(f"_build_single_net: {storage.NESTED}")
+        check_parts(one, "_build_single_net")
         return one
 
     @abc.abstractmethod
@@ -326,9 +326,6 @@ class MultiAgentNetBase(Registered):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        held: dict[str, Any] = {**storage.take(self._empty_net, self._layout)}
-        if any(leaf is None for leaf in held.values()):  # a skeleton is made of it
-            raise StructureError(storage.NESTED)
         self._prepare()
 
 

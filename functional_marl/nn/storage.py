@@ -17,15 +17,8 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from functional_marl import _torch_compat
-from functional_marl.errors import StructureError
 
-__all__ = ["NESTED", "Layout", "Params", "is_lazy", "nested", "put", "take"]
-
-
-NESTED = (
-    "a network of several agents cannot be the module of one agent, or a part of it; make one network of the agents of "
-    "all teams: two teams of three are n_agents=6 with share_params=[0, 0, 0, 1, 1, 1] (sharing= in fm.network)"
-)
+__all__ = ["Layout", "Params", "is_lazy", "nested", "put", "take"]
 
 
 def is_lazy(leaf: Any) -> bool:
@@ -145,8 +138,6 @@ class Params(TensorDictParams):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Params:
         leaves: dict[str, Any] = {**self._parameters, **self._buffers}
-        if any(memo.get(id(leaf), leaf) is None for leaf in leaves.values()):  # a skeleton is made of it
-            raise StructureError(NESTED)
         inner: Any = self.__dict__["_param_td"]
         tree: dict[str, Any] = {}
         for name in inner.keys(True, True):
