@@ -233,7 +233,7 @@ class Template:
         if torch.compiler.is_dynamo_compiling():
             self._have_traced()
             assert self._traced is not None
-            traced = self._traced[train]
+            traced = self._traced[int(train)]  # see apply
             return self._call(lambda t: functional_call(traced, t, args, kwargs), params, buffers)
         skeleton = self.skeleton(train)
         watched = not (skeleton.tried or torch.compiler.is_compiling())

@@ -51,7 +51,6 @@ def test_functional_call_reaches_the_parameters() -> None:
             assert torch.equal(ours(X), before)
 
 
-@pytest.mark.filterwarnings("ignore:torch._dynamo.config.inline_inbuilt:FutureWarning")  # torch.export's own
 def test_export_bakes_no_constants_and_leaves_the_module_whole() -> None:
     theirs = mlp(TORCHRL, use_td_params=False)
     assert torch.export.export(theirs, (X,), strict=False).constants
