@@ -49,6 +49,7 @@ __all__ = [
     "version",
     "warn_of_fallback",
     "weight_norm",
+    "written_in_evaluation",
 ]
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
@@ -237,6 +238,24 @@ open_attention: Callable[..., Any] = types.FunctionType(
     _attention.__name__,
     _attention.__defaults__,
 )
+
+
+@functools.cache
+def _instance_norm_writes() -> bool:
+    mean = torch.zeros(1)
+    F.instance_norm(torch.zeros(1, 1, 2), mean, torch.ones(1), use_input_stats=False)
+    return version(mean) > 0
+
+
+def written_in_evaluation(module: nn.Module) -> list[str]:
+    """Buffers that torch writes though nothing changes them: instance norm's statistics, by torch 2.10."""
+    kinds = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
+    return [
+        f"{path}.{name}".lstrip(".")
+        for path, part in module.named_modules()
+        if isinstance(part, kinds) and part.track_running_stats and _instance_norm_writes()
+        for name in part._buffers
+    ]
 
 
 def read_flat_weights(part: nn.RNNBase) -> None:

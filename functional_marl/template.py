@@ -137,6 +137,7 @@ class Template:
             self.param_aliases.get(name, name)
             for name in (f"{path}.weight".lstrip(".") for path, part in self.modules() if _renorms(part))
         ]
+        self._rewritten = [k for k in _torch_compat.written_in_evaluation(self._empty) if k in self.buffers]
         self._tracked: list[str] = []
         self._unruled: bool | None = None
         self._traced: tuple[nn.Module, nn.Module] | None = None
@@ -234,13 +235,13 @@ class Template:
             self._have_traced()
             assert self._traced is not None
             traced = self._traced[int(train)]  # see apply
-            return self._call(lambda t: functional_call(traced, t, args, kwargs), params, buffers)
+            return self._call(lambda t: functional_call(traced, t, args, kwargs), params, buffers, train)
         skeleton = self.skeleton(train)
         watched = not (skeleton.tried or torch.compiler.is_compiling())
         if watched:  # the first call gets clones: a write shows in their version and nobody loses a number
             params = {name: param.clone() for name, param in params.items()}
         try:
-            out = self._call(lambda t: skeleton.call(t, args, kwargs), params, buffers)
+            out = self._call(lambda t: skeleton.call(t, args, kwargs), params, buffers, train)
         finally:
             for part in skeleton.module.modules() if self._recurrent else ():
                 forget_flat_weights(part)
@@ -260,16 +261,18 @@ class Template:
         forward: Callable[[dict[str, Tensor]], Any],
         params: Mapping[str, Tensor],
         buffers: dict[str, Tensor],
+        train: bool,
     ) -> Any:
         tensors = {**params, **buffers}
-        for name in self._renormed:
+        kept = {} if train else {name: buffers[name] for name in self._rewritten}
+        for name in (*self._renormed, *kept):
             tensors[name] = tensors[name].clone()
         for alias, name in (*self.param_aliases.items(), *self.buffer_aliases.items()):
             tensors[alias] = tensors[name]
         with _differentiable_attention() if self._attends else contextlib.nullcontext():
             out = forward(tensors)
         for name in buffers:
-            buffers[name] = tensors[name]
+            buffers[name] = kept.get(name, tensors[name])
         return out
 
     def module(self, params: Mapping[str, Tensor], buffers: Mapping[str, Tensor]) -> nn.Module:
