@@ -311,16 +311,16 @@ def test_a_row_takes_the_place_of_the_one_before(compat: Any, tmp_path: Path) ->
     page = tmp_path / "page.md"
     page.write_text(f"before\n{compat.MARKS[0]}\n\n{compat.MARKS[1]}\nafter\n")
     old, new = compat.Versions("2.9.1", "1", "2"), compat.Versions("2.13.0", "1", "2")
-    compat.write(page, [compat.line(new, (5, 0, 1))])
-    compat.write(page, [compat.line(old, (4, 1, 1))])
-    compat.write(page, [compat.line(new, (6, 0, 0))])
+    compat.write(page, [compat.line(new, 1, (5, 0, 1))])
+    compat.write(page, [compat.line(old, 7, (4, 1, 1))])
+    compat.write(page, [compat.line(new, 1, (6, 0, 0))])
     python = ".".join(platform.python_version_tuple()[:2])
     assert page.read_text().splitlines() == [
         "before",
         compat.MARKS[0],
         *compat.HEAD.splitlines(),
-        f"| {python} | 2.9.1 | 1 | 2 | 4 | 1 | 1 |",
-        f"| {python} | 2.13.0 | 1 | 2 | 6 | 0 | 0 |",
+        f"| {python} | 2.9.1 | 1 | 2 | 1 of 7 | 4 | 1 | 1 |",
+        f"| {python} | 2.13.0 | 1 | 2 | all | 6 | 0 | 0 |",
         compat.MARKS[1],
         "after",
     ]
