@@ -6,11 +6,12 @@ INSTALLED := $(VENV)/.installed
 # One thread: the networks are small, and two threads on two busy cores only wait for each other.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test lint check bench bench-jax benchmarl findings mutation format clean help
+.PHONY: demo test compat lint check bench bench-jax benchmarl findings mutation format clean help
 
 help:
 	@echo "make demo    train on VMAS navigation under three sharings; results in runs/navigation"
 	@echo "make test    tests and properties"
+	@echo "make compat  the tests with the oldest and the newest torch, each in an environment of its own: an hour"
 	@echo "make lint    ruff and pyright"
 	@echo "make check   what CI runs: lint and test"
 	@echo "make bench   the table of benchmarks, with JAX if make bench-jax has installed it; ARGS=--quick: 2 minutes"
@@ -29,6 +30,10 @@ demo: $(INSTALLED)
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -n auto $(ARGS)
+
+# Several gigabytes a row, removed after it unless KEEP=1. PYTHON= is the interpreter, ARGS="--only 2.15.0" one row.
+compat:
+	KEEP=$(KEEP) $(PYTHON) tools/compat.py $(ARGS)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
@@ -84,4 +89,4 @@ format: $(INSTALLED)
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf $(VENV) .venv-jax $(BENCHMARL) $(FINDINGS) $(MUTATION) runs dist .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-compat-* .venv-jax $(BENCHMARL) $(FINDINGS) $(MUTATION) runs dist .pytest_cache .ruff_cache .hypothesis

@@ -29,13 +29,15 @@ __all__ = ["Guard", "given_generator", "is_random", "run_keyed"]
 _QUIET = {"dropout_p": 0.0, "dropout": 0.0, "train": False, "training": False}
 
 
-@functools.cache
+_kept: dict[Any, list[tuple[int, str, Any]] | None] = {}  # functools.cache would make dynamo warn
+
+
 def _quiet_arguments(func: Any) -> list[tuple[int, str, Any]] | None:
     """Where an op has arguments that keep it from drawing, and their defaults; None if it never draws."""
-    if torch.Tag.nondeterministic_seeded not in func.tags:
-        return None
-    arguments = enumerate(schema(func).arguments)
-    return [(place, a.name, a.default_value) for place, a in arguments if a.name in _QUIET]
+    if func not in _kept:
+        arguments = enumerate(schema(func).arguments) if torch.Tag.nondeterministic_seeded in func.tags else None
+        _kept[func] = arguments and [(place, a.name, a.default_value) for place, a in arguments if a.name in _QUIET]
+    return _kept[func]
 
 
 def is_random(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:

@@ -20,7 +20,6 @@ _SLOW = "ignore:There is a performance drop:UserWarning"
 _TRACING = [
     _SLOW,
     "ignore:While compiling, we found certain side effects:UserWarning",
-    "ignore:`torch.jit.script_method` is deprecated:DeprecationWarning",
 ]
 _FILTERS = {
     laws.populations_are_loops: [_SLOW],

@@ -28,7 +28,6 @@ HUNT = settings(
 
 @pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")
 @pytest.mark.filterwarnings("ignore:While compiling, we found certain side effects:UserWarning")
-@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
 @pytest.mark.parametrize("mutant", MUTANTS, ids=[f"{m.law.name}: {m.name}" for m in MUTANTS])
 def test_rejected(mutant: Mutant) -> None:
     @HUNT

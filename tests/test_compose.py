@@ -43,8 +43,6 @@ each_way = pytest.mark.parametrize(
         for strategy in ("auto", *(("vmap",) if name in PLANNED else ()))
     ],
 )
-# Forward mode imports torch's own scripted decompositions.
-forward_mode = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
 
 
 def losses(s: Subject) -> tuple[Any, Any]:
@@ -94,7 +92,6 @@ def test_vjp(name: str, sharing: str, strategy: str) -> None:
     same(pull(cotangents)[0], gradient(dot, s.params))
 
 
-@forward_mode
 @each_way
 def test_jvp(name: str, sharing: str, strategy: str) -> None:
     s = subject(name, sharing, strategy=strategy)
@@ -117,7 +114,6 @@ def test_jacrev(name: str, sharing: str, strategy: str) -> None:
 TORCH_IS_WRONG = {("layernorm", "shared"): ("1.weight", "0.")}
 
 
-@forward_mode
 @every
 def test_hessian(name: str, sharing: str) -> None:
     s = subject(name, sharing)
@@ -204,7 +200,6 @@ def test_vmap_over_the_batch_too(name: str, sharing: str) -> None:
             same(found[p, b], s.oracle(own, (x,), one)[0])
 
 
-@forward_mode
 def test_per_sample_and_nested_transforms() -> None:
     s = subject("mlp", "clusters")
     x = numbers(4, N, 4, seed=3)

@@ -80,9 +80,6 @@ def test_compile_forced_strategies(name: str, strategy: str) -> None:
     same(torch.compile(s.call, fullgraph=True, backend="aot_eager")(*s.args), s.oracle(*s.args))
 
 
-# torch's own, on importing its C++ backend.
-@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
-@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
 @pytest.mark.parametrize(("name", "sharing"), [("dropout", "per_leaf")])
 def test_inductor(name: str, sharing: str) -> None:
     s = subject(name, sharing)

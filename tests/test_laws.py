@@ -117,9 +117,9 @@ def test_turns_find_what_threads_find_by_chance() -> None:
     module = Scratch()
     calls = [lambda: module(1.0), lambda: module(2.0)]
     with pytest.raises(Broken, match=r"thread 0: expected 1\.0, got 2\.0"):
-        agree_in_turns(calls, [1.0, 2.0])
+        agree_in_turns(calls)
     sound = nn.Sequential(nn.Identity(), nn.Identity())
-    agree_in_turns([lambda: sound(1.0), lambda: sound(2.0)], [1.0, 2.0])
+    agree_in_turns([lambda: sound(1.0), lambda: sound(2.0)])
     agree_in_threads([lambda: sound(1.0), lambda: sound(2.0)], [1.0, 2.0], rounds=3)
     with pytest.raises(Broken, match="thread 1: expected outputs as alone, got ZeroDivisionError"):
         agree_in_threads([lambda: 1, lambda: 1 // 0], [1, 1], rounds=1)

@@ -173,7 +173,6 @@ def test_compile_fullgraph(share: bool) -> None:
     torch._dynamo.reset()
 
 
-@pytest.mark.filterwarnings("ignore:torch._dynamo.config.inline_inbuilt:FutureWarning")  # torch.export's own
 @pytest.mark.parametrize("strict", [True, False])
 def test_export(strict: bool) -> None:
     image = torch.randn(4, 3, 2, 9, 9)

@@ -179,8 +179,6 @@ def fresh_compiler() -> Iterator[None]:
     torch.compiler.reset()
 
 
-# inductor imports what torch itself deprecates
-@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
 @stored
 @pytest.mark.usefixtures("fresh_compiler")
 @pytest.mark.parametrize(

@@ -52,7 +52,6 @@ def test_functional_call_reaches_the_parameters() -> None:
             assert torch.equal(ours(X), before)
 
 
-@pytest.mark.filterwarnings("ignore:torch._dynamo.config.inline_inbuilt:FutureWarning")  # torch.export's own
 def test_export_bakes_no_constants_and_leaves_the_module_whole() -> None:
     theirs = mlp(TORCHRL, use_td_params=False)
     assert torch.export.export(theirs, (X,), strict=False).constants
@@ -97,7 +96,7 @@ def test_randomness_means_the_same_under_sharing() -> None:
     for share in (True, [0, 0, 0]):
         net = mlp(OURS, share_params=share, dropout=0.5, num_cells=64, vmap_randomness="same")
         y = net(ones)[0]
-        assert torch.equal(y[0], y[1])
+        torch.testing.assert_close(y[0], y[1])  # rows of one product may be rounded apart
         with pytest.raises(RandomnessError):
             mlp(OURS, share_params=share, dropout=0.5, vmap_randomness="error")(ones)
     y = mlp(TORCHRL, share_params=True, dropout=0.5, num_cells=64, vmap_randomness="same")(ones)[0]

@@ -243,7 +243,7 @@ def threads_agree(s: Foreign) -> None:
                 return call(case)
 
         calls = [partial(alone, case) for case in cases]
-        agree_in_turns(calls[:2], wanted[:2])
+        agree_in_turns(calls[:2])
         agree_in_threads(calls, wanted, rounds=50)
 
 

@@ -63,13 +63,17 @@ def agree_in_threads(calls: Calls, wanted: Sequence[Tree], *, rounds: int, pause
     found.tell()
 
 
-def agree_in_turns(calls: Calls, wanted: Sequence[Tree]) -> None:
-    """Raise unless two calls give what is wanted when the second comes into the middle of the first.
+def agree_in_turns(calls: Calls) -> None:
+    """Raise unless two calls give what they give alone when the second comes into the middle of the first.
 
-    Nothing is left to chance: for each module that a call comes to, both threads stop there, the first goes
+    Alone too they run beside a hook for all modules, for a library may evaluate in another way then. Nothing is left to chance: for each module that a call comes to, both threads stop there, the first goes
     on to its end, and then the second does.
     """
-    found = _Found(calls, wanted)
+    handle = nn.modules.module.register_module_forward_pre_hook(lambda module, inputs: None)
+    try:
+        found = _Found(calls, [call() for call in calls])
+    finally:
+        handle.remove()
     for point in range(1, _MOST_POINTS + 1):
         came = _take_turns(found.work, point)
         found.tell()
