@@ -115,7 +115,7 @@ def apply(
 def _evaluate(call: Call) -> Result:
     """Evaluate in the way that the network asks for, or the fastest that fits."""
     net, train = call.net, call.train
-    plan = net.plans[int(train)]  # dynamo before torch 2.10 takes no bool as an index
+    plan = net.plans[int(train)]  # dynamo of torch 2.9 takes no bool as an index
     if net.strategy == "plan":
         if isinstance(plan, str):
             raise StructureError(f'strategy="plan": {plan}; use "auto", which takes another way, or "vmap" or "loop"')
