@@ -257,7 +257,7 @@ class Template:
         if torch.compiler.is_dynamo_compiling():
             self._have_traced()
             assert self._traced is not None
-            traced = self._traced[int(train)]  # see apply
+            traced = self._traced[train]
             if self.writes():  # in a trace no write is seen
                 params = {name: param.clone() for name, param in params.items()}
             if self.stores():
