@@ -278,8 +278,11 @@ def written(clone: Tensor) -> bool:
 
 def counted(tensor: Tensor) -> Tensor:
     """A clone that counts its writes, in inference mode too."""
-    if torch.compiler.is_dynamo_compiling() or not torch.is_inference_mode_enabled():
+    if torch.compiler.is_dynamo_compiling():
         return tensor.clone()
+    if not torch.is_inference_mode_enabled():
+        with torch.enable_grad():  # torch's matmul rounds otherwise where a weight requires no grad
+            return tensor.clone()
     with torch.inference_mode(False), torch.no_grad():
         clone = tensor.clone()
         return clone.clone() if written(clone) else clone  # that of an inference tensor counts its own making

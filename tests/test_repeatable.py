@@ -209,3 +209,15 @@ def test_a_forward_may_apply_its_own_network(strategy: Any, sharing: Any) -> Non
         rows = [by_hand(fm.agent_module(net, params, i), others, x[:, i], depth) for i in range(N)]
         torch.testing.assert_close(found, torch.stack(rows, 1).detach(), rtol=1e-11, atol=1e-11)
     assert len(net.template._local.skeletons[False]) == 3  # one a depth, and no more at later calls
+
+
+def test_the_first_call_is_rounded_as_the_others() -> None:
+    """Its clones require grad where the parameters do, also under no_grad: torch's matmul looks at that."""
+    for seed in range(5):
+        net = fm.network(fm.nets.mlp(6, 8, 2), n_agents=3, sharing="shared", strategy="vmap")
+        held = {name: nn.Parameter(leaf[0]) for name, leaf in fm.init_params(net, seed).items()}
+        x = torch.randn(4, 3, 6, generator=torch.Generator().manual_seed(seed))
+        with torch.no_grad():
+            params = {name: leaf.unsqueeze(0) for name, leaf in held.items()}  # views, as the facade makes them
+            first, *others = (fm.apply(net, params, x) for _ in range(3))
+        assert all(torch.equal(first, y) for y in others)
