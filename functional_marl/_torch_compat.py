@@ -4,7 +4,7 @@ Each entry says what it is for, and what serves in its place where the name is m
 behind them lose nothing but speed, or what the entry says. The others are in every torch of the tested range
 (COMPATIBILITY.md); a torch without one fails here, most at import.
 
-Callers write ``_torch_compat.name`` at each use, so that :func:`public_paths` reaches them.
+Callers write ``_torch_compat.name`` at each use, so that tests can take the public paths.
 """
 
 from __future__ import annotations
@@ -50,7 +50,6 @@ __all__ = [
     "outside_transforms",
     "primitives",
     "proxied",
-    "public_paths",
     "randomness_of_maps",
     "read_flat_weights",
     "schema",
@@ -378,27 +377,3 @@ def generator_id(generator: torch.Generator) -> int:
 def schema(operation: Any) -> Any:
     """The arguments of an aten operation: names, defaults, what it writes to."""
     return operation._schema
-
-
-# --- the switch ------------------------------------------------------------------------------------------
-
-_PUBLIC: dict[str, Any] = {
-    "primitives": None,
-    "warn_of_fallback": lambda on: None,  # pyright: ignore[reportUnknownLambdaType]
-    "is_batched": _has_no_storage,
-    "push_mode": None,
-    "pop_mode": None,
-    "top_mode": _no_mode,
-    "dynamo_callback": _no_mode,
-}
-
-
-@contextlib.contextmanager
-def public_paths() -> Generator[None]:
-    """Inside, the public paths are taken, as on a torch without the private names. For tests: process-wide."""
-    private = {name: globals()[name] for name in _PUBLIC}
-    globals().update(_PUBLIC)
-    try:
-        yield
-    finally:
-        globals().update(private)

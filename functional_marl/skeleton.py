@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import operator
 from collections import deque
-from collections.abc import Container, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from typing import Any, cast
 
 import torch
@@ -32,6 +32,7 @@ __all__ = [
     "is_float",
     "materialise",
     "named_tensors",
+    "nearest_parameters",
     "parameter",
     "plain_tensors",
     "written",
@@ -211,6 +212,22 @@ def named_tensors(module: nn.Module, kind: str) -> tuple[dict[str, Tensor], dict
                 first[id(tensor)] = name
                 tensors[name] = tensor.detach()
     return tensors, aliases
+
+
+def nearest_parameters(buffers: Iterable[str], params: Mapping[str, Tensor]) -> dict[str, str]:
+    """For each buffer the first floating parameter, else the first, of the smallest part around it that has any."""
+    first: dict[str, str] = {}
+    for name in sorted(params, key=lambda name: not params[name].is_floating_point()):
+        for part in _around(name):
+            first.setdefault(part, name)
+    return {buffer: next((first[part] for part in _around(buffer) if part in first), "") for buffer in buffers}
+
+
+def _around(name: str) -> Iterator[str]:
+    """The parts around a leaf, the smallest first; the whole is ""."""
+    while name:
+        name = name.rpartition(".")[0]
+        yield name
 
 
 def fill(module: nn.Module, tensors: Mapping[str, Tensor], aliases: Mapping[str, str]) -> None:

@@ -8,7 +8,7 @@ import itertools
 import pickle
 import threading
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +30,7 @@ from functional_marl.skeleton import (
     forget_flat_weights,
     materialise,
     named_tensors,
+    nearest_parameters,
     parameter,
     plain_tensors,
     written,
@@ -130,7 +131,7 @@ class Template:
         self.buffers, self.buffer_aliases = named_tensors(module, "_buffers")
         self.params = {k: Leaf(tuple(p.shape), p.dtype) for k, p in params.items()}
         # the parameter whose device and dtype a buffer takes, or ""
-        self.beside = _beside(self.buffers, params)
+        self.beside = nearest_parameters(self.buffers, params)
         self.never_vmap = next(filter(None, itertools.starmap(limits.why_not_vmap, module.named_modules())), "")
         # train -> why "auto" does not map this module, or ""
         self.no_vmap = {False: self.never_vmap, True: self.never_vmap}
@@ -358,22 +359,6 @@ class Template:
         if state["_empty"] is None:
             self._empty = emptied(self.draw(0))
         self._prepare()
-
-
-def _parts(name: str) -> Iterator[str]:
-    """The parts around a leaf, the smallest first; the whole is ""."""
-    while name:
-        name = name.rpartition(".")[0]
-        yield name
-
-
-def _beside(buffers: Iterable[str], params: Mapping[str, Tensor]) -> dict[str, str]:
-    """For each buffer the first floating parameter, else the first, of the smallest part around it that has any."""
-    first: dict[str, str] = {}
-    for name in sorted(params, key=lambda name: not params[name].is_floating_point()):
-        for part in _parts(name):
-            first.setdefault(part, name)
-    return {buffer: next((first[part] for part in _parts(buffer) if part in first), "") for buffer in buffers}
 
 
 def _same(a: Tensor, b: Tensor | None) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import platform
 import runpy
 import tomllib
@@ -138,13 +139,35 @@ def test_the_check_would_notice(line: str, tmp_path: Path) -> None:
 # --- both ways -----------------------------------------------------------------------------------------
 
 
+PUBLIC: dict[str, Any] = {
+    "primitives": None,
+    "warn_of_fallback": lambda on: None,
+    "is_batched": _torch_compat._has_no_storage,
+    "push_mode": None,
+    "pop_mode": None,
+    "top_mode": _torch_compat._no_mode,
+    "dynamo_callback": _torch_compat._no_mode,
+}
+
+
+@contextlib.contextmanager
+def public_paths() -> Iterator[None]:
+    """Inside, the public paths are taken, as on a torch without the private names: in the whole process."""
+    private = {name: getattr(_torch_compat, name) for name in PUBLIC}
+    vars(_torch_compat).update(PUBLIC)
+    try:
+        yield
+    finally:
+        vars(_torch_compat).update(private)
+
+
 @pytest.fixture(params=["private", "public"])
 def paths(request: pytest.FixtureRequest) -> Iterator[str]:
     """The same test with the private names, and as on a torch without those that can be done without."""
     if request.param == "private":
         yield request.param
         return
-    with _torch_compat.public_paths(), warnings.catch_warnings():
+    with public_paths(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "There is a performance drop")  # as warn_of_fallback says
         yield request.param
 
@@ -277,10 +300,10 @@ def test_wrapped_tensors_are_told_apart(paths: str) -> None:
 def test_the_switch_goes_back() -> None:
     before = dict(vars(_torch_compat))
     assert _torch_compat.primitives is not None
-    with pytest.raises(KeyError), _torch_compat.public_paths():
+    with pytest.raises(KeyError), public_paths():
         raise KeyError(_torch_compat.primitives)
     assert dict(vars(_torch_compat)) == before
-    with _torch_compat.public_paths():
+    with public_paths():
         assert _torch_compat.primitives is None
 
 
@@ -292,7 +315,7 @@ def test_without_the_flag_the_warning_shows() -> None:
         warnings.simplefilter("always")
         fm.apply(net, params, x)
         assert not caught
-        with _torch_compat.public_paths():
+        with public_paths():
             fm.apply(net, params, x)
     assert any("batching rule" in str(one.message) for one in caught)
 

@@ -82,7 +82,16 @@ def test_every_wrong_call_is_refused_in_words_of_ours_or_right() -> None:
 
 
 def test_every_public_name_is_called() -> None:
-    uncalled = {"GroupingError", "RandomnessError", "SharingError", "StrategyWarning", "StructureError", "Network", "nets", "random"}
+    uncalled = {
+        "GroupingError",
+        "RandomnessError",
+        "SharingError",
+        "StrategyWarning",
+        "StructureError",
+        "Network",
+        "nets",
+        "random",
+    }
     called = {name.split(".")[0].split(" ")[0] for name in CALLS}
     assert set(fm.__all__) - uncalled <= called
     for module in (fm.nets, fm.random):
