@@ -8,7 +8,7 @@ import platform
 import runpy
 import tomllib
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -151,14 +151,16 @@ PUBLIC: dict[str, Any] = {
 
 
 @contextlib.contextmanager
-def public_paths() -> Iterator[None]:
+def public_paths() -> Generator[None]:
     """Inside, the public paths are taken, as on a torch without the private names: in the whole process."""
     private = {name: getattr(_torch_compat, name) for name in PUBLIC}
-    vars(_torch_compat).update(PUBLIC)
+    for name, value in PUBLIC.items():
+        setattr(_torch_compat, name, value)
     try:
         yield
     finally:
-        vars(_torch_compat).update(private)
+        for name, value in private.items():
+            setattr(_torch_compat, name, value)
 
 
 @pytest.fixture(params=["private", "public"])

@@ -1,6 +1,6 @@
 """Wrong calls of every public name of the core: a right call each, whose arguments are replaced one at a time.
 
-``CALLS`` has the right calls; ``right`` of a call says which replacements of ``tests/wrong_arguments.py`` are no mistake.
+``CALLS`` has the right calls; ``right`` of a call says which of ``tests/wrong_arguments.py`` are no mistake there.
 """
 
 from __future__ import annotations

@@ -66,8 +66,9 @@ def agree_in_threads(calls: Calls, wanted: Sequence[Tree], *, rounds: int, pause
 def agree_in_turns(calls: Calls) -> None:
     """Raise unless two calls give what they give alone when the second comes into the middle of the first.
 
-    Alone too they run beside a hook for all modules, for a library may evaluate in another way then. Nothing is left to chance: for each module that a call comes to, both threads stop there, the first goes
-    on to its end, and then the second does.
+    Alone too they run beside a hook for all modules, for a library may evaluate in another way then. Nothing is left
+    to chance: for each module that a call comes to, both threads stop there, the first goes on to its end, and then
+    the second does.
     """
     handle = nn.modules.module.register_module_forward_pre_hook(lambda module, inputs: None)
     try:
