@@ -90,7 +90,10 @@ def apply(
     torch.Size([5, 3, 2])
     """
     check_network(net)
-    train, mutable = as_flag(train, "train"), as_flag(mutable, "mutable")
+    if not (train is False or train is True):  # 0.1 us less than a call
+        train = as_flag(train, "train")
+    if mutable is not False:
+        mutable = as_flag(mutable, "mutable")
     if len(inputs) == 1 and kwargs is None and state is None and not mutable and key is None and type(params) is dict:
         x = inputs[0]
         if isinstance(x, Tensor) and x.layout is _DENSE:
