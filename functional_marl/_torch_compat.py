@@ -31,6 +31,7 @@ __all__ = [
     "LocalMode",
     "Primitives",
     "WeightNorm",
+    "any_autocast",
     "backward_hooked",
     "constant_result",
     "current_level",
@@ -147,6 +148,14 @@ def data_of(tensor: Tensor) -> Tensor:
         return tensor.data
     level, axis = _functorch.maybe_get_level(tensor), _functorch.maybe_get_bdim(tensor)
     return _functorch._add_batch_dim(data_of(_functorch.get_unwrapped(tensor)), axis, level)
+
+
+# Whether autocast is on for any device. Public path: for those that this package was tried on.
+any_autocast: Callable[[], bool] = getattr(
+    torch._C,
+    "_is_any_autocast_enabled",
+    lambda: torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"),
+)
 
 
 def in_transform() -> bool:

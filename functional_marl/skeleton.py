@@ -76,7 +76,8 @@ class Skeleton:
         self.names = [name for name, _, _ in self._leaves]
         self._held: list[Place] | None = None
         containers, self.constants = holdings(parts, {id(copy) for copy in copies.values()})
-        self._containers = [(held, _contents(held)) for held in containers]
+        self._containers = [(held, _contents(held)) for held in containers if not _is_array(held)]
+        self._arrays = [(held, held.copy()) for held in containers if _is_array(held)]
         self._versions = [version(constant) for constant in self.constants]
 
     def call(self, tensors: dict[str, Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -117,6 +118,8 @@ class Skeleton:
                 now.update(before)
         for held, before in self._containers:
             _put_back(held, before)
+        for array, before in self._arrays:
+            array[...] = before
         if self.constants and [version(constant) for constant in self.constants] != self._versions:
             self.make()
         self.busy = False
@@ -149,7 +152,7 @@ _TABLES = frozenset(nn.Module().__dict__)
 def holdings(parts: list[nn.Module], copies: Container[int]) -> tuple[list[Any], list[Tensor]]:
     """The containers and plain tensors, at any depth, among the copies (by ``id``) that attributes hold.
 
-    Containers are lists, deques, sets and dicts; of another object, its ``__dict__``.
+    Containers are lists, deques, sets, dicts and arrays of NumPy; of another object, its ``__dict__``.
     """
     containers: list[Any] = []
     tensors: list[Tensor] = []
@@ -162,6 +165,8 @@ def holdings(parts: list[nn.Module], copies: Container[int]) -> tuple[list[Any],
         seen.add(id(held))
         if isinstance(held, Tensor):
             tensors.append(held)
+        elif _is_array(held):
+            containers.append(held)
         elif isinstance(held, dict):
             containers.append(held)
             waiting += cast("dict[Any, Any]", held).values()
@@ -173,6 +178,10 @@ def holdings(parts: list[nn.Module], copies: Container[int]) -> tuple[list[Any],
             containers.append(held.__dict__)
             waiting += held.__dict__.values()
     return containers, tensors
+
+
+def _is_array(held: Any) -> bool:
+    return hasattr(held, "__array_interface__") and not isinstance(held, Tensor)
 
 
 def _contents(held: Any) -> tuple[Any, ...]:

@@ -19,7 +19,17 @@ from torch import Tensor
 
 from functional_marl.errors import StructureError
 
-__all__ = ["Tree", "flatten", "is_array", "is_tensordict", "leaf_names", "prefix_leaves", "stack", "tree_map"]
+__all__ = [
+    "Tree",
+    "flatten",
+    "is_array",
+    "is_tensordict",
+    "leaf_names",
+    "prefix_leaves",
+    "stack",
+    "structure",
+    "tree_map",
+]
 
 Tree = Any
 _NAMESPACE = "functional_marl"
@@ -105,6 +115,16 @@ def flatten(tree: Tree) -> tuple[list[Any], Callable[[Sequence[Any]], Tree]]:
     _register_tensordicts()
     leaves, treedef = optree.tree_flatten(tree, namespace=_NAMESPACE)
     return leaves, treedef.unflatten
+
+
+def structure(tree: Tree) -> Any:
+    """What a tree is besides its leaves, to be compared and hashed.
+
+    >>> structure({"a": 1}) == structure({"a": 2}), structure([1]) == structure((1,))
+    (True, False)
+    """
+    _register_tensordicts()
+    return optree.tree_structure(tree, namespace=_NAMESPACE)
 
 
 def leaf_names(tree: Tree, root: str = "") -> list[str]:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -221,3 +222,23 @@ def test_the_first_call_is_rounded_as_the_others() -> None:
             params = {name: leaf.unsqueeze(0) for name, leaf in held.items()}  # views, as the facade makes them
             first, *others = (fm.apply(net, params, x) for _ in range(3))
         assert all(torch.equal(first, y) for y in others)
+
+
+class Counting(nn.Module):
+    """Counts its calls in an array of NumPy."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.count = nn.Linear(4, 2), np.zeros(1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.count += 1
+        return self.layer(x) * float(self.count[0])
+
+
+def test_arrays_are_put_back() -> None:
+    net = fm.network(Counting, 3)
+    params, x = fm.init_params(net, 0), torch.ones(5, 3, 4)
+    first = fm.apply(net, params, x)
+    assert torch.equal(fm.apply(net, params, x), first)
+    torch.testing.assert_close(first, fm.apply(net.replace(strategy="loop"), params, x))

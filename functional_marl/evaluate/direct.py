@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from functional_marl import _torch_compat
-from functional_marl._torch_compat import Primitives, backward_hooked
+from functional_marl._torch_compat import Primitives, any_autocast, backward_hooked
 from functional_marl.evaluate.draws import RngStates, rng_states, same_states, set_rng_states
 from functional_marl.evaluate.faults import Watch
 from functional_marl.evaluate.vmap import (
@@ -88,7 +88,7 @@ class _Mapped:
         places = skeleton.places(self.names)
         if self.off or template.no_vmap[self.train] or not skeleton.tried or backward_hooked():
             return None
-        if len(params) != self.count:
+        if len(params) != self.count or any_autocast():
             return None
         if not -x.dim() <= dim < x.dim() or x.shape[dim] != self.n_agents:
             return None

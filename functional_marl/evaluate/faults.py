@@ -85,8 +85,7 @@ def situations(args: tuple[Any, ...], kwargs: Mapping[str, Any], level: int | No
     ``level`` is that of the vmap over agents.
     """
     yield ALWAYS
-    flat = [part for arg in (*args, *kwargs.values()) for part in (arg if isinstance(arg, (list, tuple)) else (arg,))]
-    tensors = [leaf for leaf in flat if isinstance(leaf, Tensor)]
+    tensors = _tensors(args, kwargs)
     if any(leaf.dim() == 0 for leaf in tensors):
         yield NUMBER
     if tensors and not is_mapped(tensors[0], level) and any(is_mapped(leaf, level) for leaf in tensors):
@@ -98,6 +97,11 @@ def situations(args: tuple[Any, ...], kwargs: Mapping[str, Any], level: int | No
     if not all(arg is None or arg is False or isinstance(arg, (Tensor, list, tuple)) for arg in args):
         yield POSITIONAL
     yield from (name for name, value in kwargs.items() if value is not None and value is not False)
+
+
+def _tensors(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Tensor]:
+    flat = [part for arg in (*args, *kwargs.values()) for part in (arg if isinstance(arg, (list, tuple)) else (arg,))]
+    return [leaf for leaf in flat if isinstance(leaf, Tensor)]
 
 
 def holds(when: str, found: Collection[str]) -> bool:
@@ -134,7 +138,7 @@ class Watch(TorchFunctionMode):
             return f"the module uses {_GRAPH[func]}, and torch.func.vmap hides the graph of autograd from it"
         name: str = getattr(func, "__name__", "").partition(".")[0]  # an OpOverload is called "roll.default"
         rows = table().get(name)
-        if rows:
+        if rows and any(is_mapped(leaf, self.level) for leaf in _tensors(args, kwargs)):
             found = set(situations(args, kwargs, self.level))
             for when, what in rows:
                 # the options of a function in C may come without their names

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from functional_marl._torch_compat import backward_hooked, constant_result, is_static, outside_transforms
+from functional_marl._torch_compat import any_autocast, backward_hooked, constant_result, is_static, outside_transforms
 from functional_marl.errors import StructureError
 from functional_marl.evaluate.call import Call, Result
 from functional_marl.evaluate.draws import rng_states, set_rng_states
@@ -17,7 +17,7 @@ from functional_marl.evaluate.loop import evaluate_loop
 from functional_marl.evaluate.vmap import ANSWERS, FAILURES, evaluate_vmap
 from functional_marl.fresh import default_state
 from functional_marl.network import Network
-from functional_marl.trees import Tree
+from functional_marl.trees import Tree, structure
 from functional_marl.views import Inputs
 
 __all__ = ["evaluate_mapped", "give_up_vmap", "is_unmapped", "try_vmap"]
@@ -51,7 +51,7 @@ def evaluate_mapped(call: Call) -> Result:
         return evaluate_vmap(call)
     watched, leaves = call.net.watched, call.inputs.leaves
     seen = [(leaf.shape, leaf.dtype) if isinstance(leaf, Tensor) else repr(leaf) for leaf in leaves]
-    kind = (call.train, call.mutable, call.key is None, torch.is_grad_enabled(), *seen)
+    kind = (*_settings(call), torch.is_grad_enabled(), *seen)
     try:
         known = kind in watched
     except TypeError:  # symbolic sizes have no hash, and are watched at every call
@@ -188,7 +188,15 @@ def _kind(call: Call) -> tuple[Any, ...]:
     """What a module can see of a call but the numbers in its tensors and their sizes: what it takes to fail again."""
     leaves = [(leaf.ndim, leaf.dtype) if isinstance(leaf, Tensor) else _constant(leaf) for leaf in call.inputs.leaves]
     slots = tuple(sharing.is_shared for sharing in call.net.sharing.values())
-    return (call.train, call.mutable, call.key is None, call.net.randomness, tuple(call.inputs.dims), slots, *leaves)
+    return (*_settings(call), call.net.randomness, tuple(call.inputs.dims), slots, *leaves)
+
+
+def _settings(call: Call) -> tuple[Any, ...]:
+    """What a forward may branch on beside its inputs' leaves. In a trace there is no structure to compare."""
+    traced = torch.compiler.is_dynamo_compiling()
+    tree = None if traced else structure(call.inputs.rebuild(call.inputs.leaves))
+    dtypes = tuple([leaf.dtype for leaf in (*call.params.values(), *call.state.values())])
+    return (call.train, call.mutable, call.key is None, any_autocast(), tree, dtypes)
 
 
 def _constant(leaf: Any) -> Any:

@@ -40,6 +40,12 @@ def _bilinear(x: Tensor, y: Tensor, weight: Tensor, bias: Tensor | None = None) 
     return out if bias is None else out + bias
 
 
+def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Under autocast vmap leaves a product with a bias in float32, and casts one without."""
+    out = linear(x, weight)
+    return out if bias is None else out + bias.to(out.dtype)
+
+
 def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
     others = [axis for axis in range(v.ndim) if dim == -1 or axis != dim % v.ndim]
     return v * (g / (torch.linalg.vector_norm(v, dim=others, keepdim=dim != -1) if others else v.abs()))
@@ -59,11 +65,18 @@ _RULES: dict[Any, Any] = {
 }
 
 
+_AUTOCAST = {**_RULES, linear: _linear}
+
+
 class Rules(TorchFunctionMode):
     """Takes the rule where there is one; local to the thread."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rules = _AUTOCAST if _torch_compat.any_autocast() else _RULES
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Run the function, by its rule if it has one."""
-        return _RULES.get(func, func)(*args, **(kwargs or {}))
+        return self.rules.get(func, func)(*args, **(kwargs or {}))

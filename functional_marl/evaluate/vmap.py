@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.func import vmap
 
 from functional_marl import _torch_compat
+from functional_marl._torch_compat import any_autocast
 from functional_marl.errors import RandomnessError, StructureError
 from functional_marl.evaluate.call import Call, Result
 from functional_marl.evaluate.faults import Watch
@@ -94,7 +95,7 @@ def evaluate_vmap(call: Call, watch: bool = False) -> Result:
     places = [k for k, leaf in enumerate(inputs.leaves) if isinstance(leaf, Tensor)]
     tensors += [inputs.leaves[k].clone() for k in places]  # the module may write into its input
     dims += [inputs.dims[k] for k in places]
-    unruled = net.template.unruled()
+    unruled = net.template.unruled() or any_autocast()
     apart = key is not None and net.randomness == "different"
     if apart:
         tensors.append(torch.arange(net.n_agents, device=_device(call)))
