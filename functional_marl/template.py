@@ -172,7 +172,7 @@ class Template:
         """Let dynamo see the plain tensors ahead of a transform, in which strict export cannot take them in."""
         self._have_traced()
         assert self._traced is not None
-        for constant in self._traced[train].constants:
+        for constant in self._traced[int(train)].constants:
             constant.dim()
 
     def tracked(self) -> list[str]:
@@ -258,7 +258,7 @@ class Template:
         if torch.compiler.is_dynamo_compiling():
             self._have_traced()
             assert self._traced is not None
-            traced = self._traced[train]
+            traced = self._traced[int(train)]
             if self.writes():  # in a trace no write is seen
                 params = {name: param.clone() for name, param in params.items()}
             if self.stores():

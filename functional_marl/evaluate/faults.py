@@ -86,7 +86,7 @@ def situations(args: tuple[Any, ...], kwargs: Mapping[str, Any], level: int | No
     """
     yield ALWAYS
     tensors = _tensors(args, kwargs)
-    if any(leaf.dim() == 0 for leaf in tensors):
+    if any(leaf.dim() == 0 and is_mapped(leaf, level) for leaf in tensors):
         yield NUMBER
     if tensors and not is_mapped(tensors[0], level) and any(is_mapped(leaf, level) for leaf in tensors):
         yield WHOLE
