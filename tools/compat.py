@@ -37,7 +37,6 @@ class Versions(NamedTuple):
 
 
 ROWS = [
-    Versions("2.10.0", "0.14.3", "0.14.1"),
     Versions("2.13.0", "0.14.3", "0.14.1"),
     Versions("2.15.0", "0.14.3", "0.14.1"),
 ]
