@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from typing import Any, Self, TypeVar, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn, overrides
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
@@ -62,7 +61,6 @@ __all__ = [
     "version",
     "warn_of_fallback",
     "weight_norm",
-    "written_in_evaluation",
 ]
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
@@ -337,24 +335,6 @@ def hooked() -> bool:
 def backward_hooked() -> bool:
     """Whether a hook of all modules wants their gradients."""
     return bool(GLOBAL_HOOKS[2] or GLOBAL_HOOKS[3])
-
-
-@functools.cache
-def _instance_norm_writes() -> bool:
-    mean = torch.zeros(1)
-    F.instance_norm(torch.zeros(1, 1, 2), mean, torch.ones(1), use_input_stats=False)
-    return version(mean) > 0
-
-
-def written_in_evaluation(module: nn.Module) -> list[str]:
-    """Buffers that torch writes though nothing changes them: instance norm's statistics, by torch 2.10."""
-    kinds = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
-    return [
-        f"{path}.{name}".lstrip(".")
-        for path, part in module.named_modules()
-        if isinstance(part, kinds) and part.track_running_stats and _instance_norm_writes()
-        for name in part._buffers
-    ]
 
 
 def read_flat_weights(part: nn.RNNBase) -> None:

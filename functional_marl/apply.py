@@ -159,7 +159,7 @@ def _evaluate(call: Call) -> Result:
     for leaf in call.inputs.leaves:
         if isinstance(leaf, Tensor) and leaf.layout is not _DENSE:
             return _evaluate_sparse(call, leaf.layout)
-    plan = net.plans[int(train)]  # dynamo of torch 2.10 takes no bool as an index
+    plan = net.plans[train]
     if net.strategy == "plan":
         if isinstance(plan, str):
             raise StructureError(f'strategy="plan": {plan}; use "auto", which takes another way, or "vmap" or "loop"')

@@ -149,7 +149,6 @@ class Template:
             self.param_aliases.get(name, name)
             for name in (f"{path}.weight".lstrip(".") for path, part in self.modules() if limits.renorms(part))
         ]
-        self._rewritten = [k for k in _torch_compat.written_in_evaluation(self._empty) if k in self.buffers]
         self._tracked: list[str] = []
         self._unruled: bool | None = None
         self._code: Code | None = None
@@ -172,7 +171,7 @@ class Template:
         """Let dynamo see the plain tensors ahead of a transform, in which strict export cannot take them in."""
         self._have_traced()
         assert self._traced is not None
-        for constant in self._traced[int(train)].constants:
+        for constant in self._traced[train].constants:
             constant.dim()
 
     def tracked(self) -> list[str]:
@@ -258,25 +257,25 @@ class Template:
         if torch.compiler.is_dynamo_compiling():
             self._have_traced()
             assert self._traced is not None
-            traced = self._traced[int(train)]
+            traced = self._traced[train]
             if self.writes():  # in a trace no write is seen
                 params = {name: param.clone() for name, param in params.items()}
             if self.stores():
                 traced.lend_traced()
-            out = self._call(lambda t: functional_call(traced.module, t, args, kwargs), params, buffers, train)
+            out = self._call(lambda t: functional_call(traced.module, t, args, kwargs), params, buffers)
             if self.stores():
                 traced.restore_traced()
             return out
         skeleton, writes = self.skeleton(train), self.writes()
         first = not (skeleton.tried or torch.compiler.is_compiling())
         if not (first or writes):
-            return self._call(lambda t: skeleton.call(t, args, kwargs), params, buffers, train)
+            return self._call(lambda t: skeleton.call(t, args, kwargs), params, buffers)
         # Clones: a write shows in their version, and nobody loses a number.
         params = {name: counted(param) for name, param in params.items()}
         given = dict(buffers)
         data = DataWrites() if first or self.takes_data() else None
         with data or contextlib.nullcontext():
-            out = self._call(lambda t: skeleton.call(t, args, kwargs), params, buffers, train)
+            out = self._call(lambda t: skeleton.call(t, args, kwargs), params, buffers)
         changed = [name for name, param in params.items() if written(param) and name not in self._renormed]
         if data is not None and data.taken:
             changed += [name for name, param in params.items() if data.wrote(param)]
@@ -317,18 +316,16 @@ class Template:
         forward: Callable[[dict[str, Tensor]], Any],
         params: Mapping[str, Tensor],
         buffers: dict[str, Tensor],
-        train: bool,
     ) -> Any:
         tensors = {**params, **buffers}
-        kept = {} if train else {name: buffers[name] for name in self._rewritten}
-        for name in (*self._renormed, *kept):
+        for name in self._renormed:
             tensors[name] = tensors[name].clone()
         for alias, name in (*self.param_aliases.items(), *self.buffer_aliases.items()):
             tensors[alias] = tensors[name]
         with limits.differentiable_attention() if self._attends else contextlib.nullcontext():
             out = forward(tensors)
         for name in buffers:
-            buffers[name] = kept.get(name, tensors[name])
+            buffers[name] = tensors[name]
         return out
 
     def module(self, params: Mapping[str, Tensor], buffers: Mapping[str, Tensor]) -> nn.Module:

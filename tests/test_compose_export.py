@@ -55,8 +55,6 @@ def test_export(name: str, sharing: str, strict: bool) -> None:
     [(n, s) for n, s in [*OTHERS, ("mlp", "shared"), ("mlp", "per_leaf")] if not CASES[n].flags.get("train")],
 )
 def test_export_any_batch_size(name: str, sharing: str) -> None:
-    if (name, sharing) == ("batchnorm_eval", "independent") and torch.__version__ < "2.13":  # compares as versions do
-        pytest.skip("torch 2.10 exports batch_norm under vmap with a guard on the batch size; 2.13 without")
     s = subject(name, sharing)
     batch = torch.export.Dim("batch", min=2)
     shapes: Any = tree_map(lambda _: None, s.args)
