@@ -6,14 +6,14 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from ding.model.template.collaq import CollaQ
-from ding.model.template.coma import COMAActorNetwork
-from ding.model.template.havac import HAVAC
-from ding.model.template.maqac import DiscreteMAQAC
-from ding.model.template.mavac import MAVAC
-from ding.model.template.qmix import QMix
-from ding.model.template.qtran import QTran
-from ding.model.template.wqmix import WQMix
+from ding.model.module_spec.collaq import CollaQ
+from ding.model.module_spec.coma import COMAActorNetwork
+from ding.model.module_spec.havac import HAVAC
+from ding.model.module_spec.maqac import DiscreteMAQAC
+from ding.model.module_spec.mavac import MAVAC
+from ding.model.module_spec.qmix import QMix
+from ding.model.module_spec.qtran import QTran
+from ding.model.module_spec.wqmix import WQMix
 from torch import Tensor, nn
 
 from functional_marl.laws import Report, check

@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from functional_marl.arguments import as_index, is_list, shown
-from functional_marl.errors import StructureError
+from functional_marl._arguments import as_index, is_list, shown
+from functional_marl._errors import StructureError
 
 __all__ = ["GRU", "LSTM", "ConvNet", "convnet", "gru", "lstm", "mlp"]
 

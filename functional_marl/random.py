@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from functional_marl.arguments import as_flag, as_index, as_shape, is_bool, shown
-from functional_marl.errors import StructureError
+from functional_marl._arguments import as_flag, as_index, as_shape, is_bool, shown
+from functional_marl._errors import StructureError
 
 __all__ = ["Key", "as_key", "bernoulli", "fold_in", "key", "normal", "philox4x32", "split", "uniform"]
 

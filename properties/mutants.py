@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 import functional_marl as fm
+from functional_marl._layout.inputs import place_inputs
+from functional_marl._parameters import Params
+from functional_marl._pytrees import Tree, tree_map
+from functional_marl._sharing import Sharing
 from functional_marl.laws import Law, laws
 from functional_marl.laws.subject import Ops
-from functional_marl.parameters import Params
-from functional_marl.sharing import Sharing
-from functional_marl.trees import Tree, tree_map
-from functional_marl.views import place_inputs
 
 Op = Callable[..., Any]
 

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 import functional_marl as fm
+from functional_marl._parameters import Params
+from functional_marl._pytrees import Tree, flatten, tree_map
 from functional_marl.laws import laws
-from functional_marl.parameters import Params
-from functional_marl.trees import Tree, flatten, tree_map
 from properties.mutants import applied, mutant, next_slot, shared, slots
 
 # --- axes, sizes, dtypes ----------------------------------------------------------------------------------
@@ -79,11 +79,11 @@ def drawn(key: Callable[[fm.Network, Tensor], Any]) -> Callable[..., Params]:
 def in_sequence(net: fm.Network, key: Any, **how: Any) -> Params:
     """One generator for all slots, one after the other."""
     params = fm.init_params(net, key, **how)
-    assert net.template.build is not None
+    assert net.module_spec.build is not None
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(int(fm.split(key, 1)[0, 1]))
         for slot in range(max(len(leaf) for leaf in params.values())):
-            built = dict(net.template.build().named_parameters())
+            built = dict(net.module_spec.build().named_parameters())
             for name, leaf in params.items():
                 if slot < len(leaf) and built[name].shape == leaf.shape[1:]:
                     leaf[slot] = built[name]
@@ -162,7 +162,7 @@ mutant(
     "dropouts stay on where the mode is different",
     apply=applied(
         how=lambda net, how: how | {"train": True},
-        when=lambda net, train: net.randomness == "different" and not net.template.buffers,
+        when=lambda net, train: net.randomness == "different" and not net.module_spec.buffers,
     ),
 )
 
@@ -185,7 +185,7 @@ def writing_state(net: fm.Network, params: Params, *args: Tree, **how: Any) -> A
 
 def remembering(net: fm.Network, params: Params, *args: Tree, **how: Any) -> Any:
     """After an exception the parameters of that call stay in place."""
-    kept = net.template.__dict__.setdefault("a mutant's parameters", [])
+    kept = net.module_spec.__dict__.setdefault("a mutant's parameters", [])
     try:
         return fm.apply(net, kept[0] if kept else params, *args, **how)
     except Exception:
@@ -195,7 +195,7 @@ def remembering(net: fm.Network, params: Params, *args: Tree, **how: Any) -> Any
 
 def stateful(net: fm.Network, params: Params, *args: Tree, **how: Any) -> Any:
     """Buffers as of an nn.Module: what training left is what the next call starts with."""
-    kept = net.template.__dict__.setdefault("a mutant's state", {})
+    kept = net.module_spec.__dict__.setdefault("a mutant's state", {})
     result = fm.apply(net, params, *args, **how | ({"state": kept["state"]} if kept else {}))
     if how.get("mutable") and result[1]:
         kept["state"] = result[1]

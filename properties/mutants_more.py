@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 import functional_marl as fm
+from functional_marl._lowering import dense
+from functional_marl._parameters import Params
+from functional_marl._pytrees import Tree, tree_map
+from functional_marl._sharing import Sharing
 from functional_marl.laws import laws
-from functional_marl.lowering import dense
-from functional_marl.parameters import Params
-from functional_marl.sharing import Sharing
-from functional_marl.trees import Tree, tree_map
 from properties.mutants import Op, applied, index_leaks, late_boundary, mutant, next_slot, slots
 from properties.mutants_trees import mean_gradient, merged, reshared
 
@@ -228,7 +228,7 @@ mutant(laws.masks_are_independent, "masks are opposite", apply=applied(outputs=o
 
 def keyed_is_training(net: fm.Network, params: Params, *args: Tree, **how: Any) -> Any:
     """A key switches dropouts on."""
-    train = how.pop("train", False) or (how.get("key") is not None and not net.template.buffers)
+    train = how.pop("train", False) or (how.get("key") is not None and not net.module_spec.buffers)
     return fm.apply(net, params, *args, train=train, **how)
 
 
@@ -251,7 +251,7 @@ _running: list[Params] = []
 
 def kept_by_thread(net: fm.Network, params: Params, *args: Tree, **how: Any) -> Any:
     """A call writes its parameters into the network's table and reads them back, key by key."""
-    table = net.template.__dict__.setdefault("a mutant's table", {})
+    table = net.module_spec.__dict__.setdefault("a mutant's table", {})
     for name, leaf in params.items():
         table[name] = leaf
         fm.split(0, 1)  # somebody else's turn

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 import functional_marl as fm
+from functional_marl._parameters import Merge, Params
+from functional_marl._sharing import Sharing, resolve
 from functional_marl.laws import laws
-from functional_marl.parameters import Merge, Params
-from functional_marl.sharing import Sharing, resolve
 from properties.mutants import Op, applied, late_boundary, mutant
 
 # --- wrong gradients --------------------------------------------------------------------------------------
@@ -181,7 +181,7 @@ def lazy_reshare(net: fm.Network, params: Params, sharing: Any, **how: Any) -> A
 
 
 def kept_state(net: fm.Network, key: Any = None, **how: Any) -> Params:
-    kept = net.template.__dict__.setdefault("a mutant's state", {})
+    kept = net.module_spec.__dict__.setdefault("a mutant's state", {})
     at = str((key, net.spec))
     if at not in kept:
         kept[at] = fm.init_state(net, key, **how)
@@ -208,7 +208,7 @@ def _holding(net: fm.Network, params: Params, agent: int, state: Params | None) 
 
 def untied(net: fm.Network, key: Any, **how: Any) -> Params:
     params = fm.init_params(net, key, **how)
-    return params | {alias: params[name].clone() for alias, name in net.template.param_aliases.items()}
+    return params | {alias: params[name].clone() for alias, name in net.module_spec.param_aliases.items()}
 
 
 def one_an_agent(net: fm.Network, key: Any, **how: Any) -> Params:

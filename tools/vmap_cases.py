@@ -16,9 +16,9 @@ from torch.overrides import TorchFunctionMode
 from torch.testing._internal.common_methods_invocations import op_db
 from torch.utils import _pytree as pytree
 
+from functional_marl._randomness.keyed_dropout import is_random
+from functional_marl._strategies import vmap_faults as faults
 from functional_marl._torch_compat import LocalMode
-from functional_marl.evaluate import faults
-from functional_marl.modes import is_random
 
 AGENTS = 3
 SCALES = (1.0, 0.75, 0.5)  # the agents' numbers: multiples keep a matrix definite and a list in order

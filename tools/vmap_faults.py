@@ -3,8 +3,8 @@
     python tools/vmap_faults.py            # some minutes; needs scipy and expecttest, as torch's samples do
     python tools/vmap_faults.py roll clamp # only these, to look at: every case that goes wrong, and no table
 
-It writes ``functional_marl/evaluate/vmap_faults/<torch's version>.tsv``, which ``evaluate/faults.py`` reads. Run it
-once a version of torch, and look at each new row.
+It writes ``functional_marl/_strategies/vmap_fault_tables/<torch's version>.tsv``, which
+``_strategies/vmap_faults.py`` reads. Run it once a version of torch, and look at each new row.
 
 A case is a sample of torch's OpInfo database, in a variant (function, method, in place), with each tensor mapped or
 not. It counts where the loop works and vmap gives other values, shapes, types or gradients, raises only in backward, or
@@ -30,7 +30,7 @@ from typing import Any
 import torch
 from vmap_cases import Entry, NoCase, cases, everything
 
-from functional_marl.evaluate import faults
+from functional_marl._strategies import vmap_faults as faults
 
 SECONDS = 300  # for one operation
 WORKERS = int(os.environ.get("WORKERS", os.cpu_count() or 1))

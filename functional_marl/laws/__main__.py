@@ -18,13 +18,13 @@ from typing import Any, NoReturn, cast
 import torch
 from torch import Tensor, nn
 
-from functional_marl.interop import to_tensordict
+from functional_marl._network import Network
+from functional_marl._tensordict import to_tensordict
 from functional_marl.laws.checking import check, laws_named
 from functional_marl.laws.grouping import check_grouping
 from functional_marl.laws.host import CheckError, seeded
 from functional_marl.laws.infer import infer_sharing
 from functional_marl.laws.law import Law
-from functional_marl.network import Network
 
 __all__ = ["main"]
 

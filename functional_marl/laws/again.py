@@ -8,7 +8,7 @@ from typing import Any, cast
 
 from torch import Tensor
 
-from functional_marl.trees import is_tensordict
+from functional_marl._pytrees import is_tensordict
 
 __all__ = ["code", "snippet"]
 

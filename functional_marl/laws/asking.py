@@ -73,7 +73,7 @@ def _short(error: BaseException) -> str:
 
 def alone(s: Foreign, agent: int) -> list[Tensor]:
     """One agent's output of the network of one agent."""
-    from functional_marl.trees import flatten
+    from functional_marl._pytrees import flatten
 
     host = s.host
     if host.groups is not None:

@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from functional_marl._pytrees import flatten
 from functional_marl.laws.asking import alone, asked
 from functional_marl.laws.foreign_subject import Foreign
 from functional_marl.laws.host import CheckError, Host, kept, seeded
 from functional_marl.laws.law import Broken, agree, broken, differ
 from functional_marl.laws.threads import agree_in_threads, agree_in_turns
-from functional_marl.trees import flatten
 
 __all__: list[str] = []
 

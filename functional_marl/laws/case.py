@@ -9,8 +9,8 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from functional_marl._pytrees import flatten
 from functional_marl.laws.host import Host, Place
-from functional_marl.trees import flatten
 
 __all__ = ["Case"]
 

@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from functional_marl.checks import Params
-from functional_marl.fresh import init_params, init_state
+from functional_marl._checks import Params
+from functional_marl._init_params import init_params, init_state
+from functional_marl._network import Network, Randomness, Strategy, network
+from functional_marl._pytrees import Tree, flatten, tree_map
+from functional_marl._sharing import SharingSpec
 from functional_marl.laws.subject import LIBRARY, Ops, Subject
 from functional_marl.laws.zoo import ZOO, Entry, Spec
-from functional_marl.network import Network, Randomness, Strategy, network
-from functional_marl.sharing import SharingSpec
-from functional_marl.trees import Tree, flatten, tree_map
 
 __all__ = ["example_of", "leaf_names_of", "moved", "subject"]
 
@@ -51,7 +51,7 @@ def example_of(entry: Entry, joint: int = 1, dtype: torch.dtype = torch.float32)
 
 def leaf_names_of(entry: Entry) -> list[str]:
     """The names of the parameters and buffers of one agent."""
-    template = _single(entry, 1).template
+    template = _single(entry, 1).module_spec
     return [*template.params, *template.buffers]
 
 
@@ -129,7 +129,7 @@ def subject(
         least_batch_dims=entry.batch_dims[0],
         traits=_traits(entry),
         ways=tuple(way for way, can in ways.items() if can),
-        build=net.template.build,
+        build=net.module_spec.build,
         seed=seed,
         ops=ops,
     )

@@ -10,6 +10,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from functional_marl._network import Network
+from functional_marl._pytrees import is_tensordict
+from functional_marl._sharing import Sharing, SharingSpec
 from functional_marl.laws import asking_more as asking_more
 from functional_marl.laws.again import code
 from functional_marl.laws.asking import FOREIGN
@@ -19,9 +22,6 @@ from functional_marl.laws.host import AUTO, CheckError, Host, agents_of, module_
 from functional_marl.laws.infer import inferred
 from functional_marl.laws.law import LAWS, Law, LawViolation
 from functional_marl.laws.report import HOLDS, SKIPPED, VIOLATED, Report, Verdict
-from functional_marl.network import Network
-from functional_marl.sharing import Sharing, SharingSpec
-from functional_marl.trees import is_tensordict
 
 __all__ = ["assert_laws", "check", "each_law", "foreign"]
 

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from functional_marl._pytrees import Tree
 from functional_marl.laws.law import agree, law
 from functional_marl.laws.subject import Subject
-from functional_marl.trees import Tree
 
 __all__ = ["compile_is_eager", "export_is_eager", "inductor_is_eager"]
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from functional_marl.interop import to_tensordict
+from functional_marl._tensordict import to_tensordict
 from functional_marl.laws.law import agree, broken, law, zero
 from functional_marl.laws.modules import Words
 from functional_marl.laws.subject import LIBRARY, Ops

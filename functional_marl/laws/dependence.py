@@ -8,9 +8,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from functional_marl._pytrees import Tree, flatten, leaf_names, tree_map
 from functional_marl.laws.law import agree, broken, law, zero
 from functional_marl.laws.subject import Subject
-from functional_marl.trees import Tree, flatten, leaf_names, tree_map
 
 __all__ = [
     "centralized_sees_all",

@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from functional_marl.checks import Params
-from functional_marl.errors import SharingError
+from functional_marl._checks import Params
+from functional_marl._errors import SharingError
+from functional_marl._lowering import dense
+from functional_marl._pytrees import tree_map
+from functional_marl._sharing import Sharing
 from functional_marl.laws.law import Broken, agree, broken, law, zero
 from functional_marl.laws.subject import LIBRARY, Ops, Subject
-from functional_marl.lowering import dense
-from functional_marl.sharing import Sharing
-from functional_marl.trees import tree_map
 
 __all__ = [
     "Patterns",

@@ -7,10 +7,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from functional_marl.checks import Params
+from functional_marl._checks import Params
+from functional_marl._pytrees import tree_map
 from functional_marl.laws.law import agree, broken, differ, law
 from functional_marl.laws.subject import Subject
-from functional_marl.trees import tree_map
 
 __all__ = [
     "centralized_rows_are_equal",

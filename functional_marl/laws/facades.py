@@ -11,8 +11,8 @@ from typing import Any
 
 from torch import nn
 
+from functional_marl._parameters import agent_module
 from functional_marl.laws.functional import Functional
-from functional_marl.parameters import agent_module
 
 __all__ = ["build_of", "by_its_names", "said_by", "template_of"]
 
@@ -70,7 +70,7 @@ def template_of(module: Any, agent: int) -> Callable[..., Any] | None:
 def build_of(module: Any) -> Callable[[], nn.Module] | None:
     """The factory of one agent's network of a facade, where what it builds looks as the template does."""
     if isinstance(module, Functional):
-        return module.net.template.build
+        return module.net.module_spec.build
     if not _is_facade(module) or not hasattr(module, "_build_single_net"):
         return None
 

@@ -8,12 +8,12 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from functional_marl.apply import apply
-from functional_marl.checks import check_params, check_state
-from functional_marl.fresh import init_state
-from functional_marl.interop import as_flat_dict
-from functional_marl.network import Network
-from functional_marl.skeleton import parameter
+from functional_marl._apply import apply
+from functional_marl._checks import check_params, check_state
+from functional_marl._init_params import init_state
+from functional_marl._module.stateless import parameter
+from functional_marl._network import Network
+from functional_marl._tensordict import as_flat_dict
 
 __all__ = ["Functional", "as_module"]
 

@@ -10,10 +10,10 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from functional_marl._pytrees import flatten, leaf_names
 from functional_marl.laws.again import code
 from functional_marl.laws.law import agree, broken, law
 from functional_marl.laws.subject import LIBRARY, Ops
-from functional_marl.trees import flatten, leaf_names
 
 __all__ = [
     "Grouped",

@@ -10,13 +10,13 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from functional_marl.errors import SharingError, StructureError
-from functional_marl.evaluate.draws import rng_states, same_states
+from functional_marl._errors import SharingError, StructureError
+from functional_marl._network import Network
+from functional_marl._pytrees import Tree, flatten, is_tensordict, leaf_names, prefix_leaves
+from functional_marl._randomness.rng_state import rng_states, same_states
+from functional_marl._sharing import Sharing, SharingSpec, resolve
 from functional_marl.laws.facades import build_of, by_its_names, said_by, template_of
 from functional_marl.laws.functional import Functional, as_module
-from functional_marl.network import Network
-from functional_marl.sharing import Sharing, SharingSpec, resolve
-from functional_marl.trees import Tree, flatten, is_tensordict, leaf_names, prefix_leaves
 
 __all__ = ["AUTO", "CheckError", "Host", "Place", "agents_of", "kept", "module_of", "seeded"]
 

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from functional_marl._sharing import Sharing
 from functional_marl.laws.case import Case
 from functional_marl.laws.host import AUTO, CheckError, Host, agents_of, kept, module_of
-from functional_marl.sharing import Sharing
 
 __all__ = ["Inferred", "Reached", "infer_sharing", "inferred"]
 

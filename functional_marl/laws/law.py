@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from functional_marl._pytrees import Tree, flatten, leaf_names
 from functional_marl.laws.again import snippet
-from functional_marl.trees import Tree, flatten, leaf_names
 
 __all__ = ["LAWS", "Broken", "Law", "LawViolation", "NotApplicable", "agree", "broken", "differ", "gap", "law", "zero"]
 

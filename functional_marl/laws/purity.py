@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 from torch.func import vmap
 
+from functional_marl._errors import StructureError
+from functional_marl._pytrees import Tree, flatten, tree_map
 from functional_marl._torch_compat import version
-from functional_marl.errors import StructureError
 from functional_marl.laws.law import agree, broken, law
 from functional_marl.laws.subject import Subject
 from functional_marl.laws.threads import agree_in_threads
-from functional_marl.trees import Tree, flatten, tree_map
 
 __all__ = [
     "calls_are_reentrant",
@@ -68,7 +68,7 @@ def _watched(s: Subject) -> Subject:
     settings = ("n_agents", "centralized", "agent_dim", "out_agent_dim", "randomness", "strategy")
     given = {name: getattr(s.net, name) for name in settings}
     assert s.build is not None
-    net = s.ops.network(_Watched(s.build), sharing=s.net.spec, example=s.net.template.example, **given)
+    net = s.ops.network(_Watched(s.build), sharing=s.net.spec, example=s.net.module_spec.example, **given)
     return replace(s, net=net)
 
 

@@ -9,11 +9,11 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from functional_marl.checks import Params
-from functional_marl.errors import RandomnessError
+from functional_marl._checks import Params
+from functional_marl._errors import RandomnessError
+from functional_marl._pytrees import Tree
 from functional_marl.laws.law import Broken, agree, broken, differ, law
 from functional_marl.laws.subject import Subject
-from functional_marl.trees import Tree
 
 __all__ = [
     "initialisation_has_the_modules_distribution",
@@ -34,7 +34,7 @@ def built(s: Subject, seed: int) -> tuple[Params, Params]:
         torch.manual_seed(seed)
         module: nn.Module = s.build()
         if any(nn.parameter.is_lazy(p) for p in module.parameters()):
-            module.eval()(*s.net.template.example)
+            module.eval()(*s.net.module_spec.example)
         return dict(module.named_parameters()), dict(module.named_buffers())
 
 

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from functional_marl.errors import StructureError
+from functional_marl._errors import StructureError
+from functional_marl._pytrees import Tree, flatten, tree_map
 from functional_marl.laws.law import Broken, agree, broken, law
 from functional_marl.laws.subject import Subject
-from functional_marl.trees import Tree, flatten, tree_map
 
 __all__ = [
     "agent_dim_is_a_place",

@@ -15,7 +15,10 @@ from hypothesis import strategies as st
 from tensordict import TensorDict
 from torch import Tensor
 
-from functional_marl.grouping import MarlGroupMapType, by_prefix, by_spec
+from functional_marl._groups.group_map import MarlGroupMapType, by_prefix, by_spec
+from functional_marl._network import Network
+from functional_marl._pytrees import Tree, tree_map
+from functional_marl._sharing import Sharing
 from functional_marl.laws.cases import leaf_names_of, subject
 from functional_marl.laws.critics import Critics
 from functional_marl.laws.equivalence import Patterns
@@ -35,10 +38,7 @@ from functional_marl.laws.laws import (
 from functional_marl.laws.modules import Facade
 from functional_marl.laws.subject import Subject
 from functional_marl.laws.zoo import ZOO, Entry
-from functional_marl.network import Network
 from functional_marl.random import key
-from functional_marl.sharing import Sharing
-from functional_marl.trees import Tree, tree_map
 
 __all__ = [
     "agent_dims",

@@ -7,12 +7,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from functional_marl.errors import SharingError
+from functional_marl._errors import SharingError
+from functional_marl._pytrees import Tree, flatten, leaf_names, tree_map
+from functional_marl._sharing import Sharing
 from functional_marl.laws.law import Broken, agree, broken, law
 from functional_marl.laws.randomness import built
 from functional_marl.laws.subject import Subject
-from functional_marl.sharing import Sharing
-from functional_marl.trees import Tree, flatten, leaf_names, tree_map
 
 __all__ = ["nothing_is_aliased", "number_of_parameters", "presets_are_explicit_maps", "stack_round_trip"]
 
@@ -51,7 +51,7 @@ def presets_are_explicit_maps(s: Subject) -> None:
     The named sharings are these slot maps: the same network, parameters and outputs.
     """
     for preset, slots in (("shared", [0] * s.n), ("independent", list(range(s.n)))):
-        settings = {"centralized": s.net.centralized, "example": s.net.template.example}
+        settings = {"centralized": s.net.centralized, "example": s.net.module_spec.example}
         named, explicit = (s.ops.network(s.build, s.n, sharing=each, **settings) for each in (preset, slots))
         if named.spec != explicit.spec:
             broken(f"sharing={preset!r}: expected {explicit.spec}, got {named.spec}")
@@ -98,7 +98,7 @@ def nothing_is_aliased(s: Subject) -> None:
         again: dict[str, Tensor] = s.ops.init_state(s.net, s.key())
         _apart(again, keyed, "init_state")
         slots = [list(range(s.n))]
-        net: Any = s.ops.network(s.build, s.n, sharing=slots[0], example=s.net.template.example)
+        net: Any = s.ops.network(s.build, s.n, sharing=slots[0], example=s.net.module_spec.example)
         slots[0][:] = [0] * s.n
         if any(list(sharing) != list(range(s.n)) for sharing in net.spec.values()):
             broken(f"network: its slot maps changed with the caller's list: {net.spec}")

@@ -11,14 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from functional_marl.apply import apply
-from functional_marl.checks import Params
-from functional_marl.fresh import init_params, init_state
-from functional_marl.grouping import group_map
-from functional_marl.groups import group_agents, ungroup_agents
-from functional_marl.laws.law import broken
-from functional_marl.network import Network, network
-from functional_marl.parameters import (
+from functional_marl._apply import apply
+from functional_marl._checks import Params
+from functional_marl._groups.group_data import group_agents, ungroup_agents
+from functional_marl._groups.group_map import group_map
+from functional_marl._init_params import init_params, init_state
+from functional_marl._layout.inputs import with_agent_ids
+from functional_marl._network import Network, network
+from functional_marl._parameters import (
     agent_module,
     agent_params,
     combine,
@@ -27,11 +27,11 @@ from functional_marl.parameters import (
     stack_agents,
     unstack_agents,
 )
+from functional_marl._pytrees import Tree, flatten, tree_map
+from functional_marl._sharing import Sharing, resolve
+from functional_marl.laws.law import broken
 from functional_marl.random import fold_in, split
 from functional_marl.random import key as make_key
-from functional_marl.sharing import Sharing, resolve
-from functional_marl.trees import Tree, flatten, tree_map
-from functional_marl.views import with_agent_ids
 
 __all__ = ["LIBRARY", "WORDS", "Ops", "Subject"]
 

@@ -9,8 +9,8 @@ from typing import Any
 
 from torch import nn
 
+from functional_marl._pytrees import Tree
 from functional_marl.laws.law import Broken, agree, broken
-from functional_marl.trees import Tree
 
 __all__ = ["agree_in_threads", "agree_in_turns"]
 

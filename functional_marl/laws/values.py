@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from functional_marl._pytrees import Tree, flatten, tree_map
 from functional_marl.laws.case import Case
 from functional_marl.laws.cases import moved
 from functional_marl.laws.functional import Functional
 from functional_marl.laws.host import CheckError
 from functional_marl.laws.subject import Subject
-from functional_marl.trees import Tree, flatten, tree_map
 
 __all__ = ["subject_of"]
 
@@ -47,7 +47,7 @@ def subject_of(case: Case, random: bool) -> Subject:
     ways = {
         "auto": True,
         "loop": True,
-        "vmap": not any(net.template.no_vmap.values()),
+        "vmap": not any(net.module_spec.no_vmap.values()),
         "plan": not any(isinstance(plan, str) for plan in net.plans),
     }
     return Subject(
@@ -63,7 +63,7 @@ def subject_of(case: Case, random: bool) -> Subject:
         least_batch_dims=len(batch),
         traits=frozenset({"compiles", "exports", *(["random"] if random else []), *(["vmap"] if ways["vmap"] else [])}),
         ways=tuple(way for way, can in ways.items() if can),
-        build=net.template.build,
+        build=net.module_spec.build,
         seed=case.seed,
     )
 

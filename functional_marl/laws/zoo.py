@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import orthogonal, spectral_norm, weight_norm
 
-from functional_marl.errors import StructureError
+from functional_marl._errors import StructureError
+from functional_marl._pytrees import Tree, flatten
 from functional_marl.nets import convnet, gru, mlp
-from functional_marl.trees import Tree, flatten
 
 __all__ = ["ZOO", "Bools", "Entry", "Floats", "Ints", "Spec", "register"]
 

@@ -1,0 +1,161 @@
+"""Arguments that are no trees: ints, flags, shapes, dtypes, devices. Each check names the argument and the fix.
+
+Integers come from everywhere (``np.int64`` from ``env.action_space(a).n``), so whatever ``operator.index`` takes is
+an int here; a bool is not.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterable, Mapping
+from typing import Any, NoReturn
+
+import torch
+
+from functional_marl._errors import StructureError
+
+__all__ = ["as_device", "as_flag", "as_floating", "as_index", "as_mapping", "as_shape", "is_bool", "is_list", "shown"]
+
+
+_MOST = 1 << 63  # no size is larger; without a bound such a slip takes all memory
+
+
+def shown(value: Any) -> str:
+    """A value in an error, on one short line: tensors and arrays by their shape.
+
+    >>> shown(torch.zeros(2, 3)), shown("a")
+    ('a Tensor of shape [2, 3]', "'a'")
+    """
+    shape = getattr(value, "shape", None)
+    if isinstance(shape, tuple) and shape:
+        return f"a {type(value).__name__} of shape {list(shape)}"  # pyright: ignore[reportUnknownArgumentType]
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def as_index(
+    value: Any, what: str, least: int | None = None, *, error: type[ValueError] = StructureError, hint: str = ""
+) -> int:
+    """An int, from anything that ``operator.index`` takes but a bool.
+
+    Args:
+        value: what was given.
+        what: the name of the argument.
+        least: the smallest int that fits.
+        error: what is raised.
+        hint: added to the message, with its own ``"; "``.
+
+    >>> as_index(3, "n_agents", 1)
+    3
+    >>> as_index(True, "n_agents", 1)
+    Traceback (most recent call last):
+        ...
+    functional_marl.errors.StructureError: n_agents: expected a positive int, got True
+    """
+    if type(value) is int and (least is None or least <= value < _MOST):
+        return value
+    if isinstance(value, torch.SymInt):  # a size in a trace, which a conversion would fix
+        return value  # pyright: ignore[reportReturnType]
+    number = None if is_bool(value) else _index(value)
+    if number is None or (least is not None and not least <= number < _MOST):
+        kind = {None: "an int", 1: "a positive int"}.get(least, f"an int of {least} or more")
+        raise error(f"{what}: expected {kind}, got {shown(value)}{hint}")
+    return number
+
+
+def _index(value: Any) -> int | None:
+    try:
+        return operator.index(value)
+    except (TypeError, ValueError, RuntimeError):  # also tensors without numbers
+        return None
+
+
+def is_bool(value: Any) -> bool:
+    """Whether it is a truth value: Python's, numpy's or torch's."""
+    return isinstance(value, bool) or str(getattr(value, "dtype", "")) in ("bool", "torch.bool")
+
+
+def is_list(value: Any) -> bool:
+    """Whether it holds things in an order: a list, tuple, array, iterator; no text and no set or mapping.
+
+    >>> is_list([1]), is_list("1"), is_list({1})
+    (True, False, False)
+    """
+    unordered = isinstance(value, str | bytes | Mapping | set | frozenset)
+    return isinstance(value, Iterable) and not unordered and getattr(value, "shape", (1,)) != ()
+
+
+def as_flag(value: Any, what: str) -> bool:
+    """True or False; also 0, 1 and numpy's bools, but no string, which would count as true.
+
+    >>> as_flag(1, "train")
+    True
+    """
+    if value is True or value is False:
+        return value
+    if (isinstance(value, int) and value in (0, 1)) or (is_bool(value) and not getattr(value, "shape", ())):
+        return bool(value)
+    raise StructureError(f"{what}: expected True or False, got {shown(value)}")
+
+
+def as_shape(value: Any, what: str) -> tuple[int, ...]:
+    """A shape: a list or tuple of sizes, 0 or more.
+
+    >>> as_shape([2, 3], "shape")
+    (2, 3)
+    """
+    if not is_list(value):
+        _not_a_shape(value, what)
+    try:
+        return tuple(as_index(size, what, 0) for size in value)
+    except (StructureError, TypeError, RuntimeError):
+        _not_a_shape(value, what)
+
+
+def _not_a_shape(value: Any, what: str) -> NoReturn:
+    raise StructureError(f"{what}: expected a tuple of sizes, ints of 0 or more, got {shown(value)}")
+
+
+def as_mapping(value: Any, what: str, kind: str) -> Mapping[Any, Any]:
+    """A mapping as it is.
+
+    >>> as_mapping({"a": 1}, "patterns", "from pattern to label")
+    {'a': 1}
+    """
+    if not isinstance(value, Mapping):
+        raise StructureError(f"{what}: expected a dict {kind}, got {shown(value)}")
+    return value  # pyright: ignore[reportUnknownVariableType]
+
+
+def as_floating(dtype: Any, what: str = "dtype") -> torch.dtype | None:
+    """A floating dtype, or None.
+
+    >>> as_floating(torch.float16)
+    torch.float16
+    """
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise StructureError(
+            f"{what}: expected a floating dtype, as torch.float32, got {shown(dtype)}; only floating leaves are cast"
+        )
+    return dtype
+
+
+def as_device(device: Any, what: str = "device") -> torch.device | None:
+    """A device that tensors can be put on, or None.
+
+    >>> as_device("cpu")
+    device(type='cpu')
+    """
+    if device is None:
+        return None
+    try:
+        if isinstance(device, bool):
+            raise TypeError("a bool is no device")
+        found = torch.device(device)
+        torch.empty(0, device=found)
+    except (TypeError, ValueError, RuntimeError, AssertionError) as error:
+        raise StructureError(
+            f"{what}: expected a device that torch has here, such as 'cpu', got {shown(device)}: "
+            f"{(str(error).splitlines() or [''])[0]}"
+        ) from None
+    return found

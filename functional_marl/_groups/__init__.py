@@ -1,0 +1,1 @@
+"""Groups of agents: who is in which group, and data by group."""

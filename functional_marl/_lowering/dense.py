@@ -1,0 +1,245 @@
+"""Runs of linear layers and activations on stacked weights: the batched matrix products of the plan.
+
+``h`` is ``[n, B, F]`` with the agents in front. All layers of a run share alike, so that agents are
+grouped by slot once a run and not once a layer.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from functional_marl import _torch_compat
+from functional_marl._clean_context import neutral
+from functional_marl._sharing import Sharing
+
+__all__ = [
+    "Affine",
+    "gather_slots",
+    "index_tensor",
+    "one",
+    "product",
+    "run_dense",
+    "run_dense_whole",
+    "run_shared",
+    "traced",
+]
+
+# --- size rules ----------------------------------------------------------------------------------------
+# Measured against torchrl's MultiAgentMLP on one thread, 16 -> H -> H -> 4, as (agents, H, batch);
+# benchmarks/ measures them again.
+
+# Feature-major products, baddbmm(b, W, h) with h [n, F, B], over batch-major ones: forward 1.09x at 3,64,16,
+# 1.05x at 64,64,16, 1.00x at 3,512,512; and their weight gradients are contiguous: with backward 1.28x at
+# 64,64,32 and 512,64,256. With small batches they lose: forward 0.3x at 64,64,1.
+FEATURE_MAJOR_FROM = 16
+# Agents are taken in chunks of about 1 MB of activations once these pass 16 MB, since fresh pages cost
+# more than the products: forward at 512,64,256 2.4x against 1.7x whole, with backward 2.5x against 1.4x.
+# Below it chunks lose: 64,64,32 1.4x against 1.5x whole.
+CHUNK_ABOVE = 16 << 20
+CHUNK = 1 << 20
+# Uneven clusters: copying weights to every agent is fastest for a small team, a loop over slots else.
+GATHER_UP_TO = 8
+
+
+@dataclass(frozen=True)
+class Affine:
+    """One linear layer by the names of its leaves, and the activations that follow it."""
+
+    weight: str  # [S, out, in]
+    bias: str | None  # [S, out]
+    activations: tuple[Callable[[Tensor], Tensor], ...] = ()
+
+
+# --- slots ---------------------------------------------------------------------------------------------
+
+
+@lru_cache(maxsize=1024)
+def _kept_index(values: tuple[int, ...], device: torch.device) -> Tensor:
+    with neutral():
+        return torch.tensor(values, device=device)
+
+
+def index_tensor(values: tuple[int, ...], device: torch.device) -> Tensor:
+    """An index tensor, kept: a list as index would be copied to the device at each call."""
+    if torch.compiler.is_dynamo_compiling() or _torch_compat.dispatch_modes():
+        return torch.tensor(values, device=device)  # made under a mode it may be fake, and must not be kept
+    return _kept_index(values, device)
+
+
+def gather_slots(leaf: Tensor, sharing: Sharing) -> Tensor:
+    """``[S, *leaf] -> [n, *leaf]``: each agent's row; a view where no copy is needed."""
+    if sharing.is_independent:
+        return leaf
+    if sharing.is_shared:
+        return leaf.expand(sharing.n_agents, *leaf.shape[1:])
+    return leaf.index_select(0, index_tensor(sharing.slots, leaf.device))
+
+
+@dataclass(frozen=True)
+class _Clusters:
+    """Agents sorted by slot."""
+
+    order: tuple[int, ...]  # agents, slot by slot
+    back: tuple[int, ...]  # its inverse
+    used: tuple[int, ...]  # slots that have agents
+    sizes: tuple[int, ...]  # agents in each of them
+
+
+def _clusters(sharing: Sharing) -> _Clusters:
+    members: dict[int, list[int]] = {slot: [] for slot in sorted(set(sharing.slots))}
+    for agent, slot in enumerate(sharing.slots):
+        members[slot].append(agent)
+    order = tuple(agent for agents in members.values() for agent in agents)
+    back = tuple(sorted(range(len(order)), key=order.__getitem__))
+    return _Clusters(order, back, tuple(members), tuple(len(agents) for agents in members.values()))
+
+
+_kept_clusters = lru_cache(maxsize=1024)(_clusters)  # dynamo warns of a cache and looks through it
+
+
+# --- evaluation ----------------------------------------------------------------------------------------
+
+
+def run_dense(layers: Sequence[Affine], params: Mapping[str, Tensor], h: Tensor, sharing: Sharing) -> Tensor:
+    """``[n, B, F] -> [n, B, F_out]``: agent ``i`` through the layers with the weights of slot ``sharing[i]``."""
+    weights = [(params[a.weight], None if a.bias is None else params[a.bias], a.activations) for a in layers]
+    if sharing.is_independent:
+        return _stacked(weights, h)
+    n, batch = h.shape[:2]
+    groups = _clusters(sharing) if torch.compiler.is_dynamo_compiling() else _kept_clusters(sharing)
+    even = len(set(groups.sizes)) == 1
+    if not even and n <= GATHER_UP_TO:
+        return _stacked([(gather_slots(w, sharing), _gathered(b, sharing), acts) for w, b, acts in weights], h)
+    if len(groups.used) < sharing.n_slots:
+        rows = index_tensor(groups.used, h.device)
+        weights = [(w.index_select(0, rows), None if b is None else b.index_select(0, rows), a) for w, b, a in weights]
+    in_order = groups.order == tuple(range(n))
+    h = h if in_order else h.index_select(0, index_tensor(groups.order, h.device))
+    if even:
+        # [S * m, B, F] -> [S, m * B, F]
+        slots = len(groups.used)
+        h = _stacked(weights, h.reshape(slots, n // slots * batch, h.shape[2]))
+        h = h.reshape(n, batch, h.shape[2])
+    else:
+        # unbind, for indexing a weight once a slot makes backward add full-size zeros once a slot
+        rows = [(w.unbind(0), [None] * w.shape[0] if b is None else b.unbind(0), acts) for w, b, acts in weights]
+        pieces = h.split(list(groups.sizes))
+        h = torch.cat([_slot([(w[s], b[s], acts) for w, b, acts in rows], piece) for s, piece in enumerate(pieces)])
+    return h if in_order else h.index_select(0, index_tensor(groups.back, h.device))
+
+
+def run_shared(layers: Sequence[Affine], params: Mapping[str, Tensor], h: Tensor) -> Tensor:
+    """``[..., F] -> [..., F_out]`` through layers that all agents share: leaves ``[1, *leaf]``."""
+    weights = [(params[a.weight], None if a.bias is None else params[a.bias], a.activations) for a in layers]
+    return one(weights, h)
+
+
+def run_dense_whole(layers: Sequence[Affine], params: Mapping[str, Tensor], h: Tensor, sharing: Sharing) -> Tensor:
+    """``[B, F] -> [n, B, F_out]`` for an input that all agents see whole: once a slot, then to the agents."""
+    first = params[layers[0].weight]
+    out = _stacked(
+        [(params[a.weight], None if a.bias is None else params[a.bias], a.activations) for a in layers],
+        h.expand(first.shape[0], *h.shape),
+    )
+    return out if sharing.is_independent else gather_slots(out, sharing)
+
+
+_Weights = Sequence[tuple[Tensor, Tensor | None, Sequence[Callable[[Tensor], Tensor]]]]
+
+
+def _gathered(bias: Tensor | None, sharing: Sharing) -> Tensor | None:
+    return None if bias is None else gather_slots(bias, sharing)
+
+
+def one(weights: _Weights, h: Tensor) -> Tensor:
+    """``[..., F] -> [..., F_out]`` with one network's weights ``[1, out, in]``: contiguous, rows as they stand.
+
+    One axis of rows, for ``F.linear`` over three takes 1.3 to 1.9 times as long with its backward.
+    """
+    lead, features = h.shape[:-1], h.shape[-1]
+    rows = math.prod(lead)
+    if torch.compiler.is_dynamo_compiling() or isinstance(rows, torch.SymInt) or rows >= FEATURE_MAJOR_FROM:
+        h = _rows([(w.squeeze(0), b, acts) for w, b, acts in weights], h.reshape(rows, features))
+    else:  # a view less a layer
+        h = product(weights, h.reshape(1, rows, features))
+    return h.reshape(*lead, h.shape[-1])
+
+
+def _rows(weights: _Weights, h: Tensor) -> Tensor:
+    """``[R, F] -> [R, F_out]`` with one network's weights ``[out, in]`` and biases ``[out]`` or ``[1, out]``."""
+    fused = not torch.compiler.is_dynamo_compiling()  # addmm keeps inductor from fusing
+    for weight, bias, activations in weights:
+        if bias is None:
+            h = torch.mm(h, weight.t())
+        else:  # its backward gives contiguous gradients
+            h = torch.addmm(bias, h, weight.t()) if fused else torch.mm(h, weight.t()) + bias
+        for act in activations:
+            h = act(h)
+    return h
+
+
+def _stacked(weights: _Weights, h: Tensor) -> Tensor:
+    """``[A, B, F] -> [A, B, F_out]`` with weights ``[A, out, in]``, by the size rules."""
+    agents, batch = h.shape[:2]
+    if torch.compiler.is_dynamo_compiling() or isinstance(batch, torch.SymInt):
+        return traced(weights, h)
+    width = max(weight.shape[1] for weight, _, _ in weights)
+    size = batch * width * h.element_size()
+    if agents * size > CHUNK_ABOVE and agents > 1:
+        chunk = max(1, CHUNK // size)
+        # split, for its backward writes each gradient once
+        rows = [(w.split(chunk), [None] * agents if b is None else b.split(chunk), acts) for w, b, acts in weights]
+        pieces = h.split(chunk)
+        return torch.cat([product([(w[c], b[c], acts) for w, b, acts in rows], x) for c, x in enumerate(pieces)])
+    return product(weights, h)
+
+
+def product(weights: _Weights, h: Tensor) -> Tensor:
+    """``[A, B, F] -> [A, B, F_out]`` in one piece."""
+    if h.shape[1] >= FEATURE_MAJOR_FROM:
+        h = h.mT  # [A, F, B]
+        for weight, bias, activations in weights:
+            h = torch.bmm(weight, h) if bias is None else torch.baddbmm(bias.unsqueeze(2), weight, h)
+            for act in activations:
+                h = act(h)
+        return h.mT
+    for weight, bias, activations in weights:
+        if bias is None:
+            h = torch.bmm(h, weight.mT)
+        else:  # [1, out] broadcasts as it is, and a view costs 1 us
+            h = torch.baddbmm(bias if bias.shape[0] == 1 else bias.unsqueeze(1), h, weight.mT)
+        for act in activations:
+            h = act(h)
+    return h
+
+
+def traced(weights: _Weights, h: Tensor) -> Tensor:
+    """As :func:`product`, in a trace: no rule of sizes, and no baddbmm, which keeps inductor from fusing."""
+    h = h.mT
+    for weight, bias, activations in weights:
+        h = torch.bmm(weight, h) if bias is None else torch.bmm(weight, h) + bias.unsqueeze(2)
+        for act in activations:
+            h = act(h)
+    return h.mT
+
+
+def _slot(weights: _Weights, h: Tensor) -> Tensor:
+    """``[m, B, F] -> [m, B, F_out]`` with one network's weights, feature-major where that is faster."""
+    m, batch, features = h.shape
+    h = h.reshape(m * batch, features)
+    if m * batch < FEATURE_MAJOR_FROM or torch.compiler.is_dynamo_compiling():
+        h = _rows(weights, h)
+    else:
+        h = h.t()  # [F, m * B]
+        for weight, bias, activations in weights:
+            h = torch.mm(weight, h) if bias is None else torch.addmm(bias.unsqueeze(1), weight, h)
+            for act in activations:
+                h = act(h)
+        h = h.t()
+    return h.reshape(m, batch, h.shape[-1])

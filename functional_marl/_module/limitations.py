@@ -1,0 +1,74 @@
+"""What the module of one agent may not be, and what ``torch.func.vmap`` cannot do with its parts."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.utils.weight_norm import WeightNorm
+from torch.overrides import BaseTorchFunctionMode
+
+from functional_marl import _torch_compat
+from functional_marl._errors import StructureError
+
+__all__ = ["ATTENDING", "check_parts", "differentiable_attention", "renorms", "unruled_part", "why_not_vmap"]
+
+_LOOPED = (nn.RNNBase, nn.LSTMCell)
+ATTENDING = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerEncoder)
+
+
+def check_parts(module: nn.Module, what: str = "build") -> None:
+    """Refuse a module of one agent with a part that takes no leaves from outside.
+
+    Raises:
+        StructureError: names the part, and what to write instead.
+    """
+    for path, part in module.named_modules():
+        if isinstance(part, torch.jit.ScriptModule):
+            raise StructureError(f"{what}: TorchScript does not take parameters from outside; give the plain nn.Module")
+        if getattr(type(part), "of_several_agents", False):
+            raise StructureError(
+                f"{what}: {path or 'the module'} ({type(part).__name__}) is a network of several agents, and cannot be "
+                "the module of one agent or a part of it; make one network of the agents of all teams: two teams of "
+                "three are n_agents=6 with share_params=[0, 0, 0, 1, 1, 1] (sharing= in fm.network); or register the "
+                "parameters that its functional() gives, and call apply in forward"
+            )
+
+
+def why_not_vmap(name: str, part: nn.Module) -> str:
+    """Why ``torch.func.vmap`` cannot run a module with this part, or runs it wrongly; or nothing."""
+    kind = type(part).__name__
+    where = f" ({name!r})" if name else ""
+    if isinstance(part, _LOOPED):
+        return f"torch.func.vmap has no batching rule for {kind}{where}"
+    if part._backward_hooks or part._backward_pre_hooks:
+        return f"torch.func.vmap leaves out the backward hooks of {kind}{where}"
+    # Mapped weights lose the padding index, and mapped indices count in the frequencies of all agents.
+    if isinstance(part, nn.Embedding) and (part.padding_idx is not None or part.scale_grad_by_freq):
+        return f"torch.func.vmap trains {kind}{where} wrongly with padding_idx or scale_grad_by_freq"
+    return ""
+
+
+def renorms(part: nn.Module) -> bool:
+    """Whether the forward scales the weight in place."""
+    return isinstance(part, (nn.Embedding, nn.EmbeddingBag)) and part.max_norm is not None
+
+
+def unruled_part(part: nn.Module) -> bool:
+    """Whether vmap lacks a rule for it, of the kind that _strategies/batching_rules.py has."""
+    if isinstance(part, (nn.GRUCell, nn.RNNCell, nn.Bilinear, _torch_compat.WeightNorm)):
+        return True
+    return any(isinstance(hook, WeightNorm) for hook in part._forward_pre_hooks.values())
+
+
+def differentiable_attention() -> contextlib.AbstractContextManager[Any]:
+    """Keep torch's attention off its inference kernel inside functorch transforms.
+
+    It asks ``requires_grad``, which a tensor mapped by vmap does not show, and then takes a kernel that has
+    no derivative and no batching rule. Any torch function mode, local to the thread, says no to it.
+    """
+    if torch.compiler.is_dynamo_compiling() or _torch_compat.in_transform():
+        return BaseTorchFunctionMode()
+    return contextlib.nullcontext()

@@ -1,0 +1,316 @@
+"""A multi-agent network as a frozen value: one agent's template, a sharing, and how agents see inputs."""
+
+from __future__ import annotations
+
+import glob
+from dataclasses import dataclass, field
+from typing import Any, Literal, NoReturn, TypeVar, cast, get_args
+
+import torch
+from torch import nn
+
+from functional_marl._arguments import as_flag, as_index, shown
+from functional_marl._errors import SharingError, StructureError
+from functional_marl._lowering import Direct, Plan, Unsupported, lower
+from functional_marl._module.spec import Build, ModuleSpec
+from functional_marl._pytrees import Tree, flatten, is_array, tree_map
+from functional_marl._sharing import Sharing, SharingSpec, resolve
+
+__all__ = ["Network", "Randomness", "Strategy", "network", "network_of"]
+
+Randomness = Literal["error", "same", "different"]
+Strategy = Literal["auto", "loop", "vmap", "plan"]
+
+
+_V = TypeVar("_V")
+
+
+class _Fixed(dict[str, _V]):
+    """A dict that cannot be changed; of a kind that dynamo, pickle and json take as a dict."""
+
+    def _refuse(self, *_: Any, **__: Any) -> NoReturn:
+        raise TypeError("a network cannot be changed; net.replace(...) gives one with other settings")
+
+    __setitem__ = __delitem__ = __ior__ = _refuse  # pyright: ignore
+    clear = pop = popitem = setdefault = update = _refuse  # pyright: ignore
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (_Fixed, (dict(self),))
+
+
+# What users of other libraries type first.
+_ELSEWHERE = {
+    "init": "fm.init_params(net, key)",
+    "apply": "fm.apply(net, params, x)",
+    "forward": "fm.apply(net, params, x)",
+    "parameters": "fm.init_params(net, key), which gives a dict of tensors",
+    "named_parameters": "fm.init_params(net, key), which gives a dict of tensors",
+    "state_dict": "fm.init_params(net, key) and fm.init_state(net), which give dicts of tensors",
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Network:
+    """What :func:`network` returns: immutable, also its mappings, hashable, without parameter storage.
+
+    Equality is that of meaning: the same factory object and the same settings. :meth:`replace` gives a
+    network with other settings over the same template.
+    """
+
+    n_agents: int
+    sharing: dict[str, Sharing]  # parameter leaf -> slot map
+    state_sharing: dict[str, Sharing]  # buffer -> slot map
+    centralized: bool
+    agent_dim: Tree
+    out_agent_dim: Tree
+    randomness: Randomness
+    strategy: Strategy
+    module_spec: ModuleSpec = field(repr=False)
+    param_shapes: dict[str, tuple[int, ...]] = field(repr=False)  # parameter leaf -> [S, *leaf]
+    state_shapes: dict[str, tuple[int, ...]] = field(repr=False)  # buffer -> [S, *leaf]
+    plans: tuple[Plan | str, Plan | str] = field(repr=False)  # by train; or why there is none
+    direct: Direct | None = field(repr=False)  # for the commonest call, in both modes
+    # kept, no setting: the kinds of calls that vmap was watched at and computes as the loop
+    watched: set[tuple[Any, ...]] = field(repr=False, default_factory=set[tuple[Any, ...]])
+
+    def __call__(self, *_: Any, **__: Any) -> NoReturn:
+        """A network holds no parameters, so it is not called.
+
+        Raises:
+            StructureError: always; it names :func:`apply`.
+        """
+        raise StructureError("a network holds no parameters and is not called itself: fm.apply(net, params, x)")
+
+    def __getattr__(self, name: str) -> Any:
+        hint = f"; write {_ELSEWHERE[name]}" if name in _ELSEWHERE else ""
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}{hint}")
+
+    def replace(self, **changes: Any) -> Network:
+        """The same template under other settings: ``sharing=``, ``n_agents=``, ``strategy=``, ...
+
+        >>> net = network(lambda: nn.Linear(2, 1), n_agents=3)
+        >>> net.replace(sharing=Sharing([2, 1, 2])).sharing["weight"]
+        Sharing([2, 1, 2], n_slots=3)
+        """
+        allowed = {
+            "n_agents",
+            "sharing",
+            "centralized",
+            "agent_dim",
+            "out_agent_dim",
+            "randomness",
+            "strategy",
+        }
+        if not changes.keys() <= allowed:
+            raise TypeError(f"replace: unknown {sorted(changes.keys() - allowed)}; expected {sorted(allowed)}")
+        if "n_agents" in changes and "sharing" not in changes:
+            raise SharingError("replace: a new n_agents needs a new sharing= too")
+        given = _settings(self) | changes
+        if "sharing" not in changes:
+            given["sharing"] = self.spec
+        return _network(self.module_spec, **given)
+
+    @property
+    def spec(self) -> dict[str, Sharing]:
+        """The slot maps of parameters and buffers in one mapping, as ``sharing=`` takes it."""
+        return {glob.escape(name): slots for name, slots in (*self.sharing.items(), *self.state_sharing.items())}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Network:
+        return self  # immutable; a copy by pickling would lose a factory that is a lambda
+
+    def _identity(self) -> tuple[Any, ...]:
+        # Unpickled without its factory a network is known to equal only those over the same template.
+        return (self.module_spec.build or self.module_spec, self.spec, *_settings(self).values())
+
+    def __eq__(self, other: object) -> bool:
+        return self._identity() == other._identity() if isinstance(other, Network) else NotImplemented
+
+    def __hash__(self) -> int:
+        kind = self.module_spec.build or self.module_spec
+        return hash((kind, self.n_agents, self.centralized, self.randomness, self.strategy))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (_restore, (self.module_spec, {**_settings(self), "sharing": self.spec}))
+
+
+def _restore(module_spec: ModuleSpec, settings: dict[str, Any]) -> Network:
+    return _network(module_spec, **settings)
+
+
+def _settings(net: Network) -> dict[str, Any]:
+    names = ("n_agents", "centralized", "agent_dim", "out_agent_dim", "randomness", "strategy")
+    return {name: getattr(net, name) for name in names}
+
+
+def _network(
+    module_spec: ModuleSpec,
+    *,
+    n_agents: int,
+    sharing: SharingSpec,
+    centralized: bool,
+    agent_dim: Tree,
+    out_agent_dim: Tree,
+    randomness: Randomness,
+    strategy: Strategy,
+) -> Network:
+    for name, value, choices in (
+        ("randomness", randomness, get_args(Randomness)),
+        ("strategy", strategy, get_args(Strategy)),
+    ):
+        if not isinstance(value, str) or value not in choices:
+            raise StructureError(f"{name}: expected one of {', '.join(map(repr, choices))}, got {shown(value)}")
+    n_agents = as_index(n_agents, "n_agents", 1)
+    centralized = as_flag(centralized, "centralized")
+    agent_dim, out_agent_dim = _as_dims(agent_dim, "agent_dim"), _as_dims(out_agent_dim, "out_agent_dim")
+    slots = resolve(sharing, n_agents, [*module_spec.params, *module_spec.buffers])
+    plans = (_plan(module_spec, slots, n_agents, False), _plan(module_spec, slots, n_agents, True))
+    param_shapes = _Fixed({k: (slots[k].n_slots, *leaf.shape) for k, leaf in module_spec.params.items()})
+    direct: Direct | None = None
+    plain = agent_dim == -2 and out_agent_dim is None and not centralized and strategy in ("auto", "plan")
+    if plain and isinstance(plans[0], Plan) and plans[0].dense:
+        layers, used = plans[0].dense
+        direct = Direct.of(layers, param_shapes, used)
+    return Network(
+        n_agents=n_agents,
+        sharing=_Fixed({k: slots[k] for k in module_spec.params}),
+        state_sharing=_Fixed({k: slots[k] for k in module_spec.buffers}),
+        centralized=centralized,
+        agent_dim=agent_dim,
+        out_agent_dim=out_agent_dim,
+        randomness=randomness,
+        strategy=strategy,
+        module_spec=module_spec,
+        param_shapes=param_shapes,
+        state_shapes=_Fixed({k: (slots[k].n_slots, *leaf.shape) for k, leaf in module_spec.buffers.items()}),
+        plans=plans,
+        direct=direct,
+    )
+
+
+def _as_dims(dims: Tree, what: str) -> Tree:
+    wrong: list[Any] = []
+
+    def index(dim: Any) -> int | None:
+        try:
+            return as_index(dim, what)
+        except StructureError:
+            wrong.append(dim)
+
+    dims = tree_map(index, dims)
+    if wrong:
+        raise StructureError(f"{what}: expected ints and None, got {wrong}, in an int or a prefix over the leaves")
+    return dims
+
+
+def _plan(module_spec: ModuleSpec, slots: dict[str, Sharing], n_agents: int, train: bool) -> Plan | str:
+    try:
+        return lower(module_spec, slots, n_agents, train)
+    except Unsupported as why:
+        return str(why)
+
+
+def network(
+    build: Build | nn.Module,
+    n_agents: int,
+    *,
+    sharing: SharingSpec = "independent",
+    centralized: bool = False,
+    agent_dim: Tree = -2,
+    out_agent_dim: Tree = None,
+    randomness: Randomness = "different",
+    strategy: Strategy = "auto",
+    example: Tree = None,
+) -> Network:
+    """A network of ``n_agents`` agents from the network of one.
+
+    Args:
+        build: a function that returns one agent's ``nn.Module``, called now and at every :func:`init_params`,
+            for each slot or, where its operations can be played again, for the first; or a module, which is
+            copied and never touched, and redrawn by its own ``reset_parameters``. All its draws come from the
+            key: a ``torch.Generator`` of its own, seeding and threads that draw raise. numpy's and Python's
+            random numbers inside the function are not under the key.
+        n_agents: how many agents.
+        sharing: who owns which copy: ``"shared"``, ``"independent"``, one slot an agent (``[0, 0, 1]``), a
+            :class:`Sharing`, or patterns over leaf names to any of these, first match wins
+            (``{"0.*": "shared", "*": [0, 0, 1]}``). Buffers follow the same patterns.
+        centralized: each agent sees the joint first input, the agent axis merged into the next axis:
+            ``[*B, n, F] -> [*B, n * F]``.
+        agent_dim: where inputs carry the agents. An int of 0 or more is that position in every input. A
+            negative int counts from the end of each input, as ``in_dims`` of ``torch.func.vmap`` does; an
+            input whose axis there is not ``n`` is read at the position that it is in the first input (a state
+            ``[B, n, H]`` beside ``[B, n, T, F]``); where both fit and differ, it raises and shows both
+            readings. Or a prefix over the tuple of inputs, as ``in_dims``, each leaf by itself; ``None`` is
+            seen whole by every agent; an entry more than there are positional inputs is the prefix for the
+            keyword inputs, which else follow the first input that has agents. Outputs carry the agents at the
+            position of the first input.
+        out_agent_dim: where outputs carry the agents: an int, or a prefix over the outputs.
+        randomness: ``"error"``, ``"same"`` or ``"different"``, as in ``torch.func.vmap``, with one meaning
+            under every sharing, also for a module that draws from a generator of its own.
+        strategy: how agents are evaluated, see :func:`apply`.
+        example: one agent's input, or a tuple of inputs, as it goes into its module (for a centralized
+            network the joint input): gives lazy layers their shapes.
+
+    Raises:
+        SharingError: a sharing that does not fit; StructureError: an argument that is none of the above;
+        RandomnessError: a factory that seeds torch's global generator, or draws by what no key can serve.
+
+    Torchrl's ``MultiAgentNetBase`` (pytorch.org/rl, torchrl.modules) holds the same settings in a stateful
+    module; per-layer sharing is HetGPPO's (Bettini et al. 2023, arXiv:2301.07137).
+
+    >>> net = network(lambda: nn.Linear(4, 2), n_agents=3, sharing=[0, 0, 1])
+    >>> net.param_shapes["weight"]
+    (2, 2, 4)
+    """
+    n_agents = as_index(n_agents, "n_agents", 1)
+    if isinstance(build, Network):
+        raise StructureError(
+            "build: expected a function that returns one agent's nn.Module, or a module, got a network; "
+            "net.replace(...) gives it other settings"
+        )
+    module_spec = ModuleSpec(build, _as_args(example))
+    return _network(
+        module_spec,
+        n_agents=n_agents,
+        sharing=sharing,
+        centralized=centralized,
+        agent_dim=agent_dim,
+        out_agent_dim=out_agent_dim,
+        randomness=randomness,
+        strategy=strategy,
+    )
+
+
+def network_of(
+    module: nn.Module,
+    *,
+    n_agents: int,
+    sharing: SharingSpec,
+    centralized: bool = False,
+    agent_dim: Tree = -2,
+    out_agent_dim: Tree = None,
+    randomness: Randomness = "different",
+) -> Network:
+    """The network of agents that are each like a module as it stands; nothing is drawn (for the facade)."""
+    return _network(
+        ModuleSpec.of(module),
+        n_agents=n_agents,
+        sharing=sharing,
+        centralized=centralized,
+        agent_dim=agent_dim,
+        out_agent_dim=out_agent_dim,
+        randomness=randomness,
+        strategy="auto",
+    )
+
+
+def _as_args(example: Tree) -> tuple[Any, ...] | None:
+    if example is None:
+        return None
+    args = cast("tuple[Any, ...]", example) if isinstance(example, tuple) else (example,)
+    leaves = flatten(args)[0]
+    if any(map(is_array, leaves)) or (leaves and not any(isinstance(leaf, torch.Tensor) for leaf in leaves)):
+        raise StructureError(
+            "example: expected one agent's input, a tensor or a tree of tensors, or a tuple of inputs, got "
+            f"{shown(example)}; give for example torch.zeros(4), or torch.as_tensor(x) of an array"
+        )
+    return tree_map(lambda leaf: leaf.detach() if isinstance(leaf, torch.Tensor) else leaf, args)

@@ -1,0 +1,93 @@
+"""What users read where the loop is slow, or where a map of their own cannot go through a module."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import warnings
+from typing import Any
+
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+from functional_marl._errors import RandomnessError, StrategyWarning, StructureError
+from functional_marl._network import Network
+from functional_marl._strategies.base import Call
+from functional_marl._strategies.loop import draws_in_loop, evaluate_loop
+from functional_marl._torch_compat import constant_result, randomness_of_maps
+
+__all__ = ["explained", "warn_of_loop"]
+
+_INSTEAD = {nn.GRU: "fm.nets.gru", nn.LSTM: "fm.nets.lstm", nn.LSTMCell: "fm.nets.lstm"}
+_RECURRENT = ("gru", "lstm", "rnn_tanh", "rnn_relu", "lstm_cell")
+
+
+def _instead(net: Network) -> str:
+    """The networks of ours that vmap and the plan know, for recurrent layers that they do not."""
+    found = {
+        f"{ours} in place of nn.{kind.__name__}": None
+        for _, part in net.module_spec.modules()
+        for kind, ours in _INSTEAD.items()
+        if isinstance(part, kind)
+    }
+    return " and ".join(found)
+
+
+@constant_result  # dynamo runs this while it traces
+def warn_of_loop(net: Network, why: str) -> None:
+    """Say once a template that "auto" takes the loop, at the line outside of this package that called."""
+    if net.module_spec.warned or net.n_agents == 1:
+        return
+    frame, level = inspect.currentframe(), 1
+    while frame is not None and frame.f_globals.get("__name__", "").startswith(("functional_marl.", "torch.")):
+        frame, level = frame.f_back, level + 1
+    ours = _instead(net)
+    warnings.warn(
+        f"{net.n_agents} agents are evaluated one after the other: {why}; {f'use {ours}, or ' if ours else ''}"
+        'say strategy="loop" if this is meant',
+        StrategyWarning,
+        stacklevel=level,
+    )
+    net.module_spec.warned = True
+
+
+def explained(call: Call, error: RuntimeError) -> Exception | None:
+    """A clearer error for what failed in a map over populations that the user put around apply, if there is one."""
+    if torch.compiler.is_dynamo_compiling() or isinstance(error, RandomnessError):
+        return None
+    kinds = randomness_of_maps()
+    if not kinds:
+        return None
+    if call.key is None and "error" in kinds and draws_in_loop(call):
+        return RandomnessError(
+            "the module draws from torch's global generator inside of torch.func.vmap; map over keys too: "
+            "torch.func.vmap(lambda params, key: fm.apply(net, params, x, key=key, ...))(params, fm.split(key, P)), "
+            'or give torch.func.vmap randomness="different"'
+        )
+    with _Failing() as failing, contextlib.suppress(Exception):
+        evaluate_loop(call)
+    ours = _instead(call.net)
+    if failing.name in _RECURRENT:
+        instead = f"use {ours}, or map" if ours else "map"
+        return StructureError(
+            f"torch.func.vmap has no batching rule for {failing.name}, so that a population cannot be mapped through "
+            f"this network; {instead} over the population by a loop of Python"
+        )
+    return None
+
+
+class _Failing(TorchFunctionMode):
+    """Keeps the name of the function that failed."""
+
+    name = ""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Run the function."""
+        try:
+            return func(*args, **(kwargs or {}))
+        except Exception:
+            self.name = self.name or getattr(func, "__name__", "")
+            raise

@@ -1,0 +1,209 @@
+"""Slot maps: what is accepted, what is equal, and how a spec becomes one map a leaf."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import functional_marl as fm
+from functional_marl._sharing import Sharing, resolve
+
+NAMES = ["0.weight", "0.bias", "2.weight", "2.bias", "10.weight"]
+
+
+def partition_of(slots: Any) -> set[frozenset[int]]:
+    """Who is together with whom, from the definition."""
+    return {frozenset(j for j, t in enumerate(slots) if t == s) for s in slots}
+
+
+def all_maps(n_agents: int, n_slots: int) -> list[Sharing]:
+    """Every map of so many agents to so many slots."""
+    grids = torch.cartesian_prod(*[torch.arange(n_slots)] * n_agents).view(-1, n_agents).tolist()
+    return [Sharing(slots, n_slots) for slots in grids]
+
+
+MAPS = [s for n_slots in (1, 2, 3) for s in all_maps(3, n_slots)]
+
+
+@pytest.mark.parametrize(
+    "slots",
+    [[0, 0, 1], (0, 0, 1), np.array([0, 0, 1]), torch.tensor([0, 0, 1]), iter([0, 0, 1]), Sharing([0, 0, 1])],
+    ids=["list", "tuple", "numpy", "torch", "iterator", "sharing"],
+)
+def test_slots_of_any_kind_are_kept_as_python_ints(slots: Any) -> None:
+    sharing = Sharing(slots)
+    assert sharing.slots == (0, 0, 1)
+    assert {type(slot) for slot in sharing.slots} == {int}
+    assert sharing.n_slots == 2
+    assert sharing.n_agents == 3
+
+
+def test_a_map_is_kept_as_given() -> None:
+    sharing = Sharing([2, 1, 2], 4)
+    assert sharing.slots == (2, 1, 2)
+    assert sharing.n_slots == 4
+    assert sharing.unused() == (0, 3)
+    assert [sharing.members(s) for s in range(4)] == [(), (1,), (0, 2), ()]
+
+
+def test_presets_are_the_two_ends() -> None:
+    assert Sharing.shared(3) == Sharing([0, 0, 0])
+    assert Sharing.independent(3) == Sharing([0, 1, 2])
+    assert Sharing.shared(1) == Sharing.independent(1)
+
+
+@pytest.mark.parametrize("sharing", MAPS, ids=repr)
+def test_the_two_flags_mean_what_they_say(sharing: Sharing) -> None:
+    assert sharing.is_shared == (sharing == Sharing.shared(3))
+    assert sharing.is_independent == (sharing == Sharing.independent(3))
+
+
+def test_equality_is_exact_and_hashes_agree() -> None:
+    assert len(set(MAPS)) == len(MAPS) == len({hash(s) for s in MAPS})
+    assert {Sharing(s.slots, s.n_slots) for s in MAPS} == set(MAPS)
+    assert Sharing([0, 0]) != Sharing([0, 0], 2)
+    assert Sharing([0, 0]) != (0, 0)
+
+
+@pytest.mark.parametrize("sharing", MAPS, ids=repr)
+def test_canonical_is_the_same_partition_in_order_of_appearance(sharing: Sharing) -> None:
+    canonical = sharing.canonical()
+    assert partition_of(canonical) == partition_of(sharing)
+    assert canonical.unused() == ()
+    first_seen = list(dict.fromkeys(canonical.slots))
+    assert first_seen == list(range(canonical.n_slots))
+    assert canonical.canonical() == canonical
+
+
+@pytest.mark.parametrize("sharing", MAPS, ids=repr)
+def test_partitions_and_refinement_follow_their_definitions(sharing: Sharing) -> None:
+    for other in MAPS:
+        assert sharing.same_partition(other) == (partition_of(sharing) == partition_of(other))
+        together = [(i, j) for i in range(3) for j in range(3) if sharing.slots[i] == sharing.slots[j]]
+        assert sharing.refines(other) == all(other.slots[i] == other.slots[j] for i, j in together)
+
+
+def test_it_is_a_sequence_of_slots() -> None:
+    sharing = Sharing([2, 1, 2])
+    assert list(sharing) == [2, 1, 2]
+    assert len(sharing) == 3
+    assert sharing[-1] == 2
+    assert sharing[:2] == (2, 1)
+    assert 1 in sharing
+    assert 0 not in sharing
+
+
+def test_it_cannot_be_changed() -> None:
+    sharing = Sharing([0, 1])
+    for name in ("slots", "n_slots", "n_agents", "anything"):
+        with pytest.raises(AttributeError):
+            setattr(sharing, name, 1)
+
+
+@pytest.mark.parametrize("copy_of", [copy.copy, copy.deepcopy, lambda s: pickle.loads(pickle.dumps(s))])
+def test_copies_are_equal(copy_of: Any) -> None:
+    sharing = Sharing([2, 1, 2], 5)
+    assert copy_of(sharing) == sharing
+    assert hash(copy_of(sharing)) == hash(sharing)
+
+
+def test_repr_builds_it_again() -> None:
+    for sharing in MAPS:
+        assert eval(repr(sharing), {"Sharing": Sharing}) == sharing
+
+
+@pytest.mark.parametrize(
+    ("slots", "n_slots", "message"),
+    [
+        ([], None, "^sharing: expected at least one agent, got none$"),
+        ([0, 2], 2, r"sharing \[0, 2\]: expected slots in 0..1, got agent 1 in slot 2; give n_slots="),
+        ([-1, 0], None, "got agent 0 in slot -1"),
+        ([-1, 7], 3, "got agent 0 in slot -1, agent 1 in slot 7"),
+        ([0.0, 1.0], None, "one int slot an agent"),
+        ([True, False], None, "one int slot an agent"),
+        ([None], None, "one int slot an agent"),
+        ("01", None, "one int slot an agent, got '01'"),
+        (3, None, "one int slot an agent, got 3"),
+        ([0], True, "n_slots: expected an int, got True"),
+        ([0], "1", "n_slots: expected an int, got '1'"),
+        ([0], 0, "got agent 0 in slot 0"),
+    ],
+)
+def test_what_is_no_slot_map_is_refused(slots: Any, n_slots: Any, message: str) -> None:
+    with pytest.raises(fm.SharingError, match=message):
+        Sharing(slots, n_slots)
+
+
+def test_refinement_of_another_team_is_refused() -> None:
+    with pytest.raises(fm.SharingError, match="expected a sharing of 2 agents, got 3"):
+        Sharing([0, 1]).refines(Sharing([0, 1, 2]))
+
+
+@pytest.mark.parametrize(
+    ("spec", "expected"),
+    [
+        ("shared", Sharing.shared(3)),
+        ("independent", Sharing.independent(3)),
+        ([1, 1, 0], Sharing([1, 1, 0])),
+        (np.array([0, 0, 1]), Sharing([0, 0, 1])),
+        (torch.tensor([0, 0, 1]), Sharing([0, 0, 1])),
+        (Sharing([2, 1, 2], 5), Sharing([2, 1, 2], 5)),
+    ],
+    ids=["shared", "independent", "list", "numpy", "torch", "sharing"],
+)
+def test_one_spec_goes_to_every_leaf(spec: Any, expected: Sharing) -> None:
+    assert resolve(spec, 3, NAMES) == dict.fromkeys(NAMES, expected)
+
+
+def test_patterns_cross_dots_and_the_first_match_wins() -> None:
+    got = resolve({"*.bias": [0, 0, 1], "0.*": "shared", "[2].*": "independent", "*": [1, 0, 0]}, 3, NAMES)
+    assert got == {
+        "0.weight": Sharing.shared(3),
+        "0.bias": Sharing([0, 0, 1]),
+        "2.weight": Sharing.independent(3),
+        "2.bias": Sharing([0, 0, 1]),
+        "10.weight": Sharing([1, 0, 0]),
+    }
+    assert list(got) == NAMES
+    deep = resolve({"*weight": "shared", "*": "independent"}, 2, ["a.b.c.weight", "a.b.c.bias"])
+    assert deep["a.b.c.weight"].is_shared
+    assert deep["a.b.c.bias"].is_independent
+
+
+def test_patterns_tell_case() -> None:
+    got = resolve({"A.*": "shared", "a.*": "independent"}, 2, ["A.w", "a.w"])
+    assert got["A.w"].is_shared
+    assert got["a.w"].is_independent
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("tied", "sharing: expected 'shared' or 'independent', a list of slots or a Sharing, got 'tied'"),
+        (True, "sharing: expected 'shared', 'independent', a list of slots or a Sharing, got True"),
+        (None, "sharing: expected 'shared', 'independent', a list of slots or a Sharing, got None"),
+        (3, "sharing: expected 'shared', 'independent', a list of slots or a Sharing, got 3"),
+        ([0, 1], r"expected one slot for each of 3 agents, got 2: \[0, 1\]"),
+        (Sharing([0, 1, 2, 3]), "expected one slot for each of 3 agents, got 4"),
+        ({"*": [0]}, r"sharing\['\*'\]: expected one slot for each of 3 agents, got 1"),
+        ({"*": "none"}, r"sharing\['\*'\]: expected 'shared' or"),
+        ({"*": {"*": "shared"}}, "one int slot an agent"),
+        ({"0.*": "shared"}, r"no pattern of \['0.\*'\] matches \['2.weight', '2.bias', '10.weight'\]; end .* '\*'"),
+        ({}, "no pattern of"),
+        ({"*": "shared", "0.*": "independent"}, r"the patterns \['0.\*'\] decide no leaf \(the first match wins\)"),
+        ({"7.*": "shared", "*": "shared"}, r"the patterns \['7.\*'\] decide no leaf .* leaves are \['0.weight'"),
+    ],
+)
+def test_a_spec_that_does_not_fit_is_refused_and_named(spec: Any, message: str) -> None:
+    with pytest.raises(fm.SharingError, match=message):
+        resolve(spec, 3, NAMES)
+
+
+def test_errors_of_sharing_are_value_errors() -> None:
+    with pytest.raises(ValueError, match="at least one agent"):
+        Sharing([])

@@ -1,0 +1,369 @@
+"""Private torch: one module names it, and what it gives in place of a missing name gives the same numbers."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import platform
+import runpy
+import tomllib
+import warnings
+from collections.abc import Callable, Generator, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.fx.experimental.proxy_tensor import make_fx
+
+import functional_marl as fm
+from functional_marl import _torch_compat
+from functional_marl._randomness.keyed_dropout import ForbidRandomOps
+from functional_marl._strategies import apply_directly
+from tests.builders import N, numbers
+
+PACKAGE = Path(fm.__file__).parent
+ROOT = PACKAGE.parent
+
+# --- one module ----------------------------------------------------------------------------------------
+
+# The tables of nn.Module, which every program that walks over modules reads.
+TABLES = {
+    "_parameters",
+    "_buffers",
+    "_modules",
+    "_forward_hooks",
+    "_forward_pre_hooks",
+    "_backward_hooks",
+    "_backward_pre_hooks",
+}
+# Modules of torch that may change without notice, though their names have no underscore.
+UNSTABLE = ("torch.fx.experimental", "torch.distributed", "torch.ao")
+CODE = {"__code__", "__globals__"}
+OTHERS = {"_param_td"}  # tensordict's
+
+
+def is_private(name: str) -> bool:
+    return name.startswith("_") and not name.startswith("__")
+
+
+def private_names(package: Path) -> list[str]:
+    """Where a module names what is private and not the package's own."""
+    trees = {path: ast.parse(path.read_text(encoding="utf-8")) for path in sorted(package.rglob("*.py"))}
+    own = {name for path, tree in trees.items() if path.name != "_torch_compat.py" for name in defined(tree)}
+    found: list[str] = []
+    for path, tree in trees.items():
+        if path == package / "_torch_compat.py":
+            continue
+        for node in ast.walk(tree):
+            for name in foreign(node, own):
+                if path == package / "_module" / "write_detection.py" and name.endswith((".__code__", ".__globals__")):
+                    continue  # it reads the code of users' functions
+                found.append(f"{path.relative_to(package)}:{getattr(node, 'lineno', 0)} {name}")
+    return found
+
+
+def defined(tree: ast.AST) -> Iterator[str]:
+    """Names that a module gives to functions, classes, variables and attributes of ``self``."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            yield node.name
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            yield node.id
+        elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store) and ast.unparse(node.value) == "self":
+            yield node.attr
+
+
+def foreign(node: ast.AST, own: set[str]) -> Iterator[str]:
+    """What this node names of torch's private parts; also in strings, for ``getattr`` and the like."""
+    if isinstance(node, ast.Import | ast.ImportFrom):
+        base = (node.module or "") if isinstance(node, ast.ImportFrom) else ""
+        for target in (f"{base}.{alias.name}".strip(".") for alias in node.names):
+            if target.split(".")[0] == "torch" and (
+                target.startswith(UNSTABLE) or any(map(is_private, target.split(".")))
+            ):
+                yield target
+    elif isinstance(node, ast.Attribute):
+        whole = ast.unparse(node)
+        torch_s = whole.startswith(("torch.", "nn.", "F.")) and not whole.startswith("torch.ops.aten.")
+        unknown = is_private(node.attr) and node.attr not in own | TABLES | OTHERS
+        if (
+            node.attr in CODE
+            or (unknown and not whole.startswith("torch.ops.aten."))
+            or (torch_s and is_private(node.attr))
+        ):
+            yield whole
+    elif isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value.isidentifier():
+        if node.value.startswith(("_dynamo_", "_functorch")) or node.value in ("_C", "_dynamo", *CODE):
+            yield repr(node.value)
+    elif isinstance(node, ast.FunctionDef) and node.name == "_should_skip_dynamo":
+        yield node.name
+
+
+def test_one_module_names_private_torch() -> None:
+    assert private_names(PACKAGE) == []
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "import torch._dynamo",
+        "from torch._functorch import vmap",
+        "from torch.utils import _python_dispatch",
+        "from torch.utils._python_dispatch import TorchDispatchMode",
+        "from torch.fx.experimental.proxy_tensor import get_proxy_mode",
+        "from torch.nn.modules.batchnorm import _NormBase",
+        "x = torch._C._functorch",
+        "x = nn.modules.batchnorm._NormBase",
+        "x = torch._weight_norm",
+        "x = F.linear.__code__",
+        "x = tensor._version",
+        "operation._schema.name",
+        "function._dynamo_marked_constant = True",
+        "x = getattr(torch, '_C')",
+        "class Mode:\n    def _should_skip_dynamo(cls):\n        return False",
+    ],
+)
+def test_the_check_would_notice(line: str, tmp_path: Path) -> None:
+    package = tmp_path / "toy"
+    package.mkdir()
+    (package / "_torch_compat.py").write_text(line)
+    (package / "fine.py").write_text("self._own = 1\nx = torch.ops.aten._safe_softmax\ny = other._own\nz = m._buffers")
+    assert private_names(package) == []
+    (package / "faulty.py").write_text(line)
+    assert len(private_names(package)) >= 1
+
+
+# --- both ways -----------------------------------------------------------------------------------------
+
+
+PUBLIC: dict[str, Any] = {
+    "primitives": None,
+    "warn_of_fallback": lambda on: None,
+    "is_batched": _torch_compat._has_no_storage,
+    "push_mode": None,
+    "pop_mode": None,
+    "top_mode": _torch_compat._no_mode,
+    "dynamo_callback": _torch_compat._no_mode,
+}
+
+
+@contextlib.contextmanager
+def public_paths() -> Generator[None]:
+    """Inside, the public paths are taken, as on a torch without the private names: in the whole process."""
+    private = {name: getattr(_torch_compat, name) for name in PUBLIC}
+    for name, value in PUBLIC.items():
+        setattr(_torch_compat, name, value)
+    try:
+        yield
+    finally:
+        for name, value in private.items():
+            setattr(_torch_compat, name, value)
+
+
+@pytest.fixture(params=["private", "public"])
+def paths(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The same test with the private names, and as on a torch without those that can be done without."""
+    if request.param == "private":
+        yield request.param
+        return
+    with public_paths(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "There is a performance drop")  # as warn_of_fallback says
+        yield request.param
+
+
+class Odd(nn.Module):
+    """No plan lowers it, and it drops; vmap has rules for all of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 4, dtype=torch.double)
+        self.drop = nn.Dropout(0.5)
+        self.register_buffer("calls", torch.zeros((), dtype=torch.double))
+        self.calls: Tensor
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            self.calls = self.calls + x.mean()
+        return self.drop(torch.sin(self.linear(x)))
+
+
+def gru() -> nn.Module:
+    return nn.GRUCell(4, 4, dtype=torch.double)
+
+
+def attention() -> nn.Module:
+    return nn.TransformerEncoderLayer(4, 2, 8, dropout=0.2, batch_first=True, dtype=torch.double)
+
+
+def normed() -> nn.Module:
+    return nn.utils.parametrizations.weight_norm(nn.Linear(4, 4, dtype=torch.double))
+
+
+@pytest.mark.parametrize("build", [Odd, gru, attention, normed])
+@pytest.mark.parametrize("sharing", ["independent", "shared", [0, 1, 0]], ids=str)
+def test_values_and_gradients_are_the_loops(build: Callable[[], nn.Module], sharing: Any, paths: str) -> None:
+    net = fm.network(build, N, sharing=sharing, strategy="vmap")
+    loop = net.replace(strategy="loop")
+    params, state, x = fm.init_params(net, 0), fm.init_state(net), numbers(5, N, 4)
+    names = list(params)
+    for leaf in params.values():
+        leaf.requires_grad_()
+
+    def run(which: fm.Network, **how: Any) -> tuple[Tensor, tuple[Any, ...]]:
+        y = fm.apply(which, params, x, state=state or None, **how)
+        y = y[0] if how.get("mutable") else y
+        return y, torch.autograd.grad(y.sin().sum(), [params[name] for name in names], allow_unused=True)
+
+    for how in ({}, {"key": 1, "train": True, **({"mutable": True} if state else {})}):
+        for _ in range(2):
+            torch.testing.assert_close(run(net, **how), run(loop, **how), rtol=1e-10, atol=1e-10)
+
+
+def test_the_direct_way_needs_the_private_map(paths: str) -> None:
+    net = fm.network(lambda: nn.Sequential(nn.Linear(4, 3), nn.Softmax(-1), nn.Linear(3, 2)), N, strategy="vmap")
+    params, x = fm.init_params(net, 0), torch.randn(5, N, 4)
+    first = fm.apply(net, params, x)
+    assert (apply_directly(net, params, x, False) is not None) == (paths == "private")
+    assert torch.equal(fm.apply(net, params, x), first)
+
+
+def test_a_factory_draws_from_its_key(paths: str) -> None:
+    net = fm.network(lambda: nn.Linear(4, 2), N)
+    before = torch.get_rng_state()
+    a, b = fm.init_params(net, 3), fm.init_params(net, 3)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    assert _torch_compat.dispatch_modes() == 0
+
+
+def test_a_key_inside_of_vmap_is_refused(paths: str) -> None:
+    net = fm.network(lambda: nn.Linear(4, 2), N)
+    with pytest.raises(fm.StructureError, match="cannot run inside vmap"):
+        torch.func.vmap(lambda key: fm.init_params(net, key))(fm.split(fm.key(0), 2))
+
+
+def test_a_mode_is_left_as_it_was_entered(paths: str) -> None:
+    with ForbidRandomOps("test") as guard:
+        assert _torch_compat.dispatch_modes() == 1
+        with _torch_compat.set_aside(guard):
+            assert _torch_compat.dispatch_modes() == (0 if paths == "private" else 1)
+        with pytest.raises(KeyError), _torch_compat.set_aside(guard):
+            raise KeyError
+        with pytest.raises(fm.RandomnessError):
+            torch.rand(2)
+        with ForbidRandomOps("inner"), _torch_compat.set_aside(guard):
+            assert _torch_compat.dispatch_modes() == 2
+    assert _torch_compat.dispatch_modes() == 0
+
+
+def test_tracers_are_seen(paths: str) -> None:
+    seen: list[bool] = []
+
+    def run(x: Tensor) -> Tensor:
+        seen.append(_torch_compat.proxied())
+        return x * 2
+
+    make_fx(run)(torch.ones(2))
+    run(torch.ones(2))
+    assert seen == [True, False]
+
+
+def test_a_compiled_call_is_the_eager_one(paths: str) -> None:
+    torch.compiler.reset()
+    net = fm.network(lambda: nn.Sequential(nn.Linear(4, 3), nn.Dropout(0.5)), N, strategy="vmap")
+    params, x = fm.init_params(net, 0), torch.randn(5, N, 4)
+    run: Callable[..., Tensor] = lambda params, x: fm.apply(net, params, x, key=1, train=True)
+    compiled = torch.compile(run, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(params, x), run(params, x))
+
+
+def test_wrapped_tensors_are_told_apart(paths: str) -> None:
+    seen: list[tuple[bool, bool, int]] = []
+
+    def look(x: Tensor) -> Tensor:
+        y = x.clone()
+        y.add_(1)
+        inner = _torch_compat.unwrapped(y)
+        seen.append((_torch_compat.is_batched(y), inner is y, _torch_compat.version(inner)))
+        assert _torch_compat.in_transform()
+        with _torch_compat.outside_transforms():
+            assert not _torch_compat.in_transform()
+        return y
+
+    torch.func.vmap(look)(torch.ones(2, 3))
+    assert seen == [(True, False, 1)]
+    assert not _torch_compat.is_batched(torch.ones(2))
+    assert not _torch_compat.in_transform()
+
+
+def test_the_switch_goes_back() -> None:
+    before = dict(vars(_torch_compat))
+    assert _torch_compat.primitives is not None
+    with pytest.raises(KeyError), public_paths():
+        raise KeyError(_torch_compat.primitives)
+    assert dict(vars(_torch_compat)) == before
+    with public_paths():
+        assert _torch_compat.primitives is None
+
+
+def test_without_the_flag_the_warning_shows() -> None:
+    """What the entry says of its public path."""
+    net = fm.network(lambda: nn.EmbeddingBag(5, 3), N, strategy="vmap")
+    params, x = fm.init_params(net, 0), torch.zeros(4, N, 2, dtype=torch.long)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        fm.apply(net, params, x)
+        assert not caught
+        with public_paths():
+            fm.apply(net, params, x)
+    assert any("batching rule" in str(one.message) for one in caught)
+
+
+# --- the tested range ----------------------------------------------------------------------------------
+
+
+def test_the_oldest_torch_is_what_the_package_asks_for(compat: Any) -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    oldest = min(compat.ROWS, key=lambda row: [int(n) for n in row.torch.split(".")]).torch
+    (bound,) = [text for text in project["dependencies"] if text.startswith("torch>=")]
+    assert bound == f"torch>={oldest.rpartition('.')[0]}"
+    pins = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line)
+    assert pins["torch"] in [row.torch for row in compat.ROWS]
+
+
+def test_a_row_takes_the_place_of_the_one_before(compat: Any, tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(f"before\n{compat.MARKS[0]}\n\n{compat.MARKS[1]}\nafter\n")
+    old, new = compat.Versions("2.9.1", "1", "2"), compat.Versions("2.13.0", "1", "2")
+    compat.write(page, [compat.line(new, 1, (5, 0, 1))])
+    compat.write(page, [compat.line(old, 7, (4, 1, 1))])
+    compat.write(page, [compat.line(new, 1, (6, 0, 0))])
+    python = ".".join(platform.python_version_tuple()[:2])
+    assert page.read_text().splitlines() == [
+        "before",
+        compat.MARKS[0],
+        *compat.HEAD.splitlines(),
+        f"| {python} | 2.9.1 | 1 | 2 | 1 of 7 | 4 | 1 | 1 |",
+        f"| {python} | 2.13.0 | 1 | 2 | all | 6 | 0 | 0 |",
+        compat.MARKS[1],
+        "after",
+    ]
+
+
+def test_both_tables_are_there_and_alike(compat: Any) -> None:
+    tables = []
+    for name in ("README.md", "COMPATIBILITY.md"):
+        _, _, rest = (ROOT / name).read_text(encoding="utf-8").partition(compat.MARKS[0])
+        table, end, _ = rest.partition(compat.MARKS[1])
+        assert end
+        tables.append(table.strip())
+    assert tables[0] == tables[1]
+
+
+@pytest.fixture
+def compat() -> Any:
+    """``tools/compat.py``, which is no module of a package."""
+    return SimpleNamespace(**runpy.run_path(str(ROOT / "tools" / "compat.py")))
