@@ -195,7 +195,7 @@ def _initial(net: Network, name: str, device: Any, dtype: torch.dtype | None) ->
             f"state: the network was made under torch.device('meta'), where its buffer {name!r} got no numbers; "
             "give fm.init_state(net, key)"
         )
-    return buffer.to(device=device, dtype=dtype).expand(net.state_shapes[name]).clone()
+    return net.initial_buffer(name, None if device is None else torch.device(device), dtype)
 
 
 def default_state(net: Network, params: Mapping[str, Tensor]) -> Params:

@@ -134,10 +134,6 @@ class ModuleSpec:
         # the parameter whose device and dtype a buffer takes, or ""
         self.beside = nearest_parameters(self.buffers, params)
         self.never_vmap = next(filter(None, itertools.starmap(limits.why_not_vmap, module.named_modules())), "")
-        # train -> why "auto" does not map this module, or ""
-        self.no_vmap = {False: self.never_vmap, True: self.never_vmap}
-        self.unmapped: set[tuple[Any, ...]] = set()  # the kinds of calls that vmap failed on
-        self.warned = False  # whether the user knows that "auto" takes the loop
 
     def _prepare(self) -> None:
         """What is not pickled: the skeletons in use, one pair a thread and one pair for dynamo, made when needed."""

@@ -19,10 +19,11 @@ from torch.utils.hooks import RemovableHandle
 from functional_marl._apply import apply
 from functional_marl._arguments import as_flag, as_index, shown
 from functional_marl._errors import StructureError
-from functional_marl._lowering import Plan
 from functional_marl._module.limitations import check_parts
-from functional_marl._network import Network, Randomness, network_of
+from functional_marl._network import Network, network_of
+from functional_marl._network_settings import Randomness
 from functional_marl._sharing import SharingSpec
+from functional_marl._strategies import supports
 from functional_marl.nn import _init as drawing
 from functional_marl.nn import _storage as storage
 from functional_marl.nn._agent_axis_check import reads_agents, warn_apart
@@ -264,7 +265,7 @@ class MultiAgentNetBase(Registered):
         if torch.compiler.is_compiling():
             return
         self._compared = True
-        known = hasattr(type(self)._build_single_net, "repeatable") or isinstance(net.plans[False], Plan)
+        known = hasattr(type(self)._build_single_net, "repeatable") or supports(net, "plan")
         if known or self.share_params is not True or self.centralized or self._hooked:
             return
         params, buffers = ({k: leaf.detach()[None] for k, leaf in part.items()} for part in self._live())

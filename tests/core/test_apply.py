@@ -263,7 +263,7 @@ def test_a_seed_means_the_same_at_the_first_call_as_later_and_as_in_the_loop(tra
 def test_what_has_no_batching_rule_is_looped_from_the_start(kind: Any) -> None:
     net = fm.network(lambda: kind(4, 3), N, agent_dim=0)
     assert f"loop (torch.func.vmap has no batching rule for {kind.__name__}" in fm.tabulate(net)
-    with pytest.raises(fm.StructureError, match=f'strategy="vmap": .*{kind.__name__}.*; use "auto" or "loop"'):
+    with pytest.raises(fm.StructureError, match=f'strategy="vmap": .*{kind.__name__}.*; use "auto"'):
         fm.apply(net.replace(strategy="vmap"), fm.init_params(net, 0), torch.zeros(N, 2, 4))
 
 
@@ -295,7 +295,7 @@ def test_a_cell_may_share_its_hidden_state(strategy: Any) -> None:
 @pytest.mark.parametrize(
     ("build", "inputs", "message"),
     [
-        (mlp, (3,), '^strategy="plan": the plan takes tensors; use "auto", which takes another way'),
+        (mlp, (3,), '^strategy="plan": the plan takes tensors; use "auto", which takes another strategy'),
         (mlp, (numbers(2, N, 4), numbers(2, N, 4)), '^strategy="plan": the plan takes one tensor; use "auto"'),
         (lambda: nn.GRUCell(4, 5), [numbers(2, N, 4)] * 4, r'^strategy="plan": .* positional arguments .*; use "auto"'),
     ],

@@ -100,8 +100,8 @@ def test_a_checkpoint_for_a_module_around_ours() -> None:
 def test_a_way_that_was_asked_for_and_cannot_be_is_said_in_the_table() -> None:
     last = lambda net: fm.tabulate(net).splitlines()[-1]
     planned = fm.network(lambda: nn.LSTM(4, 2), N, strategy="plan")
-    assert "strategy plan: none (plan was asked for: " in last(planned)
-    assert "none (vmap was asked for: torch.func.vmap has no batching rule for LSTM)" in last(
+    assert "strategy plan: none (plan is not possible: " in last(planned)
+    assert "none (vmap is not possible: torch.func.vmap has no batching rule for LSTM)" in last(
         planned.replace(strategy="vmap")
     )
 

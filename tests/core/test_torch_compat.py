@@ -21,7 +21,6 @@ from torch.fx.experimental.proxy_tensor import make_fx
 import functional_marl as fm
 from functional_marl import _torch_compat
 from functional_marl._randomness.keyed_dropout import ForbidRandomOps
-from functional_marl._strategies import apply_directly
 from tests.builders import N, numbers
 
 PACKAGE = Path(fm.__file__).parent
@@ -226,7 +225,7 @@ def test_the_direct_way_needs_the_private_map(paths: str) -> None:
     net = fm.network(lambda: nn.Sequential(nn.Linear(4, 3), nn.Softmax(-1), nn.Linear(3, 2)), N, strategy="vmap")
     params, x = fm.init_params(net, 0), torch.randn(5, N, 4)
     first = fm.apply(net, params, x)
-    assert (apply_directly(net, params, x, False) is not None) == (paths == "private")
+    assert (net.evaluators[False].single(params, x) is not None) == (paths == "private")
     assert torch.equal(fm.apply(net, params, x), first)
 
 
