@@ -12,7 +12,8 @@ from functional_marl._arguments import as_flag, shown
 from functional_marl._checks import check_meta, check_network, check_params, check_state
 from functional_marl._errors import RandomnessError, StructureError
 from functional_marl._init_params import default_state
-from functional_marl._layout.inputs import place_inputs, place_outputs
+from functional_marl._layout.inputs import place_inputs
+from functional_marl._layout.outputs import place_outputs
 from functional_marl._lowering import Plan, Unsupported
 from functional_marl._merging import merged_state
 from functional_marl._network import Network

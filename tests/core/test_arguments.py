@@ -171,12 +171,12 @@ def test_a_dict_by_agent_is_told_of_group_agents() -> None:
     net = fm.network(mlp, N)
     params = fm.init_params(net, 0)
     for shape in ((4,), (5, 4)):
-        with pytest.raises(fm.StructureError, match=r"got 3 tensors of shape .* by name; .* fm.group_agents"):
+        with pytest.raises(fm.StructureError, match=r"got a dict of 3 tensors of shape .*; fm.group_agents stacks"):
             fm.apply(net, params, {name: numbers(*shape) for name in "abc"})
     for wrong in (np.zeros((5, N, 4)), {"x": np.zeros((5, N, 4))}):
         with pytest.raises(fm.StructureError, match=r"got a ndarray of shape \[5, 3, 4\]; torch.as_tensor"):
             fm.apply(net, params, wrong)
-    with pytest.raises(fm.StructureError, match=r"inputs\[0\]: .* got a list without; torch.tensor"):
+    with pytest.raises(fm.StructureError, match=r"inputs\[0\]: .* got a list without any; torch.tensor"):
         fm.apply(net, params, numbers(5, N, 4).tolist())
     with pytest.raises(
         fm.StructureError, match=r"example: expected .* got \(5, 4\); give for example torch.zeros\(4\)"
