@@ -23,6 +23,7 @@ ROOMS = [
     "_errors",
     "_arguments",
     "random",
+    "_name_patterns",
     "_sharing",
     "_pytrees",
     "_clean_context",
