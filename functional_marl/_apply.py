@@ -15,8 +15,8 @@ from functional_marl._init_params import default_state
 from functional_marl._layout.inputs import place_inputs
 from functional_marl._layout.outputs import place_outputs
 from functional_marl._lowering import Plan, Unsupported
-from functional_marl._merging import merged_state
 from functional_marl._network import Network
+from functional_marl._parameters.merging import merged_state
 from functional_marl._pytrees import Tree, tree_map
 from functional_marl._randomness.rng_state import RngStates, rng_states, set_rng_states
 from functional_marl._strategies import Call, Result, apply_directly, evaluate_loop, evaluate_mapped, evaluate_plan

@@ -9,11 +9,10 @@ from torch import Tensor
 
 from functional_marl._errors import StructureError
 from functional_marl._network import Network
+from functional_marl._pytrees import Params
 from functional_marl._sharing import Sharing
 
-__all__ = ["Params", "check_meta", "check_network", "check_params", "check_state", "mismatches", "slot_maps"]
-
-Params = dict[str, Tensor]
+__all__ = ["check_meta", "check_network", "check_params", "check_state", "mismatches", "slot_maps"]
 
 
 def check_network(net: Any) -> None:

@@ -20,6 +20,7 @@ from torch import Tensor
 from functional_marl._errors import StructureError
 
 __all__ = [
+    "Params",
     "Tree",
     "flatten",
     "is_array",
@@ -32,6 +33,7 @@ __all__ = [
 ]
 
 Tree = Any
+Params = dict[str, Tensor]  # dotted name -> tensor
 _NAMESPACE = "functional_marl"
 _registered: list[bool] = []
 _registering = threading.Lock()

@@ -8,10 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from functional_marl._checks import Params
 from functional_marl._init_params import init_params, init_state
 from functional_marl._network import Network, Randomness, Strategy, network
-from functional_marl._pytrees import Tree, flatten, tree_map
+from functional_marl._pytrees import Params, Tree, flatten, tree_map
 from functional_marl._sharing import SharingSpec
 from functional_marl.laws.subject import LIBRARY, Ops, Subject
 from functional_marl.laws.zoo import ZOO, Entry, Spec

@@ -11,21 +11,7 @@ from torch import nn
 
 import functional_marl as fm
 from functional_marl.nn import MultiAgentMLP, convert_state_dict
-from tests.builders import N, mlp, numbers
-
-
-@pytest.mark.parametrize(
-    "call",
-    [
-        lambda it: fm.apply(it, {}, torch.zeros(5, N, 4)),
-        lambda it: fm.init_params(it, 0),
-        lambda it: fm.init_state(it, 0),
-        fm.tabulate,
-    ],
-)
-def test_something_else_in_the_place_of_a_network(call: Any) -> None:
-    with pytest.raises(fm.StructureError, match=r"net: expected a network, got Linear; make one: fm.network\(build"):
-        call(nn.Linear(4, 2))
+from tests.builders import N, mlp
 
 
 @pytest.mark.parametrize("activation", ["relu", torch.relu, nn.ReLU()])
@@ -62,24 +48,6 @@ def test_initialisation_inside_vmap_is_told_of_batches_of_keys() -> None:
     with pytest.raises(fm.StructureError, match=r"give the batch of keys itself: fm.init_params\(net, fm.split"):
         torch.func.vmap(lambda key: fm.init_params(net, key))(fm.split(0, 6))
     assert all(len(leaf) == 6 for leaf in fm.init_params(net, fm.split(0, 6)).values())
-
-
-def test_params_of_a_population_are_told_of_vmap() -> None:
-    net = fm.network(mlp, N)
-    params = fm.init_params(net, fm.split(0, 6))
-    with pytest.raises(fm.StructureError, match=r"every leaf has the axes \[6\] in front of .* torch\.func\.vmap"):
-        fm.apply(net, params, numbers(5, N, 4))
-
-
-def test_a_state_that_does_not_fit_is_told_of_init_state() -> None:
-    net = fm.network(lambda: nn.BatchNorm1d(4), N)
-    with pytest.raises(fm.StructureError, match=r"use fm\.init_state, or the state that apply"):
-        fm.apply(net, fm.init_params(net, 0), numbers(5, N, 4), state={})
-
-
-def test_a_part_that_nothing_belongs_to() -> None:
-    with pytest.raises(fm.StructureError, match=r"partition: the patterns \['3.\*'\] decide no leaf"):
-        fm.partition({"0.w": 1, "2.w": 2}, {"3.*": "frozen", "*": "trained"})
 
 
 def test_the_word_sharing_for_a_facade() -> None:

@@ -27,7 +27,7 @@ def test_every_leaf_has_a_row_with_its_shape_and_slots(sharing: Any) -> None:
     assert f"3 agents, {total} numbers; strategy auto: " in fm.tabulate(net)
 
 
-def test_columns_stand_under_each_other() -> None:
+def test_columns_are_aligned() -> None:
     heading, *rows, _ = fm.tabulate(fm.network(mlp, 12, sharing=[0, 1] * 6)).splitlines()
     assert heading.split() == ["leaf", "shape", "agents", "->", "slots", "numbers"]
     assert {len(row) for row in rows} == {len(heading)}

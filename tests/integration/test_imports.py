@@ -32,7 +32,6 @@ ROOMS = [
     "_module",
     "_layout",
     "_lowering",
-    "_merging",
     "_network",
     "_tensordict",
     "_checks",

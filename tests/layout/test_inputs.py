@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 import functional_marl as fm
-from tests.builders import N, numbers
+from tests.builders import N, mlp, numbers
 from tests.layout.scaled_agents import SCALES, Observation, call, close
 
 # --- one input ---------------------------------------------------------------------------------------
@@ -194,3 +195,16 @@ def test_wrong_inputs_raise_before_the_module_runs() -> None:
     with pytest.raises(fm.StructureError, match="expected 3 agents"):
         call(lambda w, *xs: ran.append(1), X, X[:, 0])
     assert ran == []
+
+
+def test_dicts_by_agent_arrays_and_lists_raise_and_name_the_fix() -> None:
+    net = fm.network(mlp, N)
+    params = fm.init_params(net, 0)
+    for shape in ((4,), (5, 4)):
+        with pytest.raises(fm.StructureError, match=r"got a dict of 3 tensors of shape .*; fm.group_agents stacks"):
+            fm.apply(net, params, {name: numbers(*shape) for name in "abc"})
+    for wrong in (np.zeros((5, N, 4)), {"x": np.zeros((5, N, 4))}):
+        with pytest.raises(fm.StructureError, match=r"got a ndarray of shape \[5, 3, 4\]; torch.as_tensor"):
+            fm.apply(net, params, wrong)
+    with pytest.raises(fm.StructureError, match=r"inputs\[0\]: .* got a list without any; torch.tensor"):
+        fm.apply(net, params, numbers(5, N, 4).tolist())

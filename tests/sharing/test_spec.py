@@ -10,6 +10,7 @@ import torch
 
 import functional_marl as fm
 from functional_marl._sharing import Sharing, resolve
+from tests.builders import N, mlp
 
 NAMES = ["0.weight", "0.bias", "2.weight", "2.bias", "10.weight"]
 
@@ -72,3 +73,22 @@ def test_patterns_are_case_sensitive() -> None:
 def test_a_wrong_spec_raises_and_is_named(spec: Any, message: str) -> None:
     with pytest.raises(fm.SharingError, match=message):
         resolve(spec, 3, NAMES)
+
+
+@pytest.mark.parametrize("slots", [[0, 2, 2], [1, 1, 2], np.array([1, 2, 3]), (2, 2, 2)])
+def test_a_list_with_an_empty_slot_raises_and_names_the_fix(slots: Any) -> None:
+    net = fm.network(mlp, N)
+    params = fm.init_params(net, 0)
+    calls: list[Any] = [
+        lambda: fm.network(mlp, N, sharing=slots),
+        lambda: fm.network(mlp, N, sharing={"0.*": "shared", "*": slots}),
+        lambda: net.replace(sharing=slots),
+        lambda: fm.reshare(net, params, slots, merge="first"),
+        lambda: fm.stack_agents(fm.unstack_agents(net, params), sharing=slots, merge="first"),
+    ]
+    meant = fm.Sharing(slots)
+    for call in calls:
+        with pytest.raises(fm.SharingError) as caught:
+            call()
+        assert f"slots count from 0 without gaps: renumber them, or give fm.{meant!r}" in str(caught.value)
+    assert fm.network(mlp, N, sharing=meant).sharing["0.bias"] == meant
