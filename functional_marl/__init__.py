@@ -11,13 +11,13 @@ from functional_marl._errors import RandomnessError as RandomnessError
 from functional_marl._errors import SharingError as SharingError
 from functional_marl._errors import StrategyWarning as StrategyWarning
 from functional_marl._errors import StructureError as StructureError
-from functional_marl._groups.group_data import apply_groups as apply_groups
+from functional_marl._groups.apply_groups import apply_groups as apply_groups
+from functional_marl._groups.checks import check_group_map as check_group_map
 from functional_marl._groups.group_data import group_agents as group_agents
 from functional_marl._groups.group_data import ungroup_agents as ungroup_agents
 from functional_marl._groups.group_map import MarlGroupMapType as MarlGroupMapType
 from functional_marl._groups.group_map import by_prefix as by_prefix
 from functional_marl._groups.group_map import by_spec as by_spec
-from functional_marl._groups.group_map import check_group_map as check_group_map
 from functional_marl._groups.group_map import group_map as group_map
 from functional_marl._init_params import init_params as init_params
 from functional_marl._init_params import init_state as init_state

@@ -42,6 +42,7 @@ def reshare(
     Raises:
         SharingError, StructureError: as :func:`stack_agents`.
 
+    >>> from torch import nn
     >>> from functional_marl import init_params, network
     >>> net = network(lambda: nn.Linear(4, 2), n_agents=2, sharing="shared")
     >>> net, params = reshare(net, init_params(net, 0), "independent", agents=[0, 0, 1])
