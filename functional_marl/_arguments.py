@@ -50,7 +50,7 @@ def as_index(
     >>> as_index(True, "n_agents", 1)
     Traceback (most recent call last):
         ...
-    functional_marl.errors.StructureError: n_agents: expected a positive int, got True
+    functional_marl.StructureError: n_agents: expected a positive int, got True
     """
     if type(value) is int and (least is None or least <= value < _MOST):
         return value
