@@ -12,11 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from functional_marl import _pytrees as trees
 from functional_marl._arguments import as_flag, as_index
 from functional_marl._errors import GroupingError, StructureError
 from functional_marl._groups.checks import as_groups, check_group_map, check_keys, quote
-from functional_marl._pytrees import Tree
+from functional_marl._pytrees import Tree, flatten, is_tensordict, leaf_names, tree_map
 
 __all__ = ["group_agents", "ungroup_agents"]
 
@@ -46,7 +45,7 @@ def _tensor(leaf: Any) -> Tensor:
 
 def _like(container: Tree, entries: dict[str, Tree], batch_dims: int) -> Tree:
     """The entries as a dict; as a TensorDict with batch axes [*B] if ``container`` is a TensorDict."""
-    if not trees.is_tensordict(container):
+    if not is_tensordict(container):
         return entries
     out = container.empty().to_tensordict()
     out.batch_size = container.batch_size[:batch_dims]
@@ -82,7 +81,7 @@ def _problem(leaves: Sequence[Any], dim: int) -> str:
 def _misfits(per_agent: Tree, members: Sequence[str], dim: int) -> list[str]:
     """Why the trees of these agents cannot be stacked: a message for each leaf that differs from the first agent's."""
     found = {
-        agent: dict(zip(trees.leaf_names(tree), trees.flatten(tree)[0], strict=True))
+        agent: dict(zip(leaf_names(tree), flatten(tree)[0], strict=True))
         for agent, tree in ((agent, per_agent[agent]) for agent in members)
     }
     first = found[members[0]]
@@ -146,8 +145,8 @@ def group_agents(
             return stacked.squeeze(batch_dims) if squeeze else stacked
 
         try:
-            tree = trees.tree_map(stack, *member_trees)
-            if trees.is_tensordict(tree) and (leaves := trees.flatten(tree)[0]):
+            tree = tree_map(stack, *member_trees)
+            if is_tensordict(tree) and (leaves := flatten(tree)[0]):
                 tree.batch_size = leaves[0].shape[: batch_dims + (not squeeze)]
         except (ValueError, TypeError, RuntimeError) as error:
             wrong = _misfits(per_agent, members, batch_dims) or [str(error)]
@@ -161,7 +160,7 @@ def group_agents(
 
 def _split(path: str, tree: Tree, members: Sequence[str], dim: int, squeezed: bool) -> list[Tree]:
     """A tree of leaves [*B, n, *leaf] -> n trees of leaves [*B, *leaf], which are views."""
-    leaves, rebuild = trees.flatten(tree)
+    leaves, rebuild = flatten(tree)
     axes = f"{dim} or more batch axes" if squeezed else f"{len(members)} agents on axis {dim}"
 
     def problem(leaf: Any) -> str:
@@ -173,13 +172,13 @@ def _split(path: str, tree: Tree, members: Sequence[str], dim: int, squeezed: bo
         return "" if fits else f"expected {axes}, got shape {shape}"
 
     if any(problems := [problem(leaf) for leaf in leaves]):
-        named = zip(trees.leaf_names(tree, path), problems, strict=True)
+        named = zip(leaf_names(tree, path), problems, strict=True)
         wrong = "; ".join(f"{name}: {text}" for name, text in named if text)
         raise StructureError(f"{wrong} (agents {quote(members)}); check groups and batch_dims")
     tensors = [_tensor(leaf) for leaf in leaves]
     if squeezed:
         return [rebuild(tensors)]
-    if trees.is_tensordict(tree) and tree.batch_dims > dim:
+    if is_tensordict(tree) and tree.batch_dims > dim:
         return [member.copy() for member in tree.unbind(dim)]
     return [rebuild([tensor.select(dim, i) for tensor in tensors]) for i in range(len(members))]
 

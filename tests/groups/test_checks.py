@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import pytest
-import torchrl.data  # pyright: ignore[reportMissingTypeStubs]
 import torchrl.envs  # pyright: ignore[reportMissingTypeStubs]
 import torchrl.envs.utils  # pyright: ignore[reportMissingTypeStubs]
 
