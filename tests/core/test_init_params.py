@@ -171,3 +171,10 @@ def test_wrong_keys_raise() -> None:
         fm.init_params(net, torch.zeros(0, 2, dtype=torch.int64))
     with pytest.raises(fm.StructureError, match=r"shape \[\*P, 2\], got torch.int64 \[3\]"):
         fm.init_params(net, torch.arange(3))
+
+
+def test_init_params_inside_vmap_raises_and_names_batches_of_keys() -> None:
+    net = fm.network(mlp, N)
+    with pytest.raises(fm.StructureError, match=r"give the batch of keys itself: fm.init_params\(net, fm.split"):
+        torch.func.vmap(lambda key: fm.init_params(net, key))(fm.split(0, 6))
+    assert all(len(leaf) == 6 for leaf in fm.init_params(net, fm.split(0, 6)).values())

@@ -1,4 +1,4 @@
-"""The table of a network: every leaf, who shares it, how many numbers, and how it is evaluated."""
+"""The table of a network: every leaf, which agents share it, how many numbers it has, and the strategy."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class Branches(nn.Module):
         return self.linear(x) if bool(x.sum() > 0) else -self.linear(x)
 
 
-def test_the_last_line_says_how_apply_evaluates_and_why() -> None:
+def test_the_last_line_shows_the_strategy_and_the_reason() -> None:
     last = lambda net: fm.tabulate(net).splitlines()[-1]
     assert "strategy auto: plan in evaluation, plan in training" in last(fm.network(mlp, N))
     for strategy in ("loop", "vmap"):
@@ -79,8 +79,17 @@ def test_the_last_line_says_how_apply_evaluates_and_why() -> None:
     assert "in evaluation, vmap (no plan: " in last(net)  # training has not been tried
 
 
-def test_the_table_is_made_of_plain_text_and_changes_nothing() -> None:
+def test_the_table_is_plain_text_without_trailing_spaces() -> None:
     net = fm.network(mlp, N)
     assert fm.tabulate(net) == fm.tabulate(net)
     assert fm.tabulate(net.replace(sharing="shared")) != fm.tabulate(net)
     assert all(line == line.rstrip() for line in fm.tabulate(net).splitlines())
+
+
+def test_the_table_shows_why_a_chosen_strategy_cannot_be_used() -> None:
+    last = lambda net: fm.tabulate(net).splitlines()[-1]
+    planned = fm.network(lambda: nn.LSTM(4, 2), N, strategy="plan")
+    assert "strategy plan: none (plan was asked for: " in last(planned)
+    assert "none (vmap was asked for: torch.func.vmap has no batching rule for LSTM)" in last(
+        planned.replace(strategy="vmap")
+    )

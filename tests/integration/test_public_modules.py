@@ -48,6 +48,11 @@ def test_apply_and_network_are_functions_and_no_modules() -> None:
             importlib.import_module(f"functional_marl.{name}")
 
 
+def test_laws_and_nn_need_no_import_of_their_own() -> None:
+    assert fm.laws.check is not None
+    assert fm.nn.MultiAgentMLP is not None
+
+
 def test_these_checks_can_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     package = tmp_path / "functional_toy"
     package.mkdir()
