@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+import re
 import sys
 import types
 from pathlib import Path
@@ -51,6 +52,18 @@ def test_apply_and_network_are_functions_and_no_modules() -> None:
 def test_laws_and_nn_need_no_import_of_their_own() -> None:
     assert fm.laws.check is not None
     assert fm.nn.MultiAgentMLP is not None
+
+
+def test_keys_are_shown_under_one_name() -> None:
+    """Keys come from ``fm.key``, ``fm.split`` and ``fm.fold_in``, not from ``fm.random``, which samples."""
+    root = Path(fm.__file__).parents[1]
+    pages = [root / "README.md", *(path for folder in ("docs", "examples") for path in root.glob(f"{folder}/*"))]
+    pages += [*root.glob("functional_marl/**/*.py"), *root.glob("tests/**/*.py")]
+    texts = {path: path.read_text(encoding="utf-8") for path in pages if path.suffix in (".md", ".py")}
+    other = re.compile(r"(?<!jax\.)\brandom\.(key|split|fold_in)\(")
+    assert [str(path.relative_to(root)) for path, text in texts.items() if other.search(text)] == []
+    assert other.search("fm.random." + "split(key)")
+    assert (fm.key, fm.split, fm.fold_in) == (fm.random.key, fm.random.split, fm.random.fold_in)
 
 
 def test_these_checks_can_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
