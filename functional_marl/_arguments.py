@@ -13,8 +13,17 @@ import torch
 
 from functional_marl._errors import StructureError
 
-__all__ = ["as_device", "as_flag", "as_floating", "as_index", "as_mapping", "as_shape", "is_bool", "is_list", "shown"]
-
+__all__ = [
+    "as_device",
+    "as_flag",
+    "as_floating",
+    "as_index",
+    "as_mapping",
+    "as_shape",
+    "is_bool",
+    "is_list",
+    "shown",
+]
 
 _MOST = 1 << 63  # larger than any size; without a bound a wrong number would take all memory
 
@@ -137,7 +146,8 @@ def as_floating(dtype: Any, what: str = "dtype") -> torch.dtype | None:
     """
     if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
         raise StructureError(
-            f"{what}: expected a floating dtype, as torch.float32, got {shown(dtype)}; only floating leaves are cast"
+            f"{what}: expected a floating dtype such as torch.float32, got {shown(dtype)}; "
+            "only floating leaves are cast"
         )
     return dtype
 

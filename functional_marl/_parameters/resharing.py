@@ -67,5 +67,6 @@ def _as_agents(agents: Any, n_agents: int) -> list[int]:
         if not chosen or max(chosen) >= n_agents:
             raise TypeError
     except (TypeError, ValueError, RuntimeError):
-        raise StructureError(f"agents: expected indices below {n_agents}, at least one, got {shown(agents)}") from None
+        wanted = f"expected indices below {n_agents}, at least one"
+        raise StructureError(f"agents: {wanted}, got {shown(agents)}") from None
     return chosen

@@ -192,5 +192,6 @@ class Sharing(Sequence[int]):
 
 def _as_sharing(other: Any, what: str) -> Sharing:
     if not isinstance(other, Sharing):
-        raise SharingError(f"{what}: expected a Sharing as other, got {shown(other)}; make one: fm.Sharing([0, 0, 1])")
+        fix = "make one: fm.Sharing([0, 0, 1])"
+        raise SharingError(f"{what}: expected a Sharing as other, got {shown(other)}; {fix}")
     return other
