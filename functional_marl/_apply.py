@@ -9,13 +9,14 @@ import torch
 from torch import Tensor
 
 from functional_marl._arguments import as_flag, shown
-from functional_marl._checks import Params, check_meta, check_network, check_params, check_state
+from functional_marl._checks import check_meta, check_network, check_params, check_state
 from functional_marl._errors import StructureError
 from functional_marl._init_params import default_state
-from functional_marl._layout.inputs import place_inputs, place_outputs
-from functional_marl._merging import merged_state
+from functional_marl._layout.inputs import place_inputs
+from functional_marl._layout.outputs import place_outputs
 from functional_marl._network import Network
-from functional_marl._pytrees import Tree, tree_map
+from functional_marl._parameters.merging import merged_state
+from functional_marl._pytrees import Params, Tree, tree_map
 from functional_marl._strategies import Call, Result
 from functional_marl._strategies.diagnostics import clearer_error
 from functional_marl._strategies.loop import buffers_changed

@@ -10,13 +10,14 @@ from torch import Tensor
 
 from functional_marl import _torch_compat
 from functional_marl._arguments import as_device, as_floating
-from functional_marl._checks import Params, check_network
+from functional_marl._checks import check_network
 from functional_marl._clean_context import ordinary_tensors
 from functional_marl._errors import StructureError
 from functional_marl._module.replay import InitTrace
 from functional_marl._module.spec import Leaf
 from functional_marl._module.stateless import named_tensors
 from functional_marl._network import Network
+from functional_marl._pytrees import Params
 from functional_marl._randomness.use_generator import seeded
 from functional_marl.random import Key, as_key, split
 

@@ -11,8 +11,7 @@ from torch import Tensor
 
 import functional_marl as fm
 from functional_marl._layout.inputs import place_inputs
-from functional_marl._parameters import Params
-from functional_marl._pytrees import Tree, tree_map
+from functional_marl._pytrees import Params, Tree, tree_map
 from functional_marl._sharing import Sharing
 from functional_marl.laws import Law, laws
 from functional_marl.laws.subject import Ops

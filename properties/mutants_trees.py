@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 import functional_marl as fm
-from functional_marl._parameters import Merge, Params
+from functional_marl._parameters import Merge
+from functional_marl._pytrees import Params
 from functional_marl._sharing import Sharing, resolve
 from functional_marl.laws import laws
 from properties.mutants import Op, applied, late_boundary, mutant

@@ -8,11 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from functional_marl._checks import Params
 from functional_marl._init_params import init_params, init_state
 from functional_marl._network import Network, network
 from functional_marl._network_settings import Randomness, StrategyName
-from functional_marl._pytrees import Tree, flatten, tree_map
+from functional_marl._pytrees import Params, Tree, flatten, tree_map
 from functional_marl._sharing import SharingSpec
 from functional_marl._strategies import supports
 from functional_marl.laws.subject import LIBRARY, Ops, Subject

@@ -1,30 +1,29 @@
-"""Slot maps: which agent owns which copy of a parameter leaf, as a value.
+"""A slot map as a value: which agent owns which copy of a parameter leaf.
 
-Storage of a leaf is one tensor ``P: [S, *leaf]``; agent ``i`` computes with ``P[slots[i]]``. Full
-sharing, no sharing, clusters and sharing per layer are all this one map.
+All copies of a leaf are one tensor ``P: [S, *leaf]``. Agent ``i`` computes with ``P[slots[i]]``. Full sharing, no
+sharing, clusters and sharing per layer are all such maps.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from fnmatch import fnmatchcase
+from collections.abc import Iterable, Sequence
 from typing import Any, overload
 
 from functional_marl._arguments import as_index, is_list, shown
 from functional_marl._errors import SharingError
 
-__all__ = ["PRESETS", "Sharing", "SharingSpec", "resolve"]
+__all__ = ["Sharing"]
 
 
 class Sharing(Sequence[int]):
     """A map from agents to slots: ``sharing[i]`` is the slot of agent ``i``.
 
-    It is immutable, hashable and kept as given: over three slots ``[2, 1, 2]`` is valid, slot 0 is then
-    unused (that is how agent 2's network is tried in agent 0's place). Equality is exact; two maps that
-    group the agents alike under other slot names are compared by :meth:`same_partition`.
+    It is immutable, hashable and kept as given: ``[2, 1, 2]`` over three slots is valid, and slot 0 is then unused
+    (so agent 0 can try the network of agent 2). Equality is exact. :meth:`same_partition` compares which agents
+    share, whatever the numbers of their slots.
 
     Args:
-        slots: one slot an agent, each in ``range(n_slots)``.
+        slots: one slot for each agent, each in ``range(n_slots)``.
         n_slots: the number of slots ``S``; by default the largest slot plus one.
 
     Raises:
@@ -46,8 +45,8 @@ class Sharing(Sequence[int]):
             if not is_list(slots):
                 raise TypeError
             given = tuple(as_index(slot, "slot") for slot in slots)
-        except (TypeError, ValueError, RuntimeError):  # tensors without numbers raise the last
-            raise SharingError(f"sharing: expected one int slot an agent, got {shown(slots)}") from None
+        except (TypeError, ValueError, RuntimeError):  # a tensor on the meta device raises RuntimeError
+            raise SharingError(f"sharing: expected one int slot for each agent, got {shown(slots)}") from None
         if not given:
             raise SharingError("sharing: expected at least one agent, got none")
         count = max(given) + 1 if n_slots is None else as_index(n_slots, "n_slots", error=SharingError)
@@ -72,7 +71,7 @@ class Sharing(Sequence[int]):
 
     @classmethod
     def independent(cls, n_agents: int) -> Sharing:
-        """Every agent in a slot of its own (``share_params=False`` in torchrl).
+        """Each agent in its own slot (``share_params=False`` in torchrl).
 
         >>> Sharing.independent(3)
         Sharing([0, 1, 2], n_slots=3)
@@ -96,12 +95,12 @@ class Sharing(Sequence[int]):
 
     @property
     def is_shared(self) -> bool:
-        """Whether one slot is all there is."""
+        """Whether there is only one slot."""
         return self._n_slots == 1
 
     @property
     def is_independent(self) -> bool:
-        """Whether agent ``i`` is alone in slot ``i``."""
+        """Whether each agent ``i`` is alone in slot ``i``, and there are no other slots."""
         return self._slots == tuple(range(self._n_slots))
 
     def members(self, slot: int) -> tuple[int, ...]:
@@ -116,7 +115,7 @@ class Sharing(Sequence[int]):
         index = as_index(slot, "slot", error=SharingError)
         if not 0 <= index < self._n_slots:
             raise SharingError(f"slot: expected one of 0..{self._n_slots - 1}, got {index}")
-        if self._members is None:  # for all slots at once: one by one would take slots x agents
+        if self._members is None:  # of all slots at once: a search for each slot would take slots x agents steps
             found: dict[int, list[int]] = {}
             for agent, own in enumerate(self._slots):
                 found.setdefault(own, []).append(agent)
@@ -124,7 +123,7 @@ class Sharing(Sequence[int]):
         return self._members.get(index, ())
 
     def unused(self) -> tuple[int, ...]:
-        """The slots that no agent is in.
+        """The slots without an agent.
 
         >>> Sharing([2, 1, 2]).unused()
         (0,)
@@ -133,7 +132,7 @@ class Sharing(Sequence[int]):
         return tuple(s for s in range(self._n_slots) if s not in used)
 
     def canonical(self) -> Sharing:
-        """The same partition with slots numbered by first appearance and none unused.
+        """The same partition of the agents, with slots numbered by first appearance and none unused.
 
         >>> Sharing([2, 1, 2]).canonical()
         Sharing([0, 1, 0], n_slots=2)
@@ -142,7 +141,7 @@ class Sharing(Sequence[int]):
         return Sharing([order[slot] for slot in self._slots])
 
     def same_partition(self, other: Sharing) -> bool:
-        """Whether the same agents are together, whatever the slots are called.
+        """Whether the same agents share, whatever the numbers of their slots.
 
         Raises:
             SharingError: ``other`` is no Sharing.
@@ -153,10 +152,10 @@ class Sharing(Sequence[int]):
         return self.canonical() == _as_sharing(other, "same_partition").canonical()
 
     def refines(self, other: Sharing) -> bool:
-        """Whether agents that share here share there too: going from ``other`` to here loses nothing.
+        """Whether agents that share a slot here share one in ``other`` too: going from ``other`` to this loses nothing.
 
         Raises:
-            SharingError: ``other`` is no Sharing, or one of another number of agents.
+            SharingError: ``other`` is no Sharing, or has another number of agents.
 
         >>> Sharing.independent(2).refines(Sharing.shared(2))
         True
@@ -191,68 +190,8 @@ class Sharing(Sequence[int]):
         return (Sharing, (self._slots, self._n_slots))
 
 
-SharingSpec = str | Sequence[int] | Sharing | Mapping[str, Any]
-PRESETS = {"shared": Sharing.shared, "independent": Sharing.independent}
-
-
 def _as_sharing(other: Any, what: str) -> Sharing:
     if not isinstance(other, Sharing):
-        raise SharingError(f"{what}: expected a Sharing as other, got {shown(other)}; make one: fm.Sharing([0, 0, 1])")
+        fix = "make one: fm.Sharing([0, 0, 1])"
+        raise SharingError(f"{what}: expected a Sharing as other, got {shown(other)}; {fix}")
     return other
-
-
-def _one(spec: Any, n_agents: int, where: str) -> Sharing:
-    """A spec that is not a mapping, as a slot map of ``n_agents`` agents."""
-    if isinstance(spec, str):
-        if spec not in PRESETS:
-            raise SharingError(
-                f"{where}: expected {' or '.join(map(repr, PRESETS))}, a list of slots or a Sharing, got {spec!r}"
-            )
-        return PRESETS[spec](n_agents)
-    if isinstance(spec, bool) or not isinstance(spec, Iterable):
-        raise SharingError(
-            f"{where}: expected 'shared', 'independent', a list of slots or a Sharing, got {shown(spec)}"
-        )
-    sharing = spec if isinstance(spec, Sharing) else Sharing(spec)  # pyright: ignore[reportUnknownArgumentType]
-    if sharing.n_agents != n_agents:
-        raise SharingError(
-            f"{where}: expected one slot for each of {n_agents} agents, got {sharing.n_agents}: {list(sharing)}"
-        )
-    if not isinstance(spec, Sharing) and (empty := sharing.unused()):  # in a plain list most often a slip
-        raise SharingError(
-            f"{where}: no agent is in the slots {list(empty)} of {list(sharing)}; slots count from 0 without gaps: "
-            f"renumber them, or give fm.{sharing!r} if they are to be empty"
-        )
-    return sharing
-
-
-def resolve(spec: SharingSpec, n_agents: int, names: Iterable[str]) -> dict[str, Sharing]:
-    """One slot map a leaf: ``spec`` is a preset, a list of slots, a Sharing, or patterns to any of these.
-
-    Patterns are shell patterns over the dotted leaf names (``fnmatch.fnmatchcase``; ``*`` crosses dots);
-    the first that matches wins. A plain list has no empty slot; a Sharing may have some.
-
-    Raises:
-        SharingError: an unknown preset, the wrong number of agents, a list with an empty slot, a leaf that no
-            pattern matches, or a pattern that decides no leaf.
-
-    >>> resolve({"0.*": "shared", "*": [0, 0, 1]}, 3, ["0.weight", "2.weight"])
-    {'0.weight': Sharing([0, 0, 0], n_slots=1), '2.weight': Sharing([0, 0, 1], n_slots=2)}
-    """
-    leaves = list(names)
-    if not isinstance(spec, Mapping):
-        sharing = _one(spec, n_agents, "sharing")
-        return dict.fromkeys(leaves, sharing)
-    if wrong := [p for p in spec if not isinstance(p, str)]:  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise SharingError(f"sharing: expected patterns over leaf names, strings such as '0.*', got {wrong}")
-    patterns = {p: _one(spec[p], n_agents, f"sharing[{p!r}]") for p in spec}
-    winner = {leaf: next((p for p in patterns if fnmatchcase(leaf, p)), None) for leaf in leaves}
-    unmatched = [leaf for leaf, p in winner.items() if p is None]
-    if unmatched:
-        raise SharingError(f"sharing: no pattern of {list(patterns)} matches {unmatched}; end the mapping with '*'")
-    idle = [p for p in patterns if p not in winner.values()]
-    if idle:
-        raise SharingError(
-            f"sharing: the patterns {idle} decide no leaf (the first match wins); the leaves are {leaves}"
-        )
-    return {leaf: patterns[p] for leaf, p in winner.items() if p is not None}

@@ -1,4 +1,4 @@
-"""Agents that come together in a slot: rows ``[R, *leaf]`` merged to ``[S, *leaf]``, all slots at once."""
+"""Agents of one slot merged into it: rows ``[R, *leaf]`` to slots ``[S, *leaf]``, all slots at once."""
 
 from __future__ import annotations
 
@@ -20,13 +20,18 @@ Merge = Literal["error", "mean", "first"]
 
 
 def check_merge(merge: Any) -> None:
-    """Raise SharingError for a word that is none of :data:`Merge`."""
+    """Raise SharingError unless ``merge`` is one of the words of :data:`Merge`."""
     if not isinstance(merge, str) or merge not in ("error", "mean", "first"):
         raise SharingError(f"merge: expected 'error', 'mean' or 'first', got {shown(merge)}")
 
 
 def merged_rows(leaf: Tensor, source: Sequence[int], sharing: Sharing, merge: Merge, name: str) -> Tensor:
-    """``[R, *leaf] -> [S, *leaf]``: agent ``i`` comes with row ``source[i]``, and agents of a slot are merged."""
+    """``[R, *leaf] -> [S, *leaf]``: agent ``i`` has row ``source[i]``, and the agents of a slot are merged.
+
+    Raises:
+        SharingError: a slot without agents; agents of a slot that differ under ``merge="error"``.
+        StructureError: a sparse leaf.
+    """
     if unused := sharing.unused():
         raise SharingError(
             f"{name}: no agent is in the slots {list(unused)} of {sharing}, so nothing fills them; use its .canonical()"
@@ -38,19 +43,19 @@ def merged_rows(leaf: Tensor, source: Sequence[int], sharing: Sharing, merge: Me
         return leaf.index_select(0, torch.tensor(source, device=leaf.device))
     rows = [[source[agent] for agent in sharing.members(slot)] for slot in range(sharing.n_slots)]
     if merge == "mean" and any(len(set(own)) > 1 for own in rows):
-        # of one row taken several times the mean is that row
+        # The mean of one row, taken several times, is that row.
         return _means(leaf, *_batches([own if len(set(own)) > 1 else own[:1] for own in rows]))
     if merge == "error":
         _check_agree(leaf, source, sharing, name)
     return leaf.index_select(0, torch.tensor([own[0] for own in rows], device=leaf.device))
 
 
-_COMPARED = 1 << 20  # numbers at once
+_COMPARED = 1 << 20  # how many numbers are compared at once
 
 
 def _check_agree(leaf: Tensor, source: Sequence[int], sharing: Sharing, name: str) -> None:
-    """Raise where two agents of a slot come with different rows."""
-    pairs: dict[tuple[int, int], int] = {}  # a slot's first row and another -> the agent who brings that
+    """Raise if two agents of a slot have different rows."""
+    pairs: dict[tuple[int, int], int] = {}  # (a slot's first row, another of its rows) -> an agent with the other row
     for slot in range(sharing.n_slots):
         agents = sharing.members(slot)
         for agent in agents[1:]:
@@ -68,8 +73,8 @@ def _check_agree(leaf: Tensor, source: Sequence[int], sharing: Sharing, name: st
             agree = same.tolist()
         except RuntimeError:  # under vmap, or on the meta device
             raise SharingError(
-                f'{name}: merge="error" compares the numbers of agents, which these tensors do not show; '
-                'give merge="mean" or merge="first", or take the members of a population one by one'
+                f'{name}: merge="error" compares the numbers of agents, and these tensors have none that can be read; '
+                'give merge="mean" or merge="first", or loop over a population instead of vmap'
             ) from None
         if not all(agree):
             k = agree.index(False)
@@ -77,20 +82,20 @@ def _check_agree(leaf: Tensor, source: Sequence[int], sharing: Sharing, name: st
             agents = list(sharing.members(sharing[agent]))
             gap = float((a[k].to(torch.complex128) - b[k].to(torch.complex128)).abs().max())
             raise SharingError(
-                f"{name}: agents {agents} are to share slot {sharing[agent]}, but agent {agent} differs from "
+                f"{name}: agents {agents} should share slot {sharing[agent]}, but agent {agent} differs from "
                 f'agent {agents[0]} by up to {gap:.3g}; give merge="mean" or merge="first"'
             )
 
 
 # --- many slots at once ----------------------------------------------------------------------------------
 
-# Slots of equally many rows are merged together, for a loop over slots takes longer than the work: for each such
-# number the rows, slot by slot, and the place of every slot in what that gives.
+# Slots with the same number of rows are merged in one operation: a loop over slots would take longer than the merging.
+# For each number of rows: the rows, slot after slot. And for each slot: its place in the concatenated results.
 _Batches = tuple[tuple[tuple[int, tuple[int, ...]], ...], tuple[int, ...]]
 
 
 def _batches(rows: Sequence[Sequence[int]]) -> _Batches:
-    """How to merge ``rows[s]`` into slot ``s``."""
+    """The batches that merge ``rows[s]`` into slot ``s``."""
     sizes: dict[int, list[int]] = {}
     for slot, own in enumerate(rows):
         sizes.setdefault(len(own), []).append(slot)
@@ -100,21 +105,21 @@ def _batches(rows: Sequence[Sequence[int]]) -> _Batches:
 
 
 def _means(leaf: Tensor, batches: Sequence[tuple[int, tuple[int, ...]]], places: tuple[int, ...]) -> Tensor:
-    """``[R, *leaf] -> [S, *leaf]``, the means of rows."""
+    """``[R, *leaf] -> [S, *leaf]``: the mean of each slot's rows."""
     pieces: list[Tensor] = []
     for size, rows in batches:
         piece = leaf.index_select(0, index_tensor(rows, leaf.device))
         pieces.append(piece if size == 1 else _mean(piece.unflatten(0, (len(rows) // size, size))))
-    if len(pieces) == 1:  # then slots are in order
+    if len(pieces) == 1:  # one batch: its slots are in order
         return pieces[0]
     return torch.cat(pieces).index_select(0, index_tensor(places, leaf.device))
 
 
 def _mean(rows: Tensor) -> Tensor:
-    """``[k, m, *leaf] -> [k, *leaf]``: the mean of floats; of integers (counters) the largest."""
+    """``[k, m, *leaf] -> [k, *leaf]``: the mean of floats, the largest of integers (they are counters)."""
     if not (rows.is_floating_point() or rows.is_complex()):
         return rows.amax(1)
-    # Agents that agree keep their value to the bit: the mean of three equal numbers may be another.
+    # Agents that are equal keep their value to the bit: the computed mean of three equal numbers may differ from it.
     first = rows[:, 0]
     return torch.where((rows == first.unsqueeze(1)).all(1), first, rows.mean(1))
 
@@ -126,16 +131,16 @@ def _state_batches(sharing: Sharing) -> _Batches:
     return _batches([own or [sharing.n_agents + slot] for slot, own in enumerate(members)])
 
 
-_kept_state_batches = lru_cache(maxsize=1024)(_state_batches)  # dynamo warns of a cache and looks through it
+_cached_state_batches = lru_cache(maxsize=1024)(_state_batches)  # not in a trace: dynamo ignores a cache and warns
 
 
 def merged_state(after: Tensor, before: Tensor, sharing: Sharing) -> Tensor:
-    """Every agent's buffer ``[n, *leaf]`` to one a slot ``[S, *leaf]``; unused slots keep what they had."""
+    """The buffer of every agent ``[n, *leaf]`` merged to slots ``[S, *leaf]``; unused slots stay as ``before``."""
     if sharing.is_independent:
         return after
     if sharing.is_shared:
         return _mean(after.unsqueeze(0))
     tracing = torch.compiler.is_dynamo_compiling()
-    batches, places = _state_batches(sharing) if tracing else _kept_state_batches(sharing)
+    batches, places = _state_batches(sharing) if tracing else _cached_state_batches(sharing)
     rows = after if not sharing.unused() else torch.cat((after, before))
     return _means(rows, batches, places)
