@@ -20,7 +20,7 @@ from functional_marl._groups.group_map import by_spec as by_spec
 from functional_marl._groups.group_map import check_group_map as check_group_map
 from functional_marl._groups.group_map import group_map as group_map
 from functional_marl._init_params import init_params as init_params
-from functional_marl._init_params import init_state as init_state
+from functional_marl._init_state import init_state as init_state
 from functional_marl._layout.inputs import with_agent_ids as with_agent_ids
 from functional_marl._network import Network as Network
 from functional_marl._network import network as network

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from functional_marl._arguments import as_index, as_mapping, is_list, shown
 from functional_marl._checks import Params, check_network, check_state, mismatches, slot_maps
 from functional_marl._errors import StructureError
-from functional_marl._init_params import default_state
+from functional_marl._init_state import default_state
 from functional_marl._merging import Merge, check_merge, merged_rows
 from functional_marl._module.stateless import named_tensors
 from functional_marl._network import Network

@@ -13,8 +13,10 @@ from functional_marl import _torch_compat
 from functional_marl._errors import RandomnessError, StructureError
 from functional_marl._module.stateless import counted, written
 from functional_marl._pytrees import Tree, flatten, leaf_names
-from functional_marl._randomness.keyed_dropout import ForbidRandomOps, run_keyed
-from functional_marl._randomness.rng_state import Alike, rng_states, set_rng_states
+from functional_marl._randomness.forbid_random_ops import ForbidRandomOps
+from functional_marl._randomness.keyed_dropout import run_keyed
+from functional_marl._randomness.rng_state import rng_states, set_rng_states
+from functional_marl._randomness.same_samples import SameSamples
 from functional_marl._strategies.base import Call, Result
 
 __all__ = ["buffers_changed", "draws_in_loop", "evaluate_loop", "plain"]
@@ -58,7 +60,7 @@ def _loop(call: Call, drawless: bool = False) -> Result:
     buffers: list[dict[str, Tensor]] = []
     alike = call.key is None and call.net.randomness == "same" and not drawless
     start = rng_states((*call.inputs.leaves, *call.params.values())) if alike else None
-    own = Alike() if alike and not torch.compiler.is_dynamo_compiling() else None
+    own = SameSamples() if alike and not torch.compiler.is_dynamo_compiling() else None
     for agent in range(call.net.n_agents):
         if start is not None:
             set_rng_states(start)
@@ -118,7 +120,7 @@ def _seen(call: Call, agent: int) -> str:
 
 def _traced() -> bool:
     """Whether a tracer records the call: it sees each draw, and no generator that is put back between them."""
-    return torch.compiler.is_dynamo_compiling() or _torch_compat.proxied()
+    return torch.compiler.is_dynamo_compiling() or _torch_compat.in_proxy_tracer()
 
 
 def buffers_changed(names: list[str]) -> str:

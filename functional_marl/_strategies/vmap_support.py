@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from functional_marl._errors import StructureError
-from functional_marl._init_params import default_state
+from functional_marl._init_state import default_state
 from functional_marl._layout.inputs import Inputs
 from functional_marl._network import Network
 from functional_marl._pytrees import Tree, structure

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from functional_marl._checks import Params
-from functional_marl._init_params import init_params, init_state
+from functional_marl._init_params import init_params
+from functional_marl._init_state import init_state
 from functional_marl._network import Network, Randomness, Strategy, network
 from functional_marl._pytrees import Tree, flatten, tree_map
 from functional_marl._sharing import SharingSpec

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 import functional_marl as fm
-from functional_marl._init_params import default_state
+from functional_marl._init_state import default_state
 from tests.builders import SHARINGS, N, Tensors, copied, generators_untouched, mlp, numbers, own, same
 
 NAMES = ["0.weight", "0.bias", "2.weight", "2.bias"]
@@ -138,9 +138,7 @@ class Noisy(nn.Module):
 
 def test_a_random_buffer_needs_a_key() -> None:
     net = fm.network(Noisy, N)
-    message = (
-        r"^state: the factory draws the buffers \['noise'\] at random; give fm.init_state\(net, key\), or state= w"
-    )
+    message = r"^state: the factory samples the buffers \['noise'\]; give fm.init_state\(net, key\), or state= w"
     with pytest.raises(fm.StructureError, match=message):
         fm.init_state(net)
     rows = fm.init_state(net, 0)["noise"]

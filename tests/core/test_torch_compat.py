@@ -20,7 +20,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 import functional_marl as fm
 from functional_marl import _torch_compat
-from functional_marl._randomness.keyed_dropout import ForbidRandomOps
+from functional_marl._randomness.forbid_random_ops import ForbidRandomOps
 from functional_marl._strategies import apply_directly
 from tests.builders import N, numbers
 
@@ -248,13 +248,13 @@ def test_a_key_inside_of_vmap_is_refused(paths: str) -> None:
 def test_a_mode_is_left_as_it_was_entered(paths: str) -> None:
     with ForbidRandomOps("test") as guard:
         assert _torch_compat.dispatch_modes() == 1
-        with _torch_compat.set_aside(guard):
+        with _torch_compat.suspended(guard):
             assert _torch_compat.dispatch_modes() == (0 if paths == "private" else 1)
-        with pytest.raises(KeyError), _torch_compat.set_aside(guard):
+        with pytest.raises(KeyError), _torch_compat.suspended(guard):
             raise KeyError
         with pytest.raises(fm.RandomnessError):
             torch.rand(2)
-        with ForbidRandomOps("inner"), _torch_compat.set_aside(guard):
+        with ForbidRandomOps("inner"), _torch_compat.suspended(guard):
             assert _torch_compat.dispatch_modes() == 2
     assert _torch_compat.dispatch_modes() == 0
 
@@ -263,7 +263,7 @@ def test_tracers_are_seen(paths: str) -> None:
     seen: list[bool] = []
 
     def run(x: Tensor) -> Tensor:
-        seen.append(_torch_compat.proxied())
+        seen.append(_torch_compat.in_proxy_tracer())
         return x * 2
 
     make_fx(run)(torch.ones(2))

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from functional_marl._apply import apply
 from functional_marl._errors import GroupingError, StructureError
 from functional_marl._groups.group_data import apply_groups, group_agents, ungroup_agents
-from functional_marl._init_params import init_params, init_state
+from functional_marl._init_params import init_params
+from functional_marl._init_state import init_state
 from functional_marl._network import network
 from functional_marl._parameters import agent_module
 from functional_marl._tensordict import to_tensordict

@@ -36,6 +36,7 @@ ROOMS = [
     "_tensordict",
     "_checks",
     "_init_params",
+    "_init_state",
     "_parameters",
     "_strategies",
     "_apply",

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import functional_marl as fm
-from functional_marl._randomness.keyed_attention import MULTIHEAD_NAMES, multihead
+from functional_marl._randomness.keyed_attention import MULTIHEAD_ARGUMENTS, multihead_attention
 from functional_marl._randomness.keyed_dropout import run_keyed
 from tests.builders import N, generators_untouched, numbers
 
@@ -109,13 +109,13 @@ def test_where_some_drop_the_masks_stand_where_torchs_stand(
     given: dict[str, Any] = {}
 
     def record(*args: Any, **named: Any) -> Any:  # what the module hands to torch's function is handed to ours
-        given.update(dict(zip(MULTIHEAD_NAMES, args, strict=False)), **named)
+        given.update(dict(zip(MULTIHEAD_ARGUMENTS, args, strict=False)), **named)
         return args[0], None
 
     with monkeypatch.context() as patched:
         patched.setattr(F, "multi_head_attention_forward", record)
         module(*x, need_weights=need_weights)
-    got = multihead(drop, given)
+    got = multihead_attention(drop, given)
     with monkeypatch.context() as patched:
         patched.setattr(F, "dropout", drop)
         patched.setattr(F, "scaled_dot_product_attention", attend)

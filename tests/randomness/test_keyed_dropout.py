@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import functional_marl as fm
-from functional_marl._randomness.keyed_dropout import ForbidRandomOps, run_keyed
+from functional_marl._randomness.forbid_random_ops import ForbidRandomOps
+from functional_marl._randomness.keyed_dropout import run_keyed
 from functional_marl.random import bernoulli
 from tests.builders import N, generators_untouched, numbers
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import functional_marl as fm
 from functional_marl._module.replay import record
-from functional_marl._randomness.use_generator import drawing_from
+from functional_marl._randomness.use_generator import sampling_from_seed
 from functional_marl.nn import MultiAgentMLP
 from tests.builders import N, generators_untouched, same
 
@@ -67,7 +67,7 @@ def test_a_draw_from_a_generator_of_its_own_is_refused_before_it_happens(name: s
             fm.network(build, N)
         with pytest.raises(fm.RandomnessError, match=message):
             fm.network(Resets(build), N)
-        with pytest.raises(fm.RandomnessError, match=message), drawing_from(0):
+        with pytest.raises(fm.RandomnessError, match=message), sampling_from_seed(0):
             build()
         with pytest.raises(fm.RandomnessError, match=message):
             record(_under_seeds(build))
@@ -90,7 +90,7 @@ class Resets(nn.Linear):
 
 def _under_seeds(build: Build) -> Callable[[int], nn.Module]:
     def draw(seed: int) -> nn.Module:
-        with drawing_from(seed):
+        with sampling_from_seed(seed):
             return build()
 
     return draw

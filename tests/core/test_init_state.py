@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 import functional_marl as fm
-from functional_marl._init_params import default_state
+from functional_marl._init_state import default_state
 from tests.builders import N, numbers, same
 
 
