@@ -6,13 +6,13 @@ operations of one forward. Both are local to the thread and to the call.
 
 To add a keyed random operation:
 
-1. Write a function ``(mode, func, args, kwargs)`` that returns what ``func(*args, **kwargs)`` would return. Before it
-   samples, it adds 1 to ``mode.site``. It samples by ``functional_marl.random`` from ``mode.key``, ``mode.site`` and
-   ``mode.agent``. Under ``mode.forbidden`` it raises instead.
+1. Write a function ``(mode, func, args, kwargs)`` in place of ``func(*args, **kwargs)``. Before it samples, it adds 1
+   to ``mode.site``. It then samples from ``(mode.key, mode.agent, mode.site)``, as :meth:`KeyedDropout.drop` does by
+   :func:`functional_marl.random.bernoulli`. Where ``mode.forbidden`` is true it raises instead.
 2. Add one line to ``_SERVED``: the function of torch, and yours.
 
-The loop and vmap then serve it. The plan takes over when a lowering rule has the same streams
-(:func:`~functional_marl._randomness.dropout_masks.batched_dropout` is that of the dropouts).
+The loop and vmap need nothing else. A lowering rule of the plan has to sample the same numbers: for dropout this is
+:func:`functional_marl._randomness.dropout_masks.batched_dropout`.
 """
 
 from __future__ import annotations
