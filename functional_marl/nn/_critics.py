@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from functional_marl._arguments import as_flag, as_index, shown
 from functional_marl._errors import StructureError
 from functional_marl.nn._layer_options import check_class, check_device
-from functional_marl.nn._single_agent import MLP
+from functional_marl.nn._single_agent_mlp import MLP
 
 __all__ = ["CrossCriticGroupSpec", "CrossGroupCritic"]
 

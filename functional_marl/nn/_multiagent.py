@@ -12,7 +12,8 @@ from functional_marl._arguments import as_flag, as_index
 from functional_marl._sharing import SharingSpec
 from functional_marl.nn._base import MultiAgentNetBase, merges_agents, repeatable
 from functional_marl.nn._layer_options import as_features, check_class
-from functional_marl.nn._single_agent import MLP, ConvNet
+from functional_marl.nn._single_agent_convnet import ConvNet
+from functional_marl.nn._single_agent_mlp import MLP
 
 __all__ = ["MultiAgentConvNet", "MultiAgentMLP"]
 
