@@ -45,14 +45,14 @@ class Mixer(nn.Module):
         self.n_agents = as_index(n_agents, "n_agents", 1)
         self.device = device
         self.needs_state = as_flag(needs_state, "needs_state")
-        is_int = not isinstance(state_shape, Iterable) or isinstance(state_shape, str)
-        self.state_shape = (
-            (as_index(state_shape, "state_shape", 1),) if is_int else as_shape(state_shape, "state_shape")
-        )
+        if isinstance(state_shape, Iterable) and not isinstance(state_shape, str):
+            self.state_shape = as_shape(state_shape, "state_shape")
+        else:
+            self.state_shape = (as_index(state_shape, "state_shape", 1),)
 
     def forward(self, *inputs: Tensor) -> Tensor:
         """``values: [*B, n, 1]`` and, if needed, ``state: [*B, *state_shape]`` ``-> [*B, 1]``."""
-        values, state = self._checked(inputs)
+        values, state = self._values_and_state(inputs)
         out = self.mix(values, state)
         expected = (*values.shape[:-2], 1)
         if not isinstance(out, Tensor) or out.shape != expected:  # pyright: ignore[reportUnnecessaryIsInstance]
@@ -60,7 +60,7 @@ class Mixer(nn.Module):
             raise ValueError(f"mix: expected an output of shape {list(expected)}, got {got}")
         return out
 
-    def _checked(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, Tensor | None]:
+    def _values_and_state(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, Tensor | None]:
         if not all(isinstance(x, Tensor) for x in inputs):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise TypeError(f"inputs: expected tensors, got {', '.join(map(shown, inputs))}")
         if len(inputs) != 1 + self.needs_state:
