@@ -5,7 +5,7 @@ torchrl need not be installed.
 """
 
 from functional_marl._groups.group_map import MarlGroupMapType as MarlGroupMapType
-from functional_marl.nn._agent_axis_check import AgentsApartWarning as AgentsApartWarning
+from functional_marl.nn._agent_axis_warning import AgentsApartWarning as AgentsApartWarning
 from functional_marl.nn._base import MultiAgentNetBase as MultiAgentNetBase
 from functional_marl.nn._convert import convert_state_dict as convert_state_dict
 from functional_marl.nn._convert import from_functional as from_functional

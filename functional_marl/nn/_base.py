@@ -25,7 +25,7 @@ from functional_marl._network import Network, Randomness, network_of
 from functional_marl._sharing import SharingSpec
 from functional_marl.nn import _init as drawing
 from functional_marl.nn import _storage as storage
-from functional_marl.nn._agent_axis_check import reads_agent_axis, warn_reads_agent_axis
+from functional_marl.nn._agent_axis_warning import reads_agent_axis, warn_reads_agent_axis
 from functional_marl.nn._edit_tracker import Watch, stay
 from functional_marl.nn._parameter_store import HOOKS, Registered
 from functional_marl.nn._storage import Params, is_lazy
