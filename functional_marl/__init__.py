@@ -19,7 +19,7 @@ from functional_marl._groups.group_map import by_prefix as by_prefix
 from functional_marl._groups.group_map import by_spec as by_spec
 from functional_marl._groups.group_map import group_map as group_map
 from functional_marl._init_params import init_params as init_params
-from functional_marl._init_params import init_state as init_state
+from functional_marl._init_state import init_state as init_state
 from functional_marl._layout.agent_ids import with_agent_ids as with_agent_ids
 from functional_marl._network import Network as Network
 from functional_marl._network import network as network

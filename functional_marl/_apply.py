@@ -11,7 +11,7 @@ from torch import Tensor
 from functional_marl._arguments import as_flag, shown
 from functional_marl._checks import check_meta, check_network, check_params, check_state
 from functional_marl._errors import StructureError
-from functional_marl._init_params import default_state
+from functional_marl._init_state import default_state
 from functional_marl._layout.inputs import place_inputs
 from functional_marl._layout.outputs import place_outputs
 from functional_marl._network import Network

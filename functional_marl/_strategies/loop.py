@@ -14,8 +14,10 @@ from functional_marl._errors import RandomnessError, StructureError
 from functional_marl._module.stateless import counted, written
 from functional_marl._network_settings import NetworkSettings
 from functional_marl._pytrees import Tree, flatten, leaf_names
-from functional_marl._randomness.keyed_dropout import ForbidRandomOps, run_keyed
-from functional_marl._randomness.rng_state import Alike, rng_states, set_rng_states
+from functional_marl._randomness.forbid_random_ops import ForbidRandomOps
+from functional_marl._randomness.keyed_dropout import run_keyed
+from functional_marl._randomness.rng_state import rng_states, set_rng_states
+from functional_marl._randomness.same_samples import SameSamples
 from functional_marl._strategies.base import FALLBACK_ERRORS, FINAL_ERRORS, Call, Evaluator, Result, sparse_layout
 
 __all__ = ["LoopEvaluator", "buffers_changed", "evaluate_loop", "is_random_call", "plain"]
@@ -86,7 +88,7 @@ def _loop(call: Call, not_random: bool = False) -> Result:
     buffers: list[dict[str, Tensor]] = []
     alike = call.key is None and call.net.randomness == "same" and not not_random
     start = rng_states((*call.inputs.leaves, *call.params.values())) if alike else None
-    own = Alike() if alike and not torch.compiler.is_dynamo_compiling() else None
+    own = SameSamples() if alike and not torch.compiler.is_dynamo_compiling() else None
     for agent in range(call.net.n_agents):
         if start is not None:
             set_rng_states(start)
@@ -146,7 +148,7 @@ def _seen(call: Call, agent: int) -> str:
 
 def _traced() -> bool:
     """Whether a tracer records the call. It records each random operation, and no restored generator state."""
-    return torch.compiler.is_dynamo_compiling() or _torch_compat.proxied()
+    return torch.compiler.is_dynamo_compiling() or _torch_compat.in_proxy_tracer()
 
 
 def buffers_changed(names: list[str]) -> str:

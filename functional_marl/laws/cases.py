@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from functional_marl._init_params import init_params, init_state
+from functional_marl._init_params import init_params
+from functional_marl._init_state import init_state
 from functional_marl._network import Network, network
 from functional_marl._network_settings import Randomness, StrategyName
 from functional_marl._pytrees import Params, Tree, flatten, tree_map

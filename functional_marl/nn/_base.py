@@ -26,7 +26,7 @@ from functional_marl._sharing import SharingSpec
 from functional_marl._strategies import supports
 from functional_marl.nn import _init as drawing
 from functional_marl.nn import _storage as storage
-from functional_marl.nn._agent_axis_check import reads_agents, warn_apart
+from functional_marl.nn._agent_axis_warning import reads_agent_axis, warn_reads_agent_axis
 from functional_marl.nn._edit_tracker import Watch, stay
 from functional_marl.nn._parameter_store import HOOKS, Registered
 from functional_marl.nn._storage import Params, is_lazy
@@ -273,8 +273,8 @@ class MultiAgentNetBase(Registered):
         def whole(x: Tensor) -> Any:
             return self._one_agent({k: leaf[0] for k, leaf in (*params.items(), *buffers.items())}).eval()(x)
 
-        if reads_agents(lambda x: apply(net, params, x, state=buffers), whole, seen, position):
-            warn_apart(self)
+        if reads_agent_axis(lambda x: apply(net, params, x, state=buffers), whole, seen, position):
+            warn_reads_agent_axis(self)
 
     def _evaluate(self, net: Network, inputs: tuple[Any, ...], kwargs: dict[str, Any] | None) -> Any:
         """Apply the network to the tensors that are registered now; in training their buffers are updated."""

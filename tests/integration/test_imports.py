@@ -38,6 +38,7 @@ ROOMS = [
     "_tensordict",
     "_checks",
     "_init_params",
+    "_init_state",
     "_parameters",
     "_apply",
     "_tabulate",

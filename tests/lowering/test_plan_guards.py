@@ -10,7 +10,7 @@ from torch.nn.modules import module as hooks
 
 import functional_marl as fm
 from functional_marl._strategies.plan import PlanEvaluator
-from functional_marl.nn._single_agent import MLP
+from functional_marl.nn._single_agent_mlp import MLP
 from tests.lowering.test_plan import CELLS, LAYERS, SHARINGS, N, assert_plan_is_loop, draw, network, seq
 
 Build = Callable[[], nn.Module]

@@ -12,7 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import functional_marl as fm
-from functional_marl._clean_context import neutral
+from functional_marl._clean_context import no_active_modes
 from functional_marl._lowering.dense import index_tensor
 from tests.builders import N, numbers
 
@@ -179,7 +179,7 @@ def test_neutral_takes_all_modes_off_and_puts_them_back() -> None:
 
     def inside(x: Tensor) -> Tensor:
         before = _get_current_function_mode_stack()
-        with neutral():
+        with no_active_modes():
             made = torch.ones(2)
             assert not torch.is_inference_mode_enabled()
             assert not torch.is_autocast_enabled("cpu")

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.checkpoint import checkpoint
 
 import functional_marl as fm
 from functional_marl import _torch_compat
 from functional_marl._lowering import gather_slots
-from functional_marl._randomness import rng_state as draws
 from functional_marl._strategies import vmap_fast_path
 from functional_marl._strategies.batching_rules import Rules
 from functional_marl._strategies.torch_compile import is_compiled
@@ -218,50 +215,6 @@ def test_vmap_is_given_up_for_calls_of_one_kind_only() -> None:
     assert ways(False) == [True]  # this goes, and still does
     assert ways(True) == [False] * N
     assert "loop (vmap raised" in fm.tabulate(net)
-
-
-def test_generators_of_all_devices_are_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A device with a generator, for a test without one."""
-
-    class Device:
-        state = torch.tensor(5)
-
-        def get_rng_state(self, device: torch.device) -> Tensor:
-            return self.state
-
-        def set_rng_state(self, state: Tensor, device: torch.device) -> None:
-            self.state = state
-
-    fake, meta = Device(), torch.device("meta")
-    assert draws.rng_states([torch.empty(2, device=meta)]).keys() == {torch.device("cpu")}
-    monkeypatch.setattr(draws, "_generators", lambda _: fake)
-    before = draws.rng_states([torch.empty(2, device=meta), 3, torch.empty(2)])
-    assert before.keys() == {torch.device("cpu"), meta}
-    fake.state = torch.tensor(7)
-    assert not draws.same_states(before, draws.rng_states([torch.empty(2, device=meta)]))
-    draws.set_rng_states(before)
-    assert int(fake.state) == 5
-    assert draws.same_states(before, draws.rng_states([torch.empty(2, device=meta)]))
-
-
-def test_a_device_has_the_generators_of_its_own_module(monkeypatch: pytest.MonkeyPatch) -> None:
-    cpu, meta, gpu = torch.device("cpu"), torch.device("meta"), torch.device("cuda", 0)
-    assert draws._generators(gpu) is torch.cuda
-    assert draws._generators(torch.device("mps")) is torch.mps
-    assert [draws._generators(d) for d in (meta, cpu, torch.device("vulkan"))] == [None] * 3
-    assert draws._index(gpu) == (gpu,)
-    assert draws._index(torch.device("mps")) == ()
-    with FakeTensorMode():
-        tensors = [torch.empty(2, device=d) for d in (gpu, meta)]
-    given: list[torch.device] = []
-    fake = SimpleNamespace(get_rng_state=lambda d: torch.tensor(5), set_rng_state=lambda s, d: given.append(d))
-    monkeypatch.setattr(draws, "_generators", lambda d: {gpu: fake, meta: fake}[d])
-    for capturing in (False, True):  # a CUDA graph is captured: its generator cannot be read
-        monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: capturing)  # noqa: B023
-        assert draws.rng_states(tensors).keys() == {cpu, gpu, meta}
-        assert draws.rng_states(tensors, needed=False).keys() == ({cpu, meta} if capturing else {cpu, gpu, meta})
-    draws.set_rng_states(draws.rng_states(tensors))
-    assert set(given) == {gpu, meta}
 
 
 @pytest.mark.parametrize("strategy", ["auto", "loop", "vmap"])
