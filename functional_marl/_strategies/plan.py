@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from functional_marl._lowering import Plan, Run, Unsupported, gather_slots
+from functional_marl._lowering import Plan, Run, Unsupported
+from functional_marl._slots import gather_slots
 from functional_marl._strategies.base import Call, Result
 from functional_marl._torch_compat import hooked
 

@@ -15,11 +15,12 @@ import torch
 from torch import Tensor
 
 from functional_marl import _torch_compat
-from functional_marl._lowering import Plan, gather_slots
+from functional_marl._lowering import Plan
 from functional_marl._module.stateless import Place, StatelessModule
 from functional_marl._network import Network
 from functional_marl._randomness.rng_state import RngStates, rng_states, same_states, set_rng_states
 from functional_marl._sharing import Sharing
+from functional_marl._slots import gather_slots
 from functional_marl._strategies.vmap import (
     FALLBACK_ERRORS,
     activation_bytes,

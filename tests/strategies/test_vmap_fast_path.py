@@ -14,8 +14,8 @@ from torch.utils.checkpoint import checkpoint
 
 import functional_marl as fm
 from functional_marl import _torch_compat
-from functional_marl._lowering import gather_slots
 from functional_marl._randomness import rng_state as draws
+from functional_marl._slots import gather_slots
 from functional_marl._strategies import apply_directly
 from functional_marl._strategies import vmap_fast_path as direct
 from functional_marl._strategies.batching_rules import Rules
