@@ -11,7 +11,6 @@ import inspect
 import math
 import numbers
 import sys
-from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -20,7 +19,7 @@ from torch import Tensor, nn
 
 from functional_marl._arguments import as_index, shown
 from functional_marl._errors import StructureError
-from functional_marl._lowering import Images, register_rewrite
+from functional_marl._lowering import Context, Layer, Step, lowering_rule, over_images
 from functional_marl.nn._layer_options import (
     Options,
     as_features,
@@ -353,15 +352,25 @@ class ConvNet(nn.Sequential):
         return super().forward(input.flatten(0, len(batch) - 1)).unflatten(0, batch)
 
 
-def _straight(module: MLP) -> nn.Module:
-    """What an MLP does, for the plan."""
-    shape = module.out_features
-    straight = nn.Sequential(OrderedDict(module._modules))  # not children(), which gives each once
+# --- the rules of these classes for the plan ---------------------------------------------------------------
+
+
+@lowering_rule(MLP, container=True)
+def _lower_mlp(module: MLP, context: Context) -> list[Layer]:
+    """Its layers in order; then the features in the shape of ``out_features``."""
+    layers, shape = context.children(module), module.out_features
     if isinstance(shape, Sequence):
-        straight.add_module("shape", nn.Unflatten(-1, tuple(shape)))
-    return straight
+        layers += context.lower(nn.Unflatten(-1, tuple(shape)))
+    return layers
 
 
-register_rewrite(MLP, _straight)
-register_rewrite(ConvNet, lambda module: Images(OrderedDict(module._modules)))
-register_rewrite(SquashDims, lambda module: nn.Flatten(-module.ndims_in))
+@lowering_rule(ConvNet, container=True)
+def _lower_convnet(module: ConvNet, context: Context) -> Step:
+    """Its layers over one batch axis; over a lone image as it is, as in ``forward``."""
+    return over_images(context.children(module), lone_as_is=True)
+
+
+@lowering_rule(SquashDims)
+def _lower_squash_dims(module: SquashDims, context: Context) -> list[Layer]:
+    """The same as ``nn.Flatten``."""
+    return context.lower(nn.Flatten(-module.ndims_in))

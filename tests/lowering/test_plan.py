@@ -335,7 +335,7 @@ def patched() -> nn.Module:
 OTHERS: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "subclass": (lambda: Doubled(4, 2), "no rule for Doubled"),
     "hook": (hooked, "hooks"),
-    "hook inside": (lambda: seq(nn.Linear(4, 4), hooked()), r"1 \(Linear\) has hooks"),
+    "hook inside": (lambda: seq(nn.Linear(4, 4), hooked()), r"1 \(Linear\): hooks"),
     "patched": (patched, "methods of its own"),
     "parametrized": (lambda: parametrizations.weight_norm(nn.Linear(4, 2)), "no rule for ParametrizedLinear"),
     "nothing": (lambda: seq(nn.Identity(), nn.Flatten(-1)), "nothing is computed"),

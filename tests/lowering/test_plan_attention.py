@@ -63,7 +63,7 @@ def test_a_transformer_of_no_layers_has_no_plan() -> None:
 @pytest.mark.parametrize(
     ("build", "why"),
     [
-        (lambda: patched_transformer("attention"), "an attention of its own"),
+        (lambda: patched_transformer("attention"), r"self_attn \(MultiheadAttention\): hooks or methods of its own"),
         (lambda: patched_transformer("_ff_block"), "methods of its own"),
         (lambda: transformer(activation=F.silu), "no rule for activation=<function silu"),
     ],
