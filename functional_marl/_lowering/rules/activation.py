@@ -58,7 +58,7 @@ def sigmoid(module: nn.Sigmoid, context: Context) -> Pointwise:
 def elu(module: nn.ELU, context: Context) -> Pointwise:
     """With a negative ``alpha`` its backward needs its input, which must then stay unchanged."""
     in_place = partial(F.elu, alpha=module.alpha, inplace=True) if module.alpha >= 0 else None
-    return Pointwise(function_of(module), in_place)
+    return Pointwise(partial(F.elu, alpha=module.alpha), in_place)
 
 
 @lowering_rule(nn.PReLU, leaves=lambda module: ExpectedLeaves({"weight": (module.num_parameters,)}))
