@@ -4,13 +4,13 @@ A rule is one function. It gets a layer and a :class:`Context`, and returns a st
 agents at once. :func:`lowering_rule` registers it for one class or several, together with the leaves that such a layer
 registers. A rule holds for exactly these classes, not for their subclasses. To add a rule:
 
-1. Write the function in the file of its family, ``_lowering/rules/*.py``. The layer holds no tensors: read its settings
-   (``module.eps``), and take its leaves from ``context.leaves``. If some setting has no rule, raise
-   :class:`~functional_marl._lowering.steps.Unsupported`; the network is then evaluated by ``torch.func.vmap``.
-2. Add one line to ``LAYERS`` (or ``CELLS``) in ``tests/lowering/test_plan.py``. It compares the rule with the loop,
-   values and gradients, under every sharing. A new kind of network also gets one entry in ``laws/zoo.py``.
+1. Write the function in the file of its family, ``_lowering/rules/*.py``; ``rules/__init__.py`` lists these files. The
+   layer holds no tensors: read its settings (``module.eps``), and take its leaves from ``context.leaves``. If a setting
+   has no rule, raise ``Unsupported``; the network is then evaluated by ``torch.func.vmap``.
+2. Add one line to ``LAYERS`` (or ``CELLS``) in ``tests/lowering/test_plan.py``. The tests there compare the rule with
+   the loop, values and gradients, under every sharing. A new kind of network also gets one entry in ``laws/zoo.py``.
 
-For example, a layer with one factor a feature:
+For example, a layer that multiplies each feature by a factor:
 
 >>> import torch
 >>> import functional_marl as fm

@@ -19,7 +19,18 @@ def test_masks_of_attention(mask: Tensor) -> None:
     assert_plan_is_loop(net, tuple(inputs), kwargs={"attn_mask": mask})
 
 
-def test_what_attention_has_no_rule_for_is_left_to_the_module() -> None:
+@pytest.mark.parametrize("pattern", ["in_proj*", "out_proj*"])
+def test_projections_may_be_shared_differently(pattern: str) -> None:
+    x = draw(2, N, 5, 8)
+    for build, inputs in (
+        (lambda: nn.MultiheadAttention(8, 2, batch_first=True), (x, x, x)),
+        (lambda: nn.TransformerEncoderLayer(8, 2, 6, batch_first=True), (x,)),
+    ):
+        net = fm.network(build, N, sharing={f"*{pattern}": "shared", "*": "independent"}, agent_dim=1)
+        assert_plan_is_loop(net, inputs)
+
+
+def test_attention_without_a_rule_is_left_to_the_module() -> None:
     x = draw(N, 5, 8)
     for build, y, kwargs in (
         (lambda: nn.MultiheadAttention(8, 2), x, {"need_weights": False}),

@@ -17,7 +17,7 @@ from functional_marl._lowering.expected_leaves import ExpectedLeaves
 from functional_marl._lowering.registry import Context, batching_rule, lowering_rule
 from functional_marl._lowering.rules.linear import linear_of
 from functional_marl._lowering.steps import Run, WholeNetwork, check_shape
-from functional_marl.nets import GRU, LSTM, gru_scan, gru_step, lstm_scan, lstm_step, starts
+from functional_marl.nets import GRU, LSTM, gru_scan, gru_step, lstm_scan, lstm_step, state_factors
 
 
 def _leaves(gates: int, inputs: str, hidden: str) -> Callable[[Any], ExpectedLeaves]:
@@ -41,7 +41,7 @@ def lower_gru(module: GRU, context: Context) -> WholeNetwork:
         h = x.new_zeros(*x.shape[:-2], module.hidden) if h is None else h
         check_shape(h, *x.shape[:-2], module.hidden)
         check_shape(x[..., 0] if reset is None else reset, *x.shape[:-1])
-        return gru_scan(from_x, h, starts(x, reset), linear_of(run, leaves, "weight_hh", "bias_hh"))
+        return gru_scan(from_x, h, state_factors(x, reset), linear_of(run, leaves, "weight_hh", "bias_hh"))
 
     return WholeNetwork(cell)
 
@@ -58,7 +58,7 @@ def lower_lstm(module: LSTM, context: Context) -> WholeNetwork:
         for tensor in (h, c):
             check_shape(tensor, *zeros.shape)
         check_shape(x[..., 0] if reset is None else reset, *x.shape[:-1])
-        return lstm_scan(from_x, h, c, starts(x, reset), linear_of(run, leaves, "weight_hh", "bias_hh"))
+        return lstm_scan(from_x, h, c, state_factors(x, reset), linear_of(run, leaves, "weight_hh", "bias_hh"))
 
     return WholeNetwork(cell)
 

@@ -29,10 +29,8 @@ def encoder_layer(module: nn.TransformerEncoderLayer, context: Context) -> Step:
     """Over ``[B, L, E]``, ``[L, B, E]`` or ``[L, E]``: attention and a feed-forward network, each with a residual."""
     if type(module.self_attn) is not nn.MultiheadAttention:
         raise Unsupported("another attention than torch makes")
-    attend, batch_first = (
-        attention(module.self_attn, context.of(module.self_attn, "self_attn")),
-        module.self_attn.batch_first,
-    )
+    attend = attention(module.self_attn, context.of(module.self_attn, "self_attn"))
+    batch_first = module.self_attn.batch_first
 
     def parts(*names: str) -> Step:
         return sequence([layer for name in names for layer in _part(module, name, context)])
