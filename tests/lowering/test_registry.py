@@ -12,7 +12,8 @@ from functional_marl._lowering.expected_leaves import ExpectedLeaves
 from functional_marl._lowering.rows import Rows, over_rows
 from functional_marl._lowering.steps import Run
 from functional_marl.nn._single_agent import SquashDims
-from tests.lowering.test_plan import SHARINGS, N, assert_plan_is_loop, draw, network, seq
+from tests.builders import numbers
+from tests.lowering.test_plan import SHARINGS, N, assert_plan_is_loop, network, seq
 
 
 class Scale(nn.Module):
@@ -66,7 +67,7 @@ def test_a_registered_rule_is_used(sharing: str) -> None:
     net = network(build, {**SHARINGS, "biases shared": "shared"}[sharing])
     assert isinstance(net.plans[False], Plan)
     for batch in ([], [5], [2, 3], [0]):
-        assert_plan_is_loop(net, (draw(*batch, N, 4),))
+        assert_plan_is_loop(net, (numbers(*batch, N, 4),))
 
 
 def test_without_the_rule_there_is_no_plan() -> None:
@@ -115,7 +116,7 @@ def test_the_part_without_a_rule_is_named_once() -> None:
 
 def test_a_rule_by_another_layer_never_returns_its_input() -> None:
     net = fm.network(lambda: SquashDims(1), N)
-    x = draw(5, N, 4)
+    x = numbers(5, N, 4)
     fm.apply(net, {}, x).zero_()
     assert x.any()
 
