@@ -57,7 +57,7 @@ def test_a_traced_loop_may_draw_apart() -> None:
     ("randomness", "message"),
     [
         ("same", 'randomness="same": a traced loop over agents cannot draw the same .*; give apply a key='),
-        ("error", 'drew in training under randomness="error": make the network with'),
+        ("error", 'sampled in training under randomness="error": make the network with'),
     ],
 )
 def test_a_traced_loop_that_draws_says_why_not(randomness: Any, message: str) -> None:
