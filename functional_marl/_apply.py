@@ -106,7 +106,7 @@ def apply(
     if state is not None:
         check_state(net, buffers)
     if train and buffers and not mutable and is_compiled():
-        tracked = net.module_spec.tracked()
+        tracked = net.module_spec.stateless.tracked_buffers()
         if tracked:  # in a trace no write is seen
             raise StructureError(buffers_changed(tracked))
     call = Call(
@@ -207,7 +207,7 @@ def _evaluate(call: Call) -> Result:
 
 def _never_mapped(net: Network) -> str:
     """Why vmap cannot serve any call of a network, or nothing."""
-    return net.module_spec.never_vmap or (
+    return net.module_spec.why_not_vmap or (
         "torch.func.vmap leaves out global backward hooks" if backward_hooked() else ""
     )
 

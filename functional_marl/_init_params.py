@@ -13,9 +13,9 @@ from functional_marl._arguments import as_device, as_floating
 from functional_marl._checks import Params, check_network
 from functional_marl._clean_context import ordinary_tensors
 from functional_marl._errors import StructureError
+from functional_marl._module.leaves import named_tensors
 from functional_marl._module.replay import InitTrace
-from functional_marl._module.spec import Leaf
-from functional_marl._module.stateless import named_tensors
+from functional_marl._module.spec import LeafSpec
 from functional_marl._network import Network
 from functional_marl._randomness.use_generator import seeded
 from functional_marl.random import Key, as_key, split
@@ -45,15 +45,26 @@ def _draw(
         raise StructureError(f"key: expected at least one key, got an empty batch of shape {list(key.shape)}")
     count = max((shape[0] for shape in shapes.values()), default=0)
     seeds = _seeds(key, count)
-    tape = net.module_spec.tape() if len(seeds) * count > _WORTH_A_TAPE else None
+    tape = net.module_spec.init_trace() if len(seeds) * count > _WORTH_A_TRACE else None
     # One slot is built all the same: the factory may have come to do something else.
-    if tape is not None and tape.fits() and tape.gives(net.module_spec.draw(seeds[0][0]), seeds[0][0]):
+    if (
+        tape is not None
+        and tape.matches_context()
+        and tape.reproduces(net.module_spec.init_module(seeds[0][0]), seeds[0][0])
+    ):
         out = _play(net, tape, seeds, shapes, dtype, device)
     else:
         for p, slot_seeds in enumerate(seeds):
             for slot, seed in enumerate(slot_seeds):
                 _copy_drawn(
-                    named_tensors(net.module_spec.draw(seed), kind)[0], out, p, slot, len(seeds), shapes, dtype, device
+                    named_tensors(net.module_spec.init_module(seed), kind)[0],
+                    out,
+                    p,
+                    slot,
+                    len(seeds),
+                    shapes,
+                    dtype,
+                    device,
                 )
     return {name: out[name].view(*batch, *shape) for name, shape in shapes.items() if name in out}
 
@@ -71,7 +82,7 @@ def _seeds(key: Tensor, count: int) -> list[list[int]]:
     return [[high << 32 | low for high, low in slots] for slots in words]
 
 
-_WORTH_A_TAPE = 2  # recording one costs two builds, using it one
+_WORTH_A_TRACE = 2  # recording one costs two builds, using it one
 
 
 def _copy_drawn(
@@ -107,7 +118,7 @@ def _play(
 ) -> Params:
     """Every slot's leaves by a tape. A leaf with fewer slots than others still draws, into nothing."""
     template = net.module_spec
-    leaves = {**template.params, **{k: Leaf(tuple(b.shape), b.dtype) for k, b in template.buffers.items()}}
+    leaves = {**template.params, **{k: LeafSpec(tuple(b.shape), b.dtype) for k, b in template.buffers.items()}}
     nowhere = {name: torch.empty(leaf.shape, dtype=leaf.dtype) for name, leaf in leaves.items()}
     out = {name: torch.empty((len(seeds), *shape), dtype=leaves[name].dtype) for name, shape in shapes.items()}
     rows = {name: [p.unbind(0) for p in leaf.unbind(0)] for name, leaf in out.items()}
@@ -115,7 +126,7 @@ def _play(
         for p, slot_seeds in enumerate(seeds):
             for slot, seed in enumerate(slot_seeds):
                 own = {name: rows[name][p][slot] for name in shapes if slot < shapes[name][0]}
-                tape.play({**nowhere, **own}, generator.manual_seed(seed))
+                tape.replay({**nowhere, **own}, generator.manual_seed(seed))
     del rows
     for name, leaf in out.items():
         out[name] = leaf.to(device=device, dtype=dtype if leaf.is_floating_point() else None)
@@ -208,7 +219,7 @@ def default_state(net: Network, params: Mapping[str, Tensor]) -> Params:
         return {}
     _check_drawn(net)
     state: Params = {}
-    for name, beside in net.module_spec.beside.items():
+    for name, beside in net.module_spec.nearest_param.items():
         like = params.get(beside, None)
         if like is None:
             state[name] = _initial(net, name, None, None)

@@ -292,7 +292,7 @@ def network_of(
 ) -> Network:
     """The network of agents that are each like a module as it stands; nothing is drawn (for the facade)."""
     return _network(
-        ModuleSpec.of(module),
+        ModuleSpec.from_module(module),
         n_agents=n_agents,
         sharing=sharing,
         centralized=centralized,

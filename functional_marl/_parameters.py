@@ -18,7 +18,7 @@ from functional_marl._checks import Params, check_network, check_state, mismatch
 from functional_marl._errors import StructureError
 from functional_marl._init_params import default_state
 from functional_marl._merging import Merge, check_merge, merged_rows
-from functional_marl._module.stateless import named_tensors
+from functional_marl._module.leaves import named_tensors
 from functional_marl._network import Network
 from functional_marl._sharing import Sharing, SharingSpec, resolve
 from functional_marl._tensordict import as_flat_dict
@@ -97,7 +97,7 @@ def agent_module(
     own = agent_params(net, params, agent)
     state = default_state(net, as_flat_dict(params)) if state is None else as_flat_dict(state, "state")
     check_state(net, state)
-    return net.module_spec.module(own, _of_agent(net, state, net.state_sharing, agent))
+    return net.module_spec.make_module(own, _of_agent(net, state, net.state_sharing, agent))
 
 
 # --- from agents to slots ------------------------------------------------------------------------------

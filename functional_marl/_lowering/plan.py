@@ -156,7 +156,7 @@ class _Lowering:
         template, names = self.module_spec, dict[str, str]()
         for attribute in [prefix + k for prefix, part in _parts(module) for k in (*part._parameters, *part._buffers)]:
             full = name + attribute
-            full = template.param_aliases.get(full, template.buffer_aliases.get(full, full))
+            full = template.aliases.get(full, full)
             if full in template.params or full in template.buffers:
                 names[attribute] = full
         return Leaves(names, {attribute: self.slots[full] for attribute, full in names.items()})
@@ -315,7 +315,7 @@ def lower(module_spec: ModuleSpec, slots: Mapping[str, Sharing], n_agents: int, 
     Raises:
         Unsupported: says which part has no rule, and why.
     """
-    modules = [module for _, module in module_spec.modules()]
+    modules = [module for _, module in module_spec.named_modules()]
     if all(type(module) in (*PASSING, *_CONTAINERS) for module in modules):
         raise Unsupported("nothing is computed")  # the output would be a view of the input
     if any("train" in module.__dict__ for module in modules):

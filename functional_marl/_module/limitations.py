@@ -13,7 +13,7 @@ from torch.overrides import BaseTorchFunctionMode
 from functional_marl import _torch_compat
 from functional_marl._errors import StructureError
 
-__all__ = ["ATTENDING", "check_parts", "differentiable_attention", "renorms", "unruled_part", "why_not_vmap"]
+__all__ = ["ATTENDING", "check_parts", "differentiable_attention", "lacks_batching_rule", "renorms", "why_not_vmap"]
 
 _LOOPED = (nn.RNNBase, nn.LSTMCell)
 ATTENDING = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerEncoder)
@@ -56,7 +56,7 @@ def renorms(part: nn.Module) -> bool:
     return isinstance(part, (nn.Embedding, nn.EmbeddingBag)) and part.max_norm is not None
 
 
-def unruled_part(part: nn.Module) -> bool:
+def lacks_batching_rule(part: nn.Module) -> bool:
     """Whether vmap lacks a rule for it, of the kind that _strategies/batching_rules.py has."""
     if isinstance(part, (nn.GRUCell, nn.RNNCell, nn.Bilinear, _torch_compat.WeightNorm)):
         return True

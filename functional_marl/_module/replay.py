@@ -16,12 +16,12 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from functional_marl import _torch_compat
-from functional_marl._module.stateless import named_tensors
+from functional_marl._module.leaves import named_tensors
 from functional_marl._randomness.keyed_dropout import is_random
 from functional_marl._randomness.use_generator import seeded
 from functional_marl._torch_compat import LocalMode, schema, storage_id
 
-__all__ = ["InitTrace", "ordinary", "record"]
+__all__ = ["InitTrace", "in_plain_context", "record_init"]
 
 
 class _Several(tuple[Any, ...]):
@@ -51,11 +51,11 @@ class InitTrace:
     constants: dict[str, Tensor]  # leaves that no draw changes
     dtype: torch.dtype  # torch's default when it was recorded
 
-    def fits(self) -> bool:
+    def matches_context(self) -> bool:
         """Whether a factory would build now as it was recorded."""
-        return ordinary() and self.dtype == torch.get_default_dtype()
+        return in_plain_context() and self.dtype == torch.get_default_dtype()
 
-    def play(self, rows: Mapping[str, Tensor], generator: torch.Generator | None) -> None:
+    def replay(self, rows: Mapping[str, Tensor], generator: torch.Generator | None) -> None:
         """Fill one slot's leaves; without a generator the draws come from torch's global one.
 
         ``rows`` holds every leaf of the tape, constants too: contiguous, on the CPU, of the leaf's shape and
@@ -85,18 +85,18 @@ class InitTrace:
         for name, value in self.constants.items():
             rows[name].copy_(value)
 
-    def gives(self, module: nn.Module, seed: int) -> bool:
+    def reproduces(self, module: nn.Module, seed: int) -> bool:
         """Whether the tape plays, under the seed, bitwise what a factory has built under it."""
         leaves = _leaves(module)
         if leaves.keys() != {*self.constants, *(name for name, _ in (*self.rows, *self.copies))}:
             return False
         rows = {name: torch.full_like(leaf, 7, requires_grad=False) for name, leaf in leaves.items()}
         with torch.no_grad(), seeded(seed) as generator:
-            self.play(rows, generator)
+            self.replay(rows, generator)
         return all(rows[name].equal(leaf) for name, leaf in leaves.items())
 
 
-def ordinary() -> bool:
+def in_plain_context() -> bool:
     """Whether a factory would build plain tensors on the CPU now: nothing about the call changes its operations."""
     if (
         torch.get_default_device().type != "cpu"
@@ -196,12 +196,12 @@ def _place(tensor: Tensor) -> _Place:
     return storage_id(tensor), tensor.storage_offset(), tensor.shape, tensor.stride(), tensor.dtype
 
 
-def record(draw: Callable[[int], nn.Module]) -> InitTrace | None:
+def record_init(draw: Callable[[int], nn.Module]) -> InitTrace | None:
     """The tape of a factory, or None where its draws do not determine its leaves by operations alone.
 
     ``draw`` builds a module as a function of a seed alone, drawing from a generator of that seed.
     """
-    if not ordinary():
+    if not in_plain_context():
         return None
     with _Recorder() as recorder, _Reader() as reader:
         module = draw(0)
@@ -209,7 +209,7 @@ def record(draw: Callable[[int], nn.Module]) -> InitTrace | None:
     if recorder.opaque or reader.read or any(not _plain(leaf) for leaf in leaves.values()):
         return None
     tape = _tape(recorder.log, leaves)
-    return tape if tape is not None and tape.gives(draw(1), 1) else None
+    return tape if tape is not None and tape.reproduces(draw(1), 1) else None
 
 
 def _tape(log: list[_Done], leaves: Mapping[str, Tensor]) -> InitTrace | None:

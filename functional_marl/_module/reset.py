@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from functional_marl._errors import StructureError
-from functional_marl._module.stateless import fill, is_float, named_tensors, parameter
+from functional_marl._module.leaves import as_parameter, is_float, named_tensors, set_leaves
 
 __all__ = ["Redraw"]
 
@@ -28,15 +28,15 @@ class Redraw:
         module = copy.deepcopy(self.skeleton)
         # NaN marks what no reset has filled.
         fresh = {
-            k: parameter(
+            k: as_parameter(
                 self.integers[k].clone()
                 if k in self.integers
                 else torch.full(shape, torch.nan, dtype=dtype, device=device)
             )
             for k, (shape, dtype, device) in self.leaves.items()
         }
-        fill(module, fresh, self.param_aliases)
-        fill(module, {k: b.clone() for k, b in self.buffers.items()}, self.buffer_aliases)
+        set_leaves(module, fresh, self.param_aliases)
+        set_leaves(module, {k: b.clone() for k, b in self.buffers.items()}, self.buffer_aliases)
         for part in reversed(list(module.modules())):  # the parts before the whole, as constructors do
             reset = getattr(part, "reset_parameters", None) or getattr(part, "_reset_parameters", None)
             if callable(reset):

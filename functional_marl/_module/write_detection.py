@@ -15,12 +15,13 @@ from collections.abc import Container, Iterable, Iterator
 from enum import IntEnum
 from typing import Any, NamedTuple, cast
 
+import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from functional_marl._torch_compat import data_of, storage_id, unwrapped, version
 
-__all__ = ["Code", "DataWrites", "Writes", "read_code"]
+__all__ = ["Code", "DataWrites", "Writes", "clone_counting_writes", "read_code", "was_written"]
 
 
 class Writes(IntEnum):
@@ -219,3 +220,26 @@ class DataWrites(TorchFunctionMode):
             return False
         memory = storage_id(unwrapped(leaf))
         return any(version(alias) > 0 and storage_id(alias) == memory for alias in self.taken)
+
+
+# --- clones that count their writes -----------------------------------------------------------------------
+
+
+def was_written(clone: Tensor) -> bool:
+    """Whether a clone, made in this call, was written to; False for tensors that do not count their writes."""
+    if torch.compiler.is_dynamo_compiling():
+        return False
+    clone = unwrapped(clone)  # vmap counts in the tensor that it wraps only
+    return not clone.is_inference() and version(clone) > 0
+
+
+def clone_counting_writes(tensor: Tensor) -> Tensor:
+    """A clone that counts its writes, in inference mode too."""
+    if torch.compiler.is_dynamo_compiling():
+        return tensor.clone()
+    if not torch.is_inference_mode_enabled():
+        with torch.enable_grad():  # torch's matmul rounds otherwise where a weight requires no grad
+            return tensor.clone()
+    with torch.inference_mode(False), torch.no_grad():
+        clone = tensor.clone()
+        return clone.clone() if was_written(clone) else clone  # that of an inference tensor counts its own making

@@ -27,7 +27,7 @@ def _instead(net: Network) -> str:
     """The networks of ours that vmap and the plan know, for recurrent layers that they do not."""
     found = {
         f"{ours} in place of nn.{kind.__name__}": None
-        for _, part in net.module_spec.modules()
+        for _, part in net.module_spec.named_modules()
         for kind, ours in _INSTEAD.items()
         if isinstance(part, kind)
     }

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from functional_marl import _torch_compat
 from functional_marl._errors import RandomnessError, StructureError
-from functional_marl._module.stateless import counted, written
+from functional_marl._module.write_detection import clone_counting_writes, was_written
 from functional_marl._pytrees import Tree, flatten, leaf_names
 from functional_marl._randomness.keyed_dropout import ForbidRandomOps, run_keyed
 from functional_marl._randomness.rng_state import Alike, rng_states, set_rng_states
@@ -82,13 +82,13 @@ def _loop(call: Call, drawless: bool = False) -> Result:
 def _one_agent(call: Call, agent: int, drawless: bool) -> tuple[Tree, dict[str, Tensor]]:
     net = call.net
     params = {name: leaf[net.sharing[name][agent]] for name, leaf in call.params.items()}
-    clone = torch.clone if call.mutable else counted
+    clone = torch.clone if call.mutable else clone_counting_writes
     before = {name: clone(leaf[net.state_sharing[name][agent]]) for name, leaf in call.state.items()}
     args, kwargs = call.inputs.of_agent(agent)
     after = dict(before)
 
     def run() -> Any:
-        return net.module_spec.call(params, after, args, kwargs, call.train)
+        return net.module_spec.stateless.call(params, after, args, kwargs, call.train)
 
     if call.key is not None:
         stream = agent if net.randomness == "different" else 0
@@ -102,7 +102,7 @@ def _one_agent(call: Call, agent: int, drawless: bool) -> tuple[Tree, dict[str, 
         output = run()
     if not call.mutable:
         # The clones are this call's own: a write shows in the version of the tensor, or as another tensor.
-        changed = [name for name in before if after[name] is not before[name] or written(before[name])]
+        changed = [name for name in before if after[name] is not before[name] or was_written(before[name])]
         if changed:
             raise StructureError(buffers_changed(changed))
     return output, after

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from functional_marl import _torch_compat
 from functional_marl._lowering import Plan, gather_slots
-from functional_marl._module.stateless import Place, StatelessModule
+from functional_marl._module.stateless_module import LeafPlace, StatelessModule
 from functional_marl._network import Network
 from functional_marl._randomness.rng_state import RngStates, rng_states, same_states, set_rng_states
 from functional_marl._sharing import Sharing
@@ -62,7 +62,7 @@ class _Mapped:
         template, out = net.module_spec, net.out_agent_dim
         way = net.strategy == "vmap" or (net.strategy == "auto" and not isinstance(net.plans[train], Plan))
         simple = isinstance(net.agent_dim, int) and (out is None or isinstance(out, int)) and not net.centralized
-        return cls(net, train) if way and simple and template.bare() else None
+        return cls(net, train) if way and simple and template.stateless.needs_only_params() else None
 
     def __init__(self, net: Network, train: bool) -> None:
         # not the network itself, which holds this
@@ -74,10 +74,10 @@ class _Mapped:
         )
         self.widest, self.shared = widest_leaf(net), all(sharing.is_shared for sharing in net.sharing.values())
         self.count, self.dim, self.out_dim = len(net.param_shapes), cast(int, net.agent_dim), net.out_agent_dim
-        first = {name: name for name in net.param_shapes} | net.module_spec.param_aliases
+        first = {name: name for name in net.param_shapes} | net.module_spec.aliases
         self.names = frozenset(first)
         self.leaves: list[tuple[str, tuple[int, ...], Sharing, str]] = []  # as they stand in the skeleton
-        for name in net.module_spec.skeleton(train).names:
+        for name in net.module_spec.stateless.module(train).names:
             if name in first:
                 sharing = net.sharing[first[name]]
                 kind = "own" if sharing.is_independent else "whole" if sharing.is_shared else "gathered"
@@ -89,9 +89,9 @@ class _Mapped:
 
     def __call__(self, primitives: Primitives, params: Mapping[str, Any], x: Tensor) -> Tensor | None:
         template, dim = self.module_spec, self.dim
-        skeleton = template.skeleton(self.train)
-        places = skeleton.places(self.names)
-        if self.off or template.no_vmap[self.train] or not skeleton.tried or backward_hooked():
+        skeleton = template.stateless.module(self.train)
+        places = skeleton.leaf_places(self.names)
+        if self.off or template.no_vmap[self.train] or not skeleton.writes_checked or backward_hooked():
             return None
         if len(params) != self.count or any_autocast():
             return None
@@ -125,7 +125,7 @@ class _Mapped:
         self,
         primitives: Primitives,
         skeleton: StatelessModule,
-        places: list[Place],
+        places: list[LeafPlace],
         params: Mapping[str, Any],
         x: Tensor,
         dim: int,
@@ -134,7 +134,7 @@ class _Mapped:
         n, add, meta = self.n_agents, primitives.add, x.is_meta
         with quiet:
             level = primitives.enter(n, self.randomness)
-            skeleton.busy = True
+            skeleton.in_use = True
             try:
                 for (name, shape, sharing, kind), (place, attribute) in zip(self.leaves, places, strict=True):
                     leaf = params.get(name)

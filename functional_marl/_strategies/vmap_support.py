@@ -32,9 +32,9 @@ def is_unmapped(call: Call) -> bool:
     has no way back, so there what failed at all is not tried.
     """
     template = call.net.module_spec
-    if template.never_vmap or backward_hooked():
+    if template.why_not_vmap or backward_hooked():
         return True
-    if torch.compiler.is_dynamo_compiling() and template.takes_data():
+    if torch.compiler.is_dynamo_compiling() and template.stateless.may_write_by_data():
         return True  # vmap refuses `.data`, and a trace takes no mode that serves it
     if not template.no_vmap[call.train]:
         return False

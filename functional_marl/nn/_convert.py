@@ -61,8 +61,8 @@ class MultiAgentNet(MultiAgentNetBase):
     def _build_single_net(self, *, device: Any, **kwargs: Any) -> nn.Module:
         template = self._given.module_spec
         if self._rows is not None:
-            return template.module(self._rows["params"], self._rows["state"]).train()
-        return template.draw(int(torch.randint(2**62, ())))
+            return template.make_module(self._rows["params"], self._rows["state"]).train()
+        return template.init_module(int(torch.randint(2**62, ())))
 
     def _pre_forward_check(self, inputs: Tensor) -> Tensor:
         return inputs  # the core checks

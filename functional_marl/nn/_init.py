@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from functional_marl._errors import RandomnessError
-from functional_marl._module.replay import InitTrace, record
+from functional_marl._module.replay import InitTrace, record_init
 from functional_marl._randomness.use_generator import drawing_from
 from functional_marl.nn._storage import Layout, as_registered, is_lazy, put, take
 
@@ -52,7 +52,7 @@ def draw(
         for name, row in zip(leaves, next(slots), strict=True):
             row.copy_(leaves[name])
         for rows in slots:
-            tape.play(dict(zip(leaves, rows, strict=True)), None)
+            tape.replay(dict(zip(leaves, rows, strict=True)), None)
     return first, layout, {**stacked}
 
 
@@ -62,7 +62,7 @@ def _tape(build: Callable[[], nn.Module]) -> InitTrace | None:
             return build()
 
     try:
-        return record(drawn)
+        return record_init(drawn)
     except RandomnessError:  # it seeds a generator or draws from one of its own, and may
         return None
 

@@ -322,5 +322,5 @@ def test_plain_tensors_stay_outside_of_a_transform_in_which_the_first_call_runs(
     params, x = fm.init_params(net, 0), numbers(5, N, 4)
     torch.func.grad(lambda given: fm.apply(net, given, x).sum())(params)
     for train in (False, True):
-        mask: Any = net.module_spec.skeleton(train).module.mask
+        mask: Any = net.module_spec.stateless.module(train).module.mask
         assert not torch._C._functorch.is_functorch_wrapped_tensor(mask)  # pyright: ignore

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import functional_marl as fm
-from functional_marl._module.replay import record
+from functional_marl._module.replay import record_init
 from functional_marl._randomness.use_generator import drawing_from
 from functional_marl.nn import MultiAgentMLP
 from tests.builders import N, generators_untouched, same
@@ -70,7 +70,7 @@ def test_a_draw_from_a_generator_of_its_own_is_refused_before_it_happens(name: s
         with pytest.raises(fm.RandomnessError, match=message), drawing_from(0):
             build()
         with pytest.raises(fm.RandomnessError, match=message):
-            record(_under_seeds(build))
+            record_init(_under_seeds(build))
     assert torch.equal(generator.get_state(), before)
 
 
