@@ -57,7 +57,7 @@ def _draw(
         for p, slot_seeds in enumerate(seeds):
             for slot, seed in enumerate(slot_seeds):
                 _copy_drawn(
-                    named_tensors(net.module_spec.init_module(seed), kind)[0],
+                    named_tensors(net.module_spec.init_module(seed), kind),
                     out,
                     p,
                     slot,

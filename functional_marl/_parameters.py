@@ -138,7 +138,7 @@ def stack_agents(
     if not trees:
         raise StructureError("stack_agents: expected at least one tree, got none")
     flat = [
-        named_tensors(t, "_parameters")[0] if isinstance(t, nn.Module) else as_flat_dict(t, f"trees[{i}]")
+        named_tensors(t, "_parameters") if isinstance(t, nn.Module) else as_flat_dict(t, f"trees[{i}]")
         for i, t in enumerate(trees)
     ]
     lines = [

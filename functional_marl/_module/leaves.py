@@ -1,51 +1,90 @@
-"""The leaves of a module, its parameters and buffers: names, ties, putting them in, leaving them out."""
+"""The leaves of a module (parameters and buffers): names and ties, reading, setting, and copies without them."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, cast
+from dataclasses import dataclass
+from typing import Any
 
-import torch
 from torch import Tensor, nn
-from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from functional_marl import _torch_compat
 from functional_marl._errors import StructureError
+from functional_marl._module.held_objects import plain_tensors
 
 __all__ = [
+    "LeafNames",
     "as_parameter",
     "copy_without_leaves",
     "deep_copy",
-    "forget_flat_weights",
+    "get_leaves",
     "is_float",
-    "materialise",
     "named_tensors",
     "nearest_parameters",
-    "plain_tensors",
+    "remove_leaves",
+    "same_numbers",
     "set_leaves",
 ]
 
+# --- names and ties ------------------------------------------------------------------------------------
 
-def named_tensors(module: nn.Module, kind: str) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors by their first dotted name, and the further names of tied ones: ``{alias: first name}``.
 
-    ``kind`` is ``"_parameters"`` or ``"_buffers"``; the tensors are detached and share storage.
-    """
-    first: dict[int, str] = {}
-    tensors: dict[str, Tensor] = {}
-    aliases: dict[str, str] = {}
+def _walk(module: nn.Module) -> Iterator[tuple[str, str, Tensor]]:
+    """``(name, table, tensor)`` of every leaf in registration order; a tied leaf comes once for each of its names."""
     for path, part in module.named_modules(remove_duplicate=False):
-        for attribute, tensor in getattr(part, kind).items():
-            if tensor is None:
-                continue
-            name = f"{path}.{attribute}" if path else attribute
+        for table in ("_parameters", "_buffers"):
+            for attribute, tensor in getattr(part, table).items():
+                if tensor is not None:
+                    yield f"{path}.{attribute}" if path else attribute, table, tensor
+
+
+@dataclass(frozen=True)
+class LeafNames:
+    """The names of a module's leaves, in the order in which its submodules are walked.
+
+    ``params`` and ``buffers`` map dotted names to ``(path of the owner, attribute)``; ``aliases`` maps the
+    further names of tied leaves to their first name.
+    """
+
+    params: dict[str, tuple[tuple[str, ...], str]]
+    buffers: dict[str, tuple[tuple[str, ...], str]]
+    aliases: dict[str, str]
+    all: tuple[str, ...]  # params, buffers and aliases in registration order
+
+    @classmethod
+    def of(cls, module: nn.Module) -> LeafNames:
+        """The names in a module that holds its tensors."""
+        places: dict[str, dict[str, tuple[tuple[str, ...], str]]] = {"_parameters": {}, "_buffers": {}}
+        first: dict[int, str] = {}
+        aliases: dict[str, str] = {}
+        names: list[str] = []
+        for name, table, tensor in _walk(module):
+            names.append(name)
             if id(tensor) in first:
                 aliases[name] = first[id(tensor)]
             else:
                 first[id(tensor)] = name
-                tensors[name] = tensor.detach()
-    return tensors, aliases
+                *path, attribute = name.split(".")
+                places[table][name] = (tuple(path), attribute)
+        return cls(places["_parameters"], places["_buffers"], aliases, tuple(names))
+
+    def owners(self, module: nn.Module) -> Iterator[tuple[str, str, nn.Module, str]]:
+        """``(name, first name, owner, attribute)`` of every leaf in a module of these names."""
+        for name in self.all:
+            path, _, attribute = name.rpartition(".")
+            yield name, self.aliases.get(name, name), module.get_submodule(path), attribute
+
+
+def named_tensors(module: nn.Module, table: str) -> dict[str, Tensor]:
+    """The tensors in ``"_parameters"`` or ``"_buffers"`` by name, tied ones by their first; detached, not copied."""
+    tensors: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, found, tensor in _walk(module):
+        if found == table and id(tensor) not in seen:
+            seen.add(id(tensor))
+            tensors[name] = tensor.detach()
+    return tensors
 
 
 def nearest_parameters(buffers: Iterable[str], params: Mapping[str, Tensor]) -> dict[str, str]:
@@ -64,32 +103,46 @@ def _around(name: str) -> Iterator[str]:
         yield name
 
 
-def set_leaves(module: nn.Module, tensors: Mapping[str, Tensor], aliases: Mapping[str, str]) -> None:
-    """Put tensors into the empty places of a skeleton, tied ones under all their names."""
-    for name, tensor in (*tensors.items(), *((a, tensors[k]) for a, k in aliases.items())):
-        path, _, attribute = name.rpartition(".")
-        owner = module.get_submodule(path)
-        place = owner._parameters if attribute in owner._parameters else owner._buffers
-        place[attribute] = cast(Any, tensor)
+# --- reading and setting -------------------------------------------------------------------------------
+
+
+def get_leaves(module: nn.Module, names: LeafNames) -> dict[str, Tensor]:
+    """The leaves that a module holds, by first name: the same tensors, not copies."""
+    return {first: getattr(owner, attribute) for name, first, owner, attribute in names.owners(module) if name == first}
+
+
+def set_leaves(module: nn.Module, names: LeafNames, leaves: Mapping[str, Tensor], register: bool = True) -> None:
+    """Put leaves into a module, tied ones under all their names.
+
+    With ``register`` parameters and buffers go where ``nn.Module`` keeps them. Without it they become plain
+    attributes, which neither ``parameters()`` nor ``state_dict()`` sees.
+    """
+    recurrent: dict[int, nn.RNNBase] = {}
+    for _, first, owner, attribute in names.owners(module):
+        own: dict[str, Any] = owner.__dict__
+        table = own["_parameters" if first in names.params else "_buffers"]
+        if register:
+            own.pop(attribute, None)
+            table[attribute] = leaves[first]
+        else:
+            table.pop(attribute, None)
+            own[attribute] = leaves[first]
         if isinstance(owner, nn.RNNBase):
-            _torch_compat.read_flat_weights(owner)
+            recurrent[id(owner)] = owner
+    for owner in recurrent.values() if register else ():
+        _torch_compat.read_flat_weights(owner)
 
 
-def forget_flat_weights(part: nn.Module) -> None:
-    """Make a recurrent module read its weights anew: it keeps them in a list beside its parameters."""
-    if isinstance(part, nn.RNNBase):
-        _torch_compat.forget_flat_weights(part)
+# --- without leaves ------------------------------------------------------------------------------------
 
 
-def plain_tensors(module: nn.Module, hooked: bool = False) -> dict[str, Tensor]:
-    """Tensors that are neither parameters nor buffers, by dotted name; or those that a hook computes."""
-    return {
-        f"{path}.{name}".lstrip("."): value
-        for path, part in module.named_modules()
-        if bool(part._forward_pre_hooks) == hooked
-        for name, value in part.__dict__.items()
-        if isinstance(value, Tensor)
-    }
+def remove_leaves(module: nn.Module) -> None:
+    """Set every parameter and buffer of a module to ``None``."""
+    for part in module.modules():
+        for table in (part._parameters, part._buffers):
+            table.update(dict.fromkeys(table))
+        if isinstance(part, nn.RNNBase):
+            _torch_compat.forget_flat_weights(part)
 
 
 def deep_copy(module: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
@@ -107,16 +160,25 @@ def deep_copy(module: nn.Module, memo: dict[int, Any] | None = None) -> nn.Modul
         ) from error
 
 
-def copy_without_leaves(module: nn.Module, copies: dict[int, Any] | None = None) -> nn.Module:
-    """A copy without leaves: the memo of deepcopy, which ``copies`` gets, maps each of them to None."""
-    tensors = [*module.parameters(), *module.buffers()]
-    # torch.nn.utils.weight_norm and spectral_norm compute a plain tensor ahead of each forward
+def copy_without_leaves(
+    module: nn.Module, others: Iterable[Tensor] = (), memo: dict[int, Any] | None = None, share_hooks: bool = True
+) -> nn.Module:
+    """A deep copy with ``None`` in place of every parameter, buffer and other tensor that is named.
+
+    With ``share_hooks`` the copy has the same tables of hooks. ``memo`` is deepcopy's, and is filled.
+    """
+    tensors = [*module.parameters(), *module.buffers(), *others]
+    # torch.nn.utils.weight_norm, spectral_norm and pruning compute a plain tensor before each forward
     tensors += [t for t in plain_tensors(module, hooked=True).values() if t.grad_fn is not None]
-    # hooks are not copied with what they belong to: the copy has the very tables
-    hooks: list[Any] = [d for part in module.modules() for k, d in part.__dict__.items() if k.endswith("_hooks")]
-    memo = {} if copies is None else copies
-    memo.update({**{id(t): None for t in tensors}, **{id(table): table for table in hooks}})
+    memo = {} if memo is None else memo
+    memo.update({id(t): None for t in tensors})
+    if share_hooks:
+        tables: list[Any] = [d for part in module.modules() for k, d in part.__dict__.items() if k.endswith("_hooks")]
+        memo.update({id(table): table for table in tables})
     return deep_copy(module, memo)
+
+
+# --- one leaf ------------------------------------------------------------------------------------------
 
 
 def is_float(tensor: Tensor) -> bool:
@@ -129,25 +191,13 @@ def as_parameter(tensor: Tensor) -> nn.Parameter:
     return nn.Parameter(tensor, requires_grad=is_float(tensor))
 
 
-def materialise(module: nn.Module, example: tuple[Any, ...] | None) -> None:
-    """Give a lazy module its shapes by one call in evaluation mode."""
-    lazy = _lazy_leaves(module)
-    if not lazy:
-        return
-    if example is None:
-        raise StructureError(f"build: the lazy leaves {lazy} have no shapes yet; give example= one agent's input")
-    training = module.training
-    with torch.no_grad():
-        try:
-            module.eval()(*example)
-        except (TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
-            raise StructureError(f"example: the module does not take it: {error}") from error
-    module.train(training)
-    lazy = _lazy_leaves(module)
-    if lazy:
-        raise StructureError(f"build: the lazy leaves {lazy} got no shapes from example=: the forward leaves them out")
-
-
-def _lazy_leaves(module: nn.Module) -> list[str]:
-    kinds = (UninitializedParameter, UninitializedBuffer)
-    return [k for k, t in (*module.named_parameters(), *module.named_buffers()) if isinstance(t, kinds)]
+def same_numbers(a: Tensor, b: Tensor | None) -> bool:
+    """Whether two tensors have the same shape and numbers; NaN equals NaN, and tensors without numbers are equal."""
+    if a.is_meta:
+        return True
+    if b is None or a.shape != b.shape:
+        return False
+    try:
+        return bool(((a == b) | ((a != a) & (b != b))).all())
+    except RuntimeError:  # fake tensors have no numbers
+        return True

@@ -14,15 +14,9 @@ from torch.func import functional_call
 from functional_marl import _torch_compat
 from functional_marl._errors import StructureError
 from functional_marl._module import limitations as limits
+from functional_marl._module.code_reading import Code, Writes, read_code
 from functional_marl._module.stateless_module import StatelessModule
-from functional_marl._module.write_detection import (
-    Code,
-    DataWrites,
-    Writes,
-    clone_counting_writes,
-    read_code,
-    was_written,
-)
+from functional_marl._module.write_detection import DataWrites, clone_counting_writes, was_written
 
 __all__ = ["StatelessCaller"]
 

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from functional_marl._errors import RandomnessError
-from functional_marl._module.replay import InitTrace, record_init
+from functional_marl._module.recording import record_init
+from functional_marl._module.replay import InitTrace
 from functional_marl._randomness.use_generator import drawing_from
 from functional_marl.nn._storage import Layout, as_registered, is_lazy, put, take
 

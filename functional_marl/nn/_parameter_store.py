@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from functional_marl._arguments import shown
 from functional_marl._errors import SharingError, StructureError
-from functional_marl._module.leaves import plain_tensors
+from functional_marl._module.held_objects import plain_tensors
 from functional_marl._sharing import Sharing, SharingSpec, resolve
 from functional_marl.nn import _init as drawing
 from functional_marl.nn import _storage as storage

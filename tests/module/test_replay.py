@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 import functional_marl as fm
 from functional_marl._module.leaves import named_tensors
-from functional_marl._module.replay import InitTrace, record_init
+from functional_marl._module.recording import record_init
+from functional_marl._module.replay import InitTrace
 from functional_marl._randomness.use_generator import drawing_from
 
 Build = Callable[[], nn.Module]
@@ -123,7 +124,7 @@ REFUSED: dict[str, Build] = {
 def _built(build: Build) -> dict[str, Tensor]:
     """The leaves as drawn from torch's own global generator."""
     module = build()
-    return {k: t.detach() for kind in ("_parameters", "_buffers") for k, t in named_tensors(module, kind)[0].items()}
+    return {k: t.detach() for kind in ("_parameters", "_buffers") for k, t in named_tensors(module, kind).items()}
 
 
 def _tape(build: Build) -> InitTrace | None:
