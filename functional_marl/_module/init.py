@@ -31,7 +31,7 @@ def run_factory(build: Build | None, example: tuple[Any, ...] | None, seed: int)
     if build is None:
         raise StructureError(
             "this network was unpickled and its factory could not be pickled (a lambda or a local function): "
-            "apply works, fresh parameters do not; define the factory at the top level of a module"
+            "apply works, init_params does not; define the factory at the top level of a module"
         )
     with drawing_from(seed):
         module = build()
@@ -54,8 +54,8 @@ def build_repeatably(init_module: Callable[[int], nn.Module]) -> tuple[nn.Module
     if state.moved() and not _same_leaves(module, init_module(0)):  # another thread moves it, too
         state.restore()
         raise RandomnessError(
-            "build: the factory draws from torch's global generator where no key can serve it, as in a thread that "
-            "it starts or in an extension; draw in the factory itself, by torch's functions"
+            "build: the factory uses torch's global generator where a key has no effect, as in a thread that it starts "
+            "or in an extension; make the random numbers in the factory itself, by torch's functions"
         )
     check_parts(module)
     plain = plain_tensors(module)
@@ -64,9 +64,8 @@ def build_repeatably(init_module: Callable[[int], nn.Module]) -> tuple[nn.Module
     lost = [k for k, t in plain.items() if t.grad_fn is not None or not same_numbers(t, again.get(k))]
     if lost:
         raise StructureError(
-            f"build: the plain tensor attributes {lost} are drawn, or computed from parameters, in the factory; "
-            "all agents would have those of one draw: make them buffers (register_buffer), or compute them in "
-            "forward"
+            f"build: the plain tensor attributes {lost} are random, or computed from parameters, in the factory, and "
+            "all agents would have the same ones; make them buffers (register_buffer), or compute them in forward"
         )
     again = named_tensors(other, "_buffers")
     random = [k for k, b in named_tensors(module, "_buffers").items() if not same_numbers(b, again.get(k))]

@@ -292,7 +292,7 @@ def test_a_factory_whose_own_threads_draw_is_refused() -> None:
         with ThreadPoolExecutor(2) as pool:
             return nn.Sequential(*pool.map(lambda width: nn.Linear(4, width), (4, 2)))
 
-    with generators_untouched(), pytest.raises(fm.RandomnessError, match="draws from torch's global generator where"):
+    with generators_untouched(), pytest.raises(fm.RandomnessError, match="uses torch's global generator where"):
         fm.network(build, 2)
 
 
