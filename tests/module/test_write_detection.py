@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import functional_marl as fm
 import functional_marl.nn as fnn
-from functional_marl._module.write_detection import Writes, read_code
+from functional_marl._module.code_reading import Writes, read_code
 from tests.builders import FLAT_SHARINGS, N, by_agents, copied, numbers, same
 
 STRATEGIES: list[Any] = ["auto", "vmap", "loop"]
