@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from functional_marl import _torch_compat
 from functional_marl._module.leaves import named_tensors
+from functional_marl._randomness.use_generator import seeded_generator
 
 __all__ = ["InitTrace", "Several", "Step", "all_leaves", "in_plain_context"]
 
