@@ -1,4 +1,4 @@
-"""Wrong values: of any argument (``KINDS``), of a tensor of numbers (``NUMBERS``), of a tree of tensors (``LEAVES``)."""
+"""What is put in the place of an argument (``KINDS``), or of a leaf of one that is a tree (``LEAVES``)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-# --- wrong values ---------------------------------------------------------------------------------------
+# --- what is given ---------------------------------------------------------------------------------------
 
 KINDS: dict[str, Callable[[], Any]] = {
     "None": lambda: None,
@@ -41,11 +41,11 @@ KINDS: dict[str, Callable[[], Any]] = {
     "module": lambda: nn.Linear(2, 2),
     "object": object,
 }
-INTS = {"int64"}  # right for an argument that is an int
+INTS = {"int64"}  # also where an int is meant
 
 
 def _each(change: Callable[[Any], Any]) -> Callable[[dict[str, Any]], Any]:
-    """A function that changes the first leaf of a tree."""
+    """A tree with its first leaf changed."""
 
     def changed(tree: dict[str, Any]) -> dict[str, Any]:
         name = next(iter(tree))
@@ -54,7 +54,7 @@ def _each(change: Callable[[Any], Any]) -> Callable[[dict[str, Any]], Any]:
     return changed
 
 
-# wrong values of a tensor of numbers, made from the right one
+# what is put in the place of a tensor of numbers, made from the right one
 NUMBERS: dict[str, Callable[[Tensor], Any]] = {
     "on meta": lambda x: x.to("meta"),
     "sparse numbers": lambda x: x.to_sparse(),
@@ -68,7 +68,7 @@ NUMBERS: dict[str, Callable[[Tensor], Any]] = {
     "another dtype": lambda x: x.to(torch.float64),
     "complex": lambda x: x.to(torch.complex64),
 }
-# wrong values of a tree of tensors, made from the right one
+# what is put in the place of a tree of tensors, made from the right one
 LEAVES: dict[str, Callable[[dict[str, Any]], Any]] = {
     "a leaf less": lambda tree: dict(list(tree.items())[1:]),
     "a leaf more": lambda tree: {**tree, "more": torch.ones(3, 2)},
@@ -95,14 +95,14 @@ LEAVES: dict[str, Callable[[dict[str, Any]], Any]] = {
 
 @dataclass
 class Call:
-    """A right call: its arguments, made again for each use, and which of ``KINDS`` are right for one of them."""
+    """A right call: arguments made anew for each use, and what else is right in the place of one."""
 
     function: Callable[..., Any]
     given: Callable[[], dict[str, Any]]
     right: Mapping[str, set[str]] = field(default_factory=dict[str, set[str]])
     trees: tuple[str, ...] = ()  # arguments that are trees of parameters
     numbers: tuple[str, ...] = ()  # arguments that are tensors of numbers, [B, n, F]
-    words: Mapping[str, str] = field(default_factory=dict[str, str])  # the name of an argument in messages
+    words: Mapping[str, str] = field(default_factory=dict[str, str])  # what a message calls an argument
     theirs: Mapping[str, set[str]] = field(default_factory=dict[str, set[str]])  # callables that raise by themselves
 
     def wrong(self) -> Iterator[tuple[str, str, dict[str, Any]]]:
