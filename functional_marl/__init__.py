@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING
 from functional_marl import nets as nets
 from functional_marl import random as random
 from functional_marl._apply import apply as apply
-from functional_marl._apply import tabulate as tabulate
 from functional_marl._errors import GroupingError as GroupingError
 from functional_marl._errors import RandomnessError as RandomnessError
 from functional_marl._errors import SharingError as SharingError
@@ -20,7 +19,7 @@ from functional_marl._groups.group_map import by_prefix as by_prefix
 from functional_marl._groups.group_map import by_spec as by_spec
 from functional_marl._groups.group_map import group_map as group_map
 from functional_marl._init_params import init_params as init_params
-from functional_marl._init_params import init_state as init_state
+from functional_marl._init_state import init_state as init_state
 from functional_marl._layout.agent_ids import with_agent_ids as with_agent_ids
 from functional_marl._network import Network as Network
 from functional_marl._network import network as network
@@ -32,6 +31,7 @@ from functional_marl._parameters import reshare as reshare
 from functional_marl._parameters import stack_agents as stack_agents
 from functional_marl._parameters import unstack_agents as unstack_agents
 from functional_marl._sharing import Sharing as Sharing
+from functional_marl._tabulate import tabulate as tabulate
 from functional_marl._tensordict import from_tensordict as from_tensordict
 from functional_marl._tensordict import to_tensordict as to_tensordict
 from functional_marl.random import fold_in as fold_in

@@ -25,6 +25,18 @@ class RandomnessError(RuntimeError):
     """
 
 
+class Unsupported(Exception):
+    """A strategy cannot evaluate a network or a call. Private: it never reaches users.
+
+    Layer rules raise it; strategies return it, and the next strategy is tried.
+    """
+
+    @property
+    def reason(self) -> str:
+        """Why it cannot."""
+        return self.args[0]
+
+
 class StrategyWarning(UserWarning):
     """A network under ``strategy="auto"`` is evaluated by the loop, which is slow; warned once for each network.
 

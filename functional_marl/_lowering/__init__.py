@@ -7,21 +7,17 @@ of linear layers, the size rules). ``direct`` is the commonest plan with all dec
 
 from functional_marl._lowering.dense import gather_slots as gather_slots
 from functional_marl._lowering.dense import index_tensor as index_tensor
-from functional_marl._lowering.fast_path import Direct as Direct
 from functional_marl._lowering.plan import Images as Images
 from functional_marl._lowering.plan import Plan as Plan
 from functional_marl._lowering.plan import lower as lower
 from functional_marl._lowering.plan import register_container as register_container
 from functional_marl._lowering.plan import register_rewrite as register_rewrite
 from functional_marl._lowering.steps import Run as Run
-from functional_marl._lowering.steps import Unsupported as Unsupported
 
 __all__ = [
-    "Direct",
     "Images",
     "Plan",
     "Run",
-    "Unsupported",
     "gather_slots",
     "index_tensor",
     "lower",

@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
-from functional_marl._lowering.steps import Leaves, Run, Step, Unsupported, Value, linear_of, linear_rows
+from functional_marl._errors import Unsupported
+from functional_marl._lowering.steps import Leaves, Run, Step, Value, linear_of, linear_rows
 from functional_marl._randomness.dropout_masks import batched_dropout
 
 __all__ = ["encoder_layer", "multihead"]

@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from functional_marl._errors import Unsupported
 from functional_marl._lowering.attention import multihead
-from functional_marl._lowering.steps import Leaves, Run, Unsupported, linear_of
+from functional_marl._lowering.steps import Leaves, Run, linear_of
 from functional_marl.nets import GRU, LSTM, gru_scan, gru_step, lstm_scan, lstm_step, starts
 
 __all__ = ["Cell", "lower_cell"]

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from functional_marl import _torch_compat
-from functional_marl._clean_context import neutral
+from functional_marl._clean_context import no_active_modes
 from functional_marl._sharing import Sharing
 
 __all__ = [
@@ -61,7 +61,7 @@ class Affine:
 
 @lru_cache(maxsize=1024)
 def _kept_index(values: tuple[int, ...], device: torch.device) -> Tensor:
-    with neutral():
+    with no_active_modes():
         return torch.tensor(values, device=device)
 
 

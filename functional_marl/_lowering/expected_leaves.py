@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
-from functional_marl._lowering.steps import Unsupported
+from functional_marl._errors import Unsupported
 from functional_marl.nets import GRU, LSTM
 
 __all__ = ["altered", "check_ordinary"]

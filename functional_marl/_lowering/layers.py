@@ -14,12 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from functional_marl._errors import Unsupported
 from functional_marl._lowering.activations import pure
 from functional_marl._lowering.steps import (
     Leaves,
     Run,
     Step,
-    Unsupported,
     Value,
     channels_apart,
     channels_together,

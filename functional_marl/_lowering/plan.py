@@ -14,13 +14,14 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from functional_marl._errors import Unsupported
 from functional_marl._lowering.activations import ELEMENTWISE, activation
 from functional_marl._lowering.attention import encoder_layer
 from functional_marl._lowering.cells import Cell, lower_cell
 from functional_marl._lowering.dense import Affine, gather_slots, run_dense, run_dense_whole, run_shared
 from functional_marl._lowering.expected_leaves import altered, check_ordinary
 from functional_marl._lowering.layers import CONVOLUTIONS, PASSING, convolution, lower_layer
-from functional_marl._lowering.steps import Leaves, Run, Step, Unsupported, Value, plain_layout
+from functional_marl._lowering.steps import Leaves, Run, Step, Value, plain_layout
 from functional_marl._module.spec import ModuleSpec
 from functional_marl._sharing import Sharing
 from functional_marl.nets import ConvNet

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from functional_marl._errors import Unsupported
 from functional_marl._lowering.dense import gather_slots
 from functional_marl._sharing import Sharing
 
@@ -27,10 +28,6 @@ __all__ = [
     "linear_rows",
     "plain_layout",
 ]
-
-
-class Unsupported(Exception):
-    """This module has no rule; the message says which and why."""
 
 
 @dataclass

@@ -17,8 +17,8 @@ from torch.overrides import TorchFunctionMode
 
 from functional_marl import _torch_compat
 from functional_marl._module.stateless import named_tensors
-from functional_marl._randomness.keyed_dropout import is_random
-from functional_marl._randomness.use_generator import seeded
+from functional_marl._randomness.random_ops import is_random_op
+from functional_marl._randomness.use_generator import seeded_generator
 from functional_marl._torch_compat import LocalMode, schema, storage_id
 
 __all__ = ["InitTrace", "ordinary", "record"]
@@ -91,7 +91,7 @@ class InitTrace:
         if leaves.keys() != {*self.constants, *(name for name, _ in (*self.rows, *self.copies))}:
             return False
         rows = {name: torch.full_like(leaf, 7, requires_grad=False) for name, leaf in leaves.items()}
-        with torch.no_grad(), seeded(seed) as generator:
+        with torch.no_grad(), seeded_generator(seed) as generator:
             self.play(rows, generator)
         return all(rows[name].equal(leaf) for name, leaf in leaves.items())
 
@@ -137,7 +137,7 @@ class _Recorder(LocalMode):
     ) -> Any:
         """Run the operation and write it down."""
         kwargs = kwargs or {}
-        draws = is_random(func, args, kwargs)
+        draws = is_random_op(func, args, kwargs)
         result = func(*args, **kwargs)
         where = next((k for k, value in enumerate(args) if isinstance(value, torch.Generator)), len(args))
         kwargs = {**kwargs, **{a.name: v for a, v in zip(schema(func).arguments[where:], args[where:], strict=False)}}

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from functional_marl import _torch_compat
-from functional_marl._clean_context import neutral, ordinary_tensors
+from functional_marl._clean_context import no_active_modes, regular_tensors
 from functional_marl._errors import RandomnessError, StructureError
 from functional_marl._module import limitations as limits
 from functional_marl._module.replay import InitTrace, ordinary, record
@@ -37,7 +37,8 @@ from functional_marl._module.stateless import (
     written,
 )
 from functional_marl._module.write_detection import Code, DataWrites, Writes, read_code
-from functional_marl._randomness.use_generator import GlobalState, drawing_from
+from functional_marl._randomness.rng_state import GlobalGenerators
+from functional_marl._randomness.use_generator import sampling_from_seed
 
 __all__ = ["Build", "Leaf", "ModuleSpec"]
 
@@ -68,7 +69,7 @@ class ModuleSpec:
     # The module drawn last: a factory that returns it again makes no fresh ones.
     _last: Callable[[], nn.Module | None] = staticmethod(lambda: None)
 
-    @neutral()
+    @no_active_modes()
     def __init__(self, build: Build | nn.Module, example: tuple[Any, ...] | None) -> None:
         self.example = example
         if isinstance(build, nn.Module):
@@ -82,9 +83,9 @@ class ModuleSpec:
             raise StructureError(
                 f"build: expected a function that returns an nn.Module, or a module, got {type(build).__name__}"
             )
-        state = GlobalState()
+        state = GlobalGenerators()
         module = self.draw(0)
-        if state.moved() and not _same_leaves(module, self.draw(0)):  # another thread moves it, too
+        if state.changed() and not _same_leaves(module, self.draw(0)):  # another thread moves it, too
             state.restore()
             raise RandomnessError(
                 "build: the factory draws from torch's global generator where no key can serve it, as in a thread that "
@@ -134,10 +135,6 @@ class ModuleSpec:
         # the parameter whose device and dtype a buffer takes, or ""
         self.beside = nearest_parameters(self.buffers, params)
         self.never_vmap = next(filter(None, itertools.starmap(limits.why_not_vmap, module.named_modules())), "")
-        # train -> why "auto" does not map this module, or ""
-        self.no_vmap = {False: self.never_vmap, True: self.never_vmap}
-        self.unmapped: set[tuple[Any, ...]] = set()  # the kinds of calls that vmap failed on
-        self.warned = False  # whether the user knows that "auto" takes the loop
 
     def _prepare(self) -> None:
         """What is not pickled: the skeletons in use, one pair a thread and one pair for dynamo, made when needed."""
@@ -192,7 +189,7 @@ class ModuleSpec:
         special = self.buffers or self._recurrent or self._attends or self._renormed
         return not (special or self.unruled() or self.writes())
 
-    @ordinary_tensors()
+    @regular_tensors()
     def draw(self, seed: int) -> nn.Module:
         """A freshly initialised module, a function of the seed alone.
 
@@ -204,7 +201,7 @@ class ModuleSpec:
                 "this network was unpickled and its factory could not be pickled (a lambda or a local function): "
                 "apply works, fresh parameters do not; define the factory at the top level of a module"
             )
-        with drawing_from(seed):
+        with sampling_from_seed(seed):
             module = self.build()
             if not isinstance(module, nn.Module):  # pyright: ignore[reportUnnecessaryIsInstance]
                 raise StructureError(f"build: expected a function that returns an nn.Module, got {module!r}")

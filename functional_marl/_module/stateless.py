@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from functional_marl import _torch_compat
-from functional_marl._clean_context import neutral
+from functional_marl._clean_context import no_active_modes
 from functional_marl._errors import StructureError
 from functional_marl._torch_compat import version
 
@@ -53,7 +53,7 @@ class StatelessModule:
     def make(self) -> None:
         """Copy the module: at first, and when a plain tensor in it was written to."""
         copies: dict[int, Any] = {}
-        with neutral():  # what it holds would else belong to the modes of this call
+        with no_active_modes():  # what it holds would else belong to the modes of this call
             self.module = emptied(self._empty, copies).train(self._train)
         parts = list(self.module.modules())
         for part in parts:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from functional_marl._arguments import as_index
 from functional_marl._checks import check_network, check_state, slot_maps
 from functional_marl._errors import StructureError
-from functional_marl._init_params import default_state
+from functional_marl._init_state import default_state
 from functional_marl._network import Network
 from functional_marl._pytrees import Params
 from functional_marl._sharing import Sharing

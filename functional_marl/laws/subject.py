@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from functional_marl._apply import apply
 from functional_marl._groups.group_data import group_agents, ungroup_agents
 from functional_marl._groups.group_map import group_map
-from functional_marl._init_params import init_params, init_state
+from functional_marl._init_params import init_params
+from functional_marl._init_state import init_state
 from functional_marl._layout.agent_ids import with_agent_ids
 from functional_marl._network import Network, network
 from functional_marl._parameters import (

@@ -19,13 +19,14 @@ from torch.utils.hooks import RemovableHandle
 from functional_marl._apply import apply
 from functional_marl._arguments import as_flag, as_index, shown
 from functional_marl._errors import StructureError
-from functional_marl._lowering import Plan
 from functional_marl._module.limitations import check_parts
-from functional_marl._network import Network, Randomness, network_of
+from functional_marl._network import Network, network_of
+from functional_marl._network_settings import Randomness
 from functional_marl._sharing import SharingSpec
+from functional_marl._strategies import supports
 from functional_marl.nn import _init as drawing
 from functional_marl.nn import _storage as storage
-from functional_marl.nn._agent_axis_check import reads_agents, warn_apart
+from functional_marl.nn._agent_axis_warning import reads_agent_axis, warn_reads_agent_axis
 from functional_marl.nn._edit_tracker import Watch, stay
 from functional_marl.nn._parameter_store import HOOKS, Registered
 from functional_marl.nn._storage import Params, is_lazy
@@ -264,7 +265,7 @@ class MultiAgentNetBase(Registered):
         if torch.compiler.is_compiling():
             return
         self._compared = True
-        known = hasattr(type(self)._build_single_net, "repeatable") or isinstance(net.plans[False], Plan)
+        known = hasattr(type(self)._build_single_net, "repeatable") or supports(net, "plan")
         if known or self.share_params is not True or self.centralized or self._hooked:
             return
         params, buffers = ({k: leaf.detach()[None] for k, leaf in part.items()} for part in self._live())
@@ -272,8 +273,8 @@ class MultiAgentNetBase(Registered):
         def whole(x: Tensor) -> Any:
             return self._one_agent({k: leaf[0] for k, leaf in (*params.items(), *buffers.items())}).eval()(x)
 
-        if reads_agents(lambda x: apply(net, params, x, state=buffers), whole, seen, position):
-            warn_apart(self)
+        if reads_agent_axis(lambda x: apply(net, params, x, state=buffers), whole, seen, position):
+            warn_reads_agent_axis(self)
 
     def _evaluate(self, net: Network, inputs: tuple[Any, ...], kwargs: dict[str, Any] | None) -> Any:
         """Apply the network to the tensors that are registered now; in training their buffers are updated."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from functional_marl._arguments import shown
 from functional_marl._checks import check_network, check_params, check_state
 from functional_marl._errors import SharingError, StructureError
-from functional_marl._init_params import init_state
+from functional_marl._init_state import init_state
 from functional_marl._network import Network
 from functional_marl._parameters import Merge, stack_agents
 from functional_marl._sharing import Sharing, SharingSpec, resolve
@@ -34,7 +34,7 @@ class MultiAgentNet(MultiAgentNetBase):
     def __init__(
         self, net: Network, params: Mapping[str, Tensor], state: Mapping[str, Tensor], *, use_td_params: bool = True
     ) -> None:
-        maps = set(net.spec.values())
+        maps = set(net.sharing_spec.values())
         whole = maps.pop() if len(maps) == 1 else None
         plain = whole is not None and (whole.is_shared or whole.is_independent)
         self._given = net
@@ -45,7 +45,7 @@ class MultiAgentNet(MultiAgentNetBase):
         super().__init__(
             n_agents=net.n_agents,
             centralized=net.centralized,
-            share_params=whole.is_shared if whole is not None and plain else net.spec,
+            share_params=whole.is_shared if whole is not None and plain else net.sharing_spec,
             agent_dim=0,  # the base wants one; the network's own is below
             vmap_randomness=net.randomness,
             use_td_params=use_td_params,

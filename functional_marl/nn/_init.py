@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from functional_marl._errors import RandomnessError
 from functional_marl._module.replay import InitTrace, record
-from functional_marl._randomness.use_generator import drawing_from
+from functional_marl._randomness.use_generator import sampling_from_seed
 from functional_marl.nn._storage import Layout, as_registered, is_lazy, put, take
 
 __all__ = ["draw", "materialise", "redraw", "reset"]
@@ -58,7 +58,7 @@ def draw(
 
 def _tape(build: Callable[[], nn.Module]) -> InitTrace | None:
     def drawn(seed: int) -> nn.Module:
-        with drawing_from(seed):
+        with sampling_from_seed(seed):
             return build()
 
     try:

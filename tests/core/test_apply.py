@@ -263,7 +263,7 @@ def test_a_seed_gives_the_same_numbers_at_the_first_call_later_and_in_the_loop(t
 def test_auto_uses_the_loop_at_once_for_layers_without_a_batching_rule(kind: Any) -> None:
     net = fm.network(lambda: kind(4, 3), N, agent_dim=0)
     assert f"loop (torch.func.vmap has no batching rule for {kind.__name__}" in fm.tabulate(net)
-    with pytest.raises(fm.StructureError, match=f'strategy="vmap": .*{kind.__name__}.*; use "auto" or "loop"'):
+    with pytest.raises(fm.StructureError, match=f'strategy="vmap": .*{kind.__name__}.*; use "auto"'):
         fm.apply(net.replace(strategy="vmap"), fm.init_params(net, 0), torch.zeros(N, 2, 4))
 
 
@@ -295,7 +295,7 @@ def test_a_cell_may_share_its_hidden_state(strategy: Any) -> None:
 @pytest.mark.parametrize(
     ("build", "inputs", "message"),
     [
-        (mlp, (3,), '^strategy="plan": the plan takes tensors; use "auto", which takes another way'),
+        (mlp, (3,), '^strategy="plan": the plan takes tensors; use "auto", which takes another strategy'),
         (mlp, (numbers(2, N, 4), numbers(2, N, 4)), '^strategy="plan": the plan takes one tensor; use "auto"'),
         (lambda: nn.GRUCell(4, 5), [numbers(2, N, 4)] * 4, r'^strategy="plan": .* positional arguments .*; use "auto"'),
     ],

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import functional_marl as fm
+from functional_marl._strategies import supports
 from tests.builders import FLAT_SHARINGS, N, assert_alike, by_agents, by_apply, double, numbers
 
 B = 4
@@ -155,7 +156,7 @@ def test_values_and_gradients_equal_those_of_single_agents(name: str, sharing: s
             x = torch.randint(0, 3, (N, *shape), generator=torch.Generator().manual_seed(0))
         expected = by_agents(net, params, x, state=state)
         # "auto" uses the plan if there is one; then vmap is tested too.
-        for strategy in ("auto", "loop", *(() if isinstance(net.plans[False], str) else ("vmap",))):
+        for strategy in ("auto", "loop", *(("vmap",) if supports(net, "plan") else ())):
             assert_alike(by_apply(net.replace(strategy=strategy), params, x, state=state), expected)
 
 
@@ -166,7 +167,7 @@ def test_buffers_after_training_equal_those_of_single_agents(name: str, sharing:
     net = fm.network(double(build), N, sharing=sharing, agent_dim=0)
     params, shape = fm.init_params(net, 0), shapes[-1]
     # Each agent has its own buffers, so that none are merged.
-    net = net.replace(sharing={**net.spec, **dict.fromkeys(net.state_sharing, "independent")})
+    net = net.replace(sharing={**net.sharing_spec, **dict.fromkeys(net.state_sharing, "independent")})
     x = numbers(N, *shape)
     expected = by_agents(net, params, x, train=True)
     assert_alike(by_apply(net, params, x, train=True), expected)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import functional_marl as fm
 from functional_marl._randomness.keyed_dropout import run_keyed
+from functional_marl._strategies.plan import PlanEvaluator
 from tests.builders import FLAT_SHARINGS, N, generators_untouched, numbers
 
 KEY = fm.key(7)
@@ -60,7 +61,7 @@ CASES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
 
 
 def supported(net: fm.Network) -> bool:
-    return net.strategy != "plan" or not isinstance(net.plans[True], str)
+    return net.strategy != "plan" or isinstance(PlanEvaluator.prepare(net, True), PlanEvaluator)
 
 
 @pytest.mark.parametrize("sharing", FLAT_SHARINGS.values(), ids=FLAT_SHARINGS)

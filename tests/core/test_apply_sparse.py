@@ -48,7 +48,7 @@ def test_agents_see_their_part_of_a_sparse_input(layout: Any, shape: Any, build:
 def test_batched_strategies_raise_for_sparse_inputs(layout: Any, sharing: Any, strategy: Any) -> None:
     net = fm.network(linear, N, sharing=sharing, strategy=strategy)
     params, x = fm.init_params(net, 0), sparse(numbers(5, N, 4), layout)
-    message = f'strategy="{strategy}" takes dense tensors, got {layout}; give x.to_dense\\(\\), or use "auto" or "loop"'
+    message = f'strategy="{strategy}": it takes dense tensors, got {layout}; give x.to_dense\\(\\); use "auto"'
     for _ in range(2):
         with pytest.raises(fm.StructureError, match=message):
             fm.apply(net, params, x)

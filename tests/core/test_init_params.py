@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import functional_marl as fm
-from functional_marl._init_params import default_state
+from functional_marl._init_state import default_state
 from tests.builders import SHARINGS, N, generators_untouched, mlp, numbers, same
 
 NAMES = ["0.weight", "0.bias", "2.weight", "2.bias"]
@@ -134,9 +134,7 @@ class Noisy(nn.Module):
 
 def test_a_random_buffer_needs_a_key() -> None:
     net = fm.network(Noisy, N)
-    message = (
-        r"^state: the factory draws the buffers \['noise'\] at random; give fm.init_state\(net, key\), or state= w"
-    )
+    message = r"^state: the factory samples the buffers \['noise'\]; give fm.init_state\(net, key\), or state= w"
     with pytest.raises(fm.StructureError, match=message):
         fm.init_state(net)
     rows = fm.init_state(net, 0)["noise"]

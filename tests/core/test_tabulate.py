@@ -89,7 +89,7 @@ def test_the_table_is_plain_text_without_trailing_spaces() -> None:
 def test_the_table_shows_why_a_chosen_strategy_cannot_be_used() -> None:
     last = lambda net: fm.tabulate(net).splitlines()[-1]
     planned = fm.network(lambda: nn.LSTM(4, 2), N, strategy="plan")
-    assert "strategy plan: none (plan was asked for: " in last(planned)
-    assert "none (vmap was asked for: torch.func.vmap has no batching rule for LSTM)" in last(
+    assert "strategy plan: none (plan is not possible: " in last(planned)
+    assert "none (vmap is not possible: torch.func.vmap has no batching rule for LSTM)" in last(
         planned.replace(strategy="vmap")
     )

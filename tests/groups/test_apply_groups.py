@@ -14,7 +14,8 @@ from functional_marl._apply import apply
 from functional_marl._errors import GroupingError, StructureError
 from functional_marl._groups.apply_groups import apply_groups
 from functional_marl._groups.group_data import group_agents, ungroup_agents
-from functional_marl._init_params import init_params, init_state
+from functional_marl._init_params import init_params
+from functional_marl._init_state import init_state
 from functional_marl._network import network
 from functional_marl._parameters import agent_module
 from functional_marl._tensordict import to_tensordict

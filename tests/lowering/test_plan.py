@@ -10,7 +10,9 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 import functional_marl as fm
-from functional_marl._lowering import Plan, dense
+from functional_marl._lowering import dense
+from functional_marl._strategies.plan import PlanEvaluator
+from functional_marl._strategies.plan_fast_path import PlanFastPath
 
 N = 3
 SHARINGS: dict[str, Any] = {
@@ -286,25 +288,26 @@ def test_size_rules_change_no_number(sharing: Any, rules: dict[str, int], monkey
 @pytest.mark.parametrize("agents", [2, 20])
 @pytest.mark.parametrize("batch", [0, 1, 2, 20])
 @pytest.mark.parametrize("sharing", ["shared", "independent"])
-def test_direct_is_the_loop_at_the_edges_of_its_rules(sharing: str, batch: int, agents: int) -> None:
+def test_the_fast_path_is_the_loop_at_the_edges_of_its_size_rules(sharing: str, batch: int, agents: int) -> None:
     net = fm.network(fm.nets.mlp(4, 8, 2), agents, sharing=sharing)
-    assert net.direct is not None
+    assert isinstance(net.evaluators[False].single, PlanFastPath)
     assert_plan_is_loop(net, (draw(batch, agents, 4),))
 
 
-def test_direct_answers_only_what_it_was_made_for() -> None:
+def test_other_calls_take_the_general_path() -> None:
     net = fm.network(fm.nets.mlp(4, 8, 2), N)
     params = fm.init_params(net, 0)
     x = torch.randn(5, N, 4)
-    assert net.direct is not None
-    assert net.direct(params, x) is not None
-    assert net.direct(params, x[0]) is None
-    assert net.direct(params, x[:, :2]) is None
-    assert net.direct({k: p[:2] for k, p in params.items()}, x) is None
-    assert net.direct({k: p for k, p in params.items() if k != "0.bias"}, x) is None
-    assert net.direct({**params, "more": x}, x) is None
+    single = net.evaluators[False].single
+    assert isinstance(single, PlanFastPath)
+    assert single(params, x) is not None
+    assert single(params, x[0]) is None
+    assert single(params, x[:, :2]) is None
+    assert single({k: p[:2] for k, p in params.items()}, x) is None
+    assert single({k: p for k, p in params.items() if k != "0.bias"}, x) is None
+    assert single({**params, "more": x}, x) is None
     for settings in ({"centralized": True}, {"agent_dim": 1}, {"out_agent_dim": 0}, {"strategy": "loop"}):
-        assert net.replace(**settings).direct is None
+        assert not isinstance(net.replace(**settings).evaluators[False].single, PlanFastPath)
 
 
 # --- what has no plan ----------------------------------------------------------------------------------
@@ -360,8 +363,8 @@ def test_what_has_no_plan_falls_back(case: str) -> None:
 
 def test_batch_norm_in_training_takes_vmap() -> None:
     net = fm.network(lambda: seq(nn.Linear(4, 4), nn.BatchNorm1d(4)), N)
-    assert isinstance(net.plans[False], Plan)
-    assert "changes its buffers" in str(net.plans[True])
+    assert isinstance(PlanEvaluator.prepare(net, False), PlanEvaluator)
+    assert "changes its buffers" in str(PlanEvaluator.prepare(net, True))
 
 
 def test_a_plan_never_returns_its_input() -> None:

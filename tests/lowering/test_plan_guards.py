@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.nn.modules import module as hooks
 
 import functional_marl as fm
-from functional_marl._lowering import Plan
-from functional_marl.nn._single_agent import MLP
+from functional_marl._strategies.plan import PlanEvaluator
+from functional_marl.nn._single_agent_mlp import MLP
 from tests.lowering.test_plan import CELLS, LAYERS, SHARINGS, N, assert_plan_is_loop, draw, network, seq
 
 Build = Callable[[], nn.Module]
@@ -71,7 +71,9 @@ def test_a_leaf_of_another_kind_is_used_as_the_module_uses_it(case: str, how: st
     alike(net, draw(N, 5, 4) if case != "conv" else draw(N, 5, 4, 3))
     param = isinstance(getattr(MADE[case][0](), MADE[case][1]), nn.Parameter)
     buffer = MADE[case][1] == "running_mean"
-    assert isinstance(net.plans[False], Plan) == ((how == "parameter" and param) or (how == "buffer" and buffer))
+    assert isinstance(PlanEvaluator.prepare(net, False), PlanEvaluator) == (
+        (how == "parameter" and param) or (how == "buffer" and buffer)
+    )
 
 
 SHAPES: dict[str, tuple[Build, str, tuple[int, ...]]] = {
@@ -96,7 +98,7 @@ def test_a_leaf_of_another_shape_is_used_or_refused_as_by_the_module(case: str, 
         return module
 
     net = fm.network(other, N, sharing=sharing, agent_dim=0)
-    assert "another shape" in str(net.plans[False])
+    assert "another shape" in str(PlanEvaluator.prepare(net, False))
     alike(net, torch.arange(15).view(N, 5) % 9 if case == "embedding" else draw(N, 5, 4))
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import functional_marl as fm
 from functional_marl._module.replay import InitTrace, record
 from functional_marl._module.stateless import named_tensors
-from functional_marl._randomness.use_generator import drawing_from
+from functional_marl._randomness.use_generator import sampling_from_seed
 
 Build = Callable[[], nn.Module]
 
@@ -128,7 +128,7 @@ def _built(build: Build) -> dict[str, Tensor]:
 
 def _tape(build: Build) -> InitTrace | None:
     def draw(seed: int) -> nn.Module:
-        with drawing_from(seed):
+        with sampling_from_seed(seed):
             return build()
 
     return record(draw)

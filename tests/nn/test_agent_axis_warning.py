@@ -1,4 +1,4 @@
-"""Shared one-agent modules that read the agents' axis are noticed at the first call, and others are not."""
+"""Shared one-agent modules that read the agent axis warn at the first call, and others do not."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.facade_cases import OURS, TORCHRL, Plain, mlp, stored, subclass
 
 
 class Layer(nn.Module):
-    """A linear layer ahead of a function of what all agents have."""
+    """A linear layer, then a function."""
 
     def __init__(self, after: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
@@ -37,7 +37,7 @@ class Attention(nn.Module):
         return torch.nn.functional.scaled_dot_product_attention(q, q, q)
 
 
-READING: dict[str, Callable[[], nn.Module]] = {
+READ_THE_AXIS: dict[str, Callable[[], nn.Module]] = {
     "relative positions": lambda: Layer(lambda h: h - h.mean(-2, keepdim=True)),
     "attention over agents": Attention,
     "shape": lambda: Layer(lambda h: h * h.shape[-2]),
@@ -60,7 +60,7 @@ ROWWISE: dict[str, Callable[[], nn.Module]] = {
 }
 
 
-def given(net: Any, x: Tensor) -> list[warnings.WarningMessage]:
+def warnings_of(net: Any, x: Tensor) -> list[warnings.WarningMessage]:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         net(x)
@@ -72,18 +72,18 @@ def given(net: Any, x: Tensor) -> list[warnings.WarningMessage]:
 @pytest.mark.parametrize(
     "x", [torch.zeros(5, 3, 6), torch.randn(5, 3, 6), torch.randn(2, 5, 3, 6)], ids=["0", "1", "2"]
 )
-@pytest.mark.parametrize("build", READING.values(), ids=READING)
-def test_what_reads_the_agents_is_noticed_once(build: Any, x: Tensor, train: bool, td: bool) -> None:
-    if x.ndim == 4 and build is READING["softmax over agents"]:
+@pytest.mark.parametrize("build", READ_THE_AXIS.values(), ids=READ_THE_AXIS)
+def test_a_module_that_reads_the_axis_warns_once(build: Any, x: Tensor, train: bool, td: bool) -> None:
+    if x.ndim == 4 and build is READ_THE_AXIS["softmax over agents"]:
         x = x[0]  # axis 1 is a batch otherwise
     net = subclass(OURS, build)(True, use_td_params=td).train(train)
-    (warning,) = given(net, x)
+    (warning,) = warnings_of(net, x)
     assert "Net: torchrl calls the one-agent module of a shared network on the inputs of all agents" in str(
         warning.message
     )
     assert warning.filename == __file__
-    assert given(net, x) == []
-    assert given(copy.deepcopy(net), x) == []
+    assert warnings_of(net, x) == []
+    assert warnings_of(copy.deepcopy(net), x) == []
     theirs = subclass(TORCHRL, build)(True, use_td_params=td).train(train)
     theirs.load_state_dict(net.state_dict())
     assert not x.any() or not torch.allclose(theirs(x), net(x))
@@ -92,34 +92,34 @@ def test_what_reads_the_agents_is_noticed_once(build: Any, x: Tensor, train: boo
 @stored
 @pytest.mark.parametrize("share", [True, False, [0, 0, 1]], ids=str)
 @pytest.mark.parametrize("build", ROWWISE.values(), ids=ROWWISE)
-def test_what_computes_row_by_row_is_left_alone(build: Any, share: Any, td: bool) -> None:
+def test_a_module_that_computes_row_by_row_does_not_warn(build: Any, share: Any, td: bool) -> None:
     for x in (torch.randn(5, 3, 6), torch.zeros(5, 3, 6), torch.randn(2, 5, 3, 6)):
         for train in (True, False):
             net = subclass(OURS, build)(share, use_td_params=td).train(train)
             if isinstance(list(net._empty_net.modules())[-1], nn.BatchNorm1d) and x.ndim == 4:
-                continue  # one axis too many, in a loop over agents too
-            assert given(net, x) == []
+                continue  # it takes no further axis, in a loop over agents neither
+            assert warnings_of(net, x) == []
 
 
 @pytest.mark.parametrize("share", [False, [0, 0, 0]], ids=str)
-@pytest.mark.parametrize("build", READING.values(), ids=READING)
-def test_other_sharings_mean_the_same_in_torchrl_or_are_not_there(build: Any, share: Any) -> None:
-    assert given(subclass(OURS, build)(share), torch.randn(5, 3, 6)) == []
+@pytest.mark.parametrize("build", READ_THE_AXIS.values(), ids=READ_THE_AXIS)
+def test_other_sharings_do_not_warn(build: Any, share: Any) -> None:
+    assert warnings_of(subclass(OURS, build)(share), torch.randn(5, 3, 6)) == []
 
 
-def test_what_runs_on_all_agents_at_once_only_is_noticed_ahead_of_its_error() -> None:
+def test_a_module_that_runs_only_on_all_agents_at_once_warns_before_its_error() -> None:
     net = subclass(OURS, lambda: Layer(lambda h: h - h[:, :1, :]))(True)
     with pytest.warns(AgentsApartWarning), pytest.raises(IndexError):
         net(torch.randn(5, 3, 6))
 
 
-@pytest.mark.parametrize("build", [READING["shape"], ROWWISE["random"], ROWWISE["batch norm"]])
-def test_the_comparison_leaves_no_trace(build: Any) -> None:
+@pytest.mark.parametrize("build", [READ_THE_AXIS["shape"], ROWWISE["random"], ROWWISE["batch norm"]])
+def test_the_check_changes_nothing(build: Any) -> None:
     x = torch.randn(5, 3, 6)
     results: list[Any] = []
-    for seen in (True, False):
+    for checked in (True, False):
         net = subclass(OURS, build)(True)
-        net._compared = not seen
+        net._compared = not checked
         before = [module.training for module in net.modules()]
         torch.manual_seed(3)
         with warnings.catch_warnings():
@@ -131,15 +131,15 @@ def test_the_comparison_leaves_no_trace(build: Any) -> None:
     torch.testing.assert_close(results[0], results[1], rtol=0, atol=0)
 
 
-def test_the_librarys_own_classes_are_not_compared() -> None:
+def test_the_librarys_own_classes_are_not_checked() -> None:
     for kwargs in ({}, {"activation_class": nn.GLU, "depth": 0}, {"centralized": True}):
         net = mlp(OURS, share_params=True, **kwargs)
-        assert given(net, torch.randn(5, 3, 6)) == []
-    assert given(pickle.loads(pickle.dumps(net)), torch.randn(5, 3, 6)) == []
+        assert warnings_of(net, torch.randn(5, 3, 6)) == []
+    assert warnings_of(pickle.loads(pickle.dumps(net)), torch.randn(5, 3, 6)) == []
 
 
-def test_what_to_write_instead() -> None:
-    """The recipe of "Coming from torchrl": what depends on several agents goes in as further features."""
+def test_the_recipe_without_the_axis() -> None:
+    """The recipe of "Coming from torchrl": further features hold what depends on several agents."""
 
     class Relative(OURS.MultiAgentMLP):
         def forward(self, *inputs: Tensor) -> Tensor:
@@ -149,7 +149,7 @@ def test_what_to_write_instead() -> None:
     x = torch.randn(5, 3, 6)
     net = Relative(12, 2, 3, centralized=False, share_params=True, depth=1)
     plain = net._empty_net
-    assert given(net, x) == []
+    assert warnings_of(net, x) == []
     theirs = TORCHRL.MultiAgentMLP(12, 2, 3, centralized=False, share_params=True, depth=1)
     theirs.load_state_dict(net.state_dict())
     torch.testing.assert_close(net(x), theirs(torch.cat([x, x - x.mean(-2, keepdim=True)], -1)))

@@ -1,4 +1,4 @@
-"""The buffers of a call that is given none: on the device of the parameters, in the dtypes of the factory."""
+"""The buffers of a call without ``state=``: on the device of the parameters, in the dtypes of the factory."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 
 import functional_marl as fm
-from functional_marl._init_params import default_state
+from functional_marl._init_state import default_state
 from tests.builders import N, numbers, same
 
 
 class Mixed(nn.Module):
-    """Buffers of every dtype, beside parameters and in a part that has its own."""
+    """Buffers of every dtype, in the module itself and in a submodule with parameters of its own."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -49,7 +49,7 @@ def test_a_buffer_follows_the_nearest_parameter_that_was_cast() -> None:
     params, initial = fm.init_params(net, 0), fm.init_state(net)
     floats = {name for name, leaf in initial.items() if leaf.is_floating_point()}
     whole = default_state(net, {k: leaf.half() if leaf.is_floating_point() else leaf for k, leaf in params.items()})
-    for name, leaf in initial.items():  # as by module.half()
+    for name, leaf in initial.items():  # as module.half() does
         assert whole[name].dtype == (torch.float16 if name in floats else leaf.dtype)
     for part, beside in {
         "norm.": {"norm.running_mean", "norm.running_var"},
@@ -63,7 +63,7 @@ def test_a_buffer_follows_the_nearest_parameter_that_was_cast() -> None:
         assert beside <= {name for name, leaf in moved.items() if leaf.is_meta}
 
 
-def test_buffers_without_floating_parameters_go_where_the_others_are() -> None:
+def test_buffers_follow_integer_parameters_where_there_are_no_floats() -> None:
     class Counts(nn.Module):
         def __init__(self) -> None:
             super().__init__()
