@@ -57,7 +57,7 @@ def renorms(part: nn.Module) -> bool:
 
 
 def unruled_part(part: nn.Module) -> bool:
-    """Whether vmap lacks a rule for it, of the kind that _strategies/batching_rules.py has."""
+    """Whether vmap lacks a rule for it, and _lowering/rules/ has one."""
     if isinstance(part, (nn.GRUCell, nn.RNNCell, nn.Bilinear, _torch_compat.WeightNorm)):
         return True
     return any(isinstance(hook, WeightNorm) for hook in part._forward_pre_hooks.values())

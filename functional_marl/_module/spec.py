@@ -179,7 +179,7 @@ class ModuleSpec:
 
     @_torch_compat.constant_result
     def unruled(self) -> bool:
-        """Whether torch.func.vmap lacks a rule for a part, of the kind that _strategies/batching_rules.py has."""
+        """Whether torch.func.vmap lacks a rule for a part, and _lowering/rules/ has one."""
         if self._unruled is None:
             self._unruled = any(limits.unruled_part(part) for _, part in self.modules())
         return self._unruled

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from functional_marl._arguments import shown
 from functional_marl._errors import SharingError, StructureError
-from functional_marl._lowering import index_tensor
 from functional_marl._sharing import Sharing
+from functional_marl._slots import index_tensor
 
 __all__ = ["Merge", "check_merge", "merged_rows", "merged_state"]
 

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from functional_marl._errors import StructureError
-from functional_marl._lowering import gather_slots
 from functional_marl._module.stateless import counted, written
 from functional_marl._pytrees import Tree, flatten
 from functional_marl._randomness.keyed_dropout import run_keyed
 from functional_marl._sharing import Sharing
+from functional_marl._slots import gather_slots
 from functional_marl._strategies.base import Call, Result
 from functional_marl._strategies.batching_rules import Rules
 from functional_marl._strategies.loop import buffers_changed, plain

@@ -6,7 +6,6 @@ Options, layer names, ``state_dict`` keys, ``repr`` and the order of random numb
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 
 from functional_marl._arguments import as_index, shown
 from functional_marl._errors import StructureError
-from functional_marl._lowering import Images, register_rewrite
+from functional_marl._lowering import Context, Layer, Step, lowering_rule, over_images
 from functional_marl.nn._layer_options import (
     LayerMaker,
     Options,
@@ -184,5 +183,14 @@ class _Squeeze2d(nn.Module):
 
 # --- the rules of the plan -----------------------------------------------------------------------------------
 
-register_rewrite(ConvNet, lambda module: Images(OrderedDict(module._modules)))
-register_rewrite(SquashDims, lambda module: nn.Flatten(-module.ndims_in))
+
+@lowering_rule(ConvNet, container=True)
+def _lower_convnet(module: ConvNet, context: Context) -> Step:
+    """Its layers over one batch axis; over a lone image as it is, as in ``forward``."""
+    return over_images(context.children(module), lone_as_is=True)
+
+
+@lowering_rule(SquashDims)
+def _lower_squash_dims(module: SquashDims, context: Context) -> list[Layer]:
+    """The same as ``nn.Flatten``."""
+    return context.lower(nn.Flatten(-module.ndims_in))

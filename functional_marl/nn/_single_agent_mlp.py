@@ -10,7 +10,6 @@ import itertools
 import math
 import numbers
 import sys
-from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,7 +18,7 @@ from torch import Tensor, nn
 
 from functional_marl._arguments import as_index, shown
 from functional_marl._errors import StructureError
-from functional_marl._lowering import register_rewrite
+from functional_marl._lowering import Context, Layer, lowering_rule
 from functional_marl.nn._layer_options import (
     LayerMaker,
     Options,
@@ -192,12 +191,10 @@ def _single_bias(layer: Any, device: Any) -> _SharedBias:
 # --- the rule of the plan ------------------------------------------------------------------------------------
 
 
-def _known_layers(module: MLP) -> nn.Module:
-    shape = module.out_features
-    layers = nn.Sequential(OrderedDict(module._modules))  # children() would skip a layer that occurs twice
+@lowering_rule(MLP, container=True)
+def _lower_mlp(module: MLP, context: Context) -> list[Layer]:
+    """Its layers in order; then the features in the shape of ``out_features``."""
+    layers, shape = context.children(module), module.out_features
     if isinstance(shape, Sequence):
-        layers.add_module("shape", nn.Unflatten(-1, tuple(shape)))
+        layers += context.lower(nn.Unflatten(-1, tuple(shape)))
     return layers
-
-
-register_rewrite(MLP, _known_layers)

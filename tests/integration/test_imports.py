@@ -27,6 +27,7 @@ ROOMS = [
     "_sharing",
     "_pytrees",
     "_clean_context",
+    "_slots",
     "_randomness",
     "nets",
     "_module",

@@ -13,7 +13,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 import functional_marl as fm
 from functional_marl._clean_context import no_active_modes
-from functional_marl._lowering.dense import index_tensor
+from functional_marl._slots import index_tensor
 from tests.builders import N, numbers
 
 Params = dict[str, Tensor]

@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 import functional_marl as fm
 from functional_marl import _torch_compat
-from functional_marl._lowering import gather_slots
+from functional_marl._slots import gather_slots
 from functional_marl._strategies import vmap_fast_path
 from functional_marl._strategies.batching_rules import Rules
 from functional_marl._strategies.torch_compile import is_compiled

@@ -1,13 +1,9 @@
-"""Attention for all agents at once: ``nn.MultiheadAttention`` and ``nn.TransformerEncoderLayer``.
-
-Written as two products and a softmax, which every transform of torch goes through.
-"""
+"""Attention: ``nn.MultiheadAttention``, in two products and a softmax, which every transform of torch can handle."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,21 +11,36 @@ from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from functional_marl._errors import Unsupported
-from functional_marl._lowering.steps import Leaves, Run, Step, Value, linear_of, linear_rows
+from functional_marl._lowering.expected_leaves import ExpectedLeaves
+from functional_marl._lowering.registry import Context, lowering_rule
+from functional_marl._lowering.rules.linear import linear_of, linear_rows
+from functional_marl._lowering.steps import Run, WholeNetwork
 from functional_marl._randomness.dropout_masks import batched_dropout
 
-__all__ = ["encoder_layer", "multihead"]
+__all__ = ["Attention", "attention"]
 
-# query [n, B, L, E], key and value [n, B, S, E], and what is added to the scores, [n, B, heads, L, S] or what
-# broadcasts to it -> [n, B, L, E], and the weights [n, B, heads, L, S]
+# query [n, B, L, E]; key and value [n, B, S, E]; what is added to the scores: None, or a tensor that broadcasts to
+# [n, B, heads, L, S] -> output [n, B, L, E] and weights [n, B, heads, L, S]
 Attention = Callable[[Run, Tensor, Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor]]
 
 
-def _attention(module: nn.MultiheadAttention, leaves: Leaves) -> Attention:
+def _leaves(module: nn.MultiheadAttention) -> ExpectedLeaves:
+    width = module.embed_dim
+    own_widths = module.kdim != width or module.vdim != width
+    if own_widths or "bias_k" in module._parameters or module.add_zero_attn:
+        raise Unsupported("kdim, vdim, add_bias_kv or add_zero_attn")
+    if module.head_dim * module.num_heads != width:
+        raise Unsupported("the widths of its heads do not add up to its width")
+    params: dict[str, tuple[int, ...]] = {"in_proj_weight": (3 * width, width), "in_proj_bias": (3 * width,)}
+    separate = {f"{name}_proj_weight": (0,) for name in "qkv"}  # registered, but None with these settings
+    return ExpectedLeaves({**params, **separate}, optional=("in_proj_bias", *separate))
+
+
+def attention(module: nn.MultiheadAttention, context: Context) -> Attention:
     """Scaled dot-product attention, its projections and its dropout (Vaswani et al. 2017, arXiv:1706.03762)."""
-    ordinary = type(module.out_proj) is NonDynamicallyQuantizableLinear and "bias_k" not in leaves.names
-    if not ordinary or "in_proj_weight" not in leaves.names or module.add_zero_attn:
-        raise Unsupported("MultiheadAttention with kdim, vdim, add_bias_kv, add_zero_attn or another out_proj")
+    if type(module.out_proj) is not NonDynamicallyQuantizableLinear:
+        raise Unsupported("another out_proj than torch makes")
+    leaves, out_proj = context.leaves, context.of(module.out_proj, "out_proj").leaves
     heads, width, p = module.num_heads, module.head_dim, module.dropout
 
     def attend(run: Run, query: Tensor, key: Tensor, value: Tensor, added: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -39,8 +50,8 @@ def _attention(module: nn.MultiheadAttention, leaves: Leaves) -> Attention:
             parts = linear_rows(weight, bias)(query).chunk(3, -1)
         else:
             biases = [None] * 3 if bias is None else bias.chunk(3, 1)
-            own = zip(weight.chunk(3, 1), biases, (query, key, value), strict=True)
-            parts = [linear_rows(w, b)(x) for w, b, x in own]
+            projections = zip(weight.chunk(3, 1), biases, (query, key, value), strict=True)
+            parts = [linear_rows(w, b)(x) for w, b, x in projections]
         # [n, B, heads, L or S, E / heads]
         q, k, v = (part.unflatten(-1, (heads, width)).transpose(-2, -3) for part in parts)
         scores = (q * math.sqrt(1.0 / width)) @ k.mT
@@ -51,13 +62,13 @@ def _attention(module: nn.MultiheadAttention, leaves: Leaves) -> Attention:
             run.site += 1
             weights, _ = batched_dropout(F.dropout, weights, p, True, run.n_agents, run.key, run.randomness, run.site)
         out = (weights @ v).transpose(-2, -3).flatten(-2)
-        return linear_of(run, leaves, "out_proj.weight", "out_proj.bias")(out), weights
+        return linear_of(run, out_proj, "weight", "bias")(out), weights
 
     return attend
 
 
 def _masked(mask: Tensor, like: Tensor) -> Tensor:
-    """A mask as what is added to the scores: minus infinity where a mask of bools is true."""
+    """The mask as numbers to add to the scores: minus infinity where a boolean mask is true."""
     if mask.dtype == torch.bool:
         return torch.zeros(mask.shape, dtype=like.dtype, device=like.device).masked_fill(mask, -torch.inf)
     if not mask.is_floating_point():
@@ -65,9 +76,10 @@ def _masked(mask: Tensor, like: Tensor) -> Tensor:
     return mask
 
 
-def multihead(module: nn.MultiheadAttention, leaves: Leaves) -> Callable[..., Any]:
-    """``nn.MultiheadAttention`` as the whole network, with the weights that it returns by default."""
-    attend, heads, batch_first = _attention(module, leaves), module.num_heads, module.batch_first
+@lowering_rule(nn.MultiheadAttention, leaves=_leaves)
+def multihead_attention(module: nn.MultiheadAttention, context: Context) -> WholeNetwork:
+    """Attention as the whole network, with the attention weights that it returns by default."""
+    attend, heads, batch_first = attention(module, context), module.num_heads, module.batch_first
 
     def cell(
         run: Run,
@@ -80,15 +92,15 @@ def multihead(module: nn.MultiheadAttention, leaves: Leaves) -> Callable[..., An
     ) -> tuple[Tensor, Tensor]:
         batched = query.ndim == 4
         if query.ndim not in (3, 4) or key.shape != value.shape or key.ndim != query.ndim:
-            raise Unsupported("a query beside another key or value")
+            raise Unsupported("a query with a key or value of another shape")
 
-        def turned(x: Tensor) -> Tensor:  # as an agent sees it, [B, L, E], [L, B, E] or [L, E] -> [n, B, L, E], or back
+        def as_batch(x: Tensor) -> Tensor:  # [n, B, L, E], [n, L, B, E] or [n, L, E] -> [n, B, L, E]
             return (x if batch_first else x.transpose(1, 2)) if batched else x.unsqueeze(1)
 
-        q, k, v = map(turned, (query, key, value))
+        q, k, v = map(as_batch, (query, key, value))
         n, size, length, source = *q.shape[:3], k.shape[2]
         if k.shape[1] != size or not q.shape[3] == k.shape[3] == module.embed_dim:
-            raise Unsupported("a query beside another key or value")
+            raise Unsupported("a query with a key or value of another shape")
         added = None
         if attn_mask is not None:
             shape = (length, source) if attn_mask.ndim == 3 else (size * heads, length, source)
@@ -102,36 +114,9 @@ def multihead(module: nn.MultiheadAttention, leaves: Leaves) -> Callable[..., An
             padding = _masked(key_padding_mask, q).reshape(n, size, 1, 1, source)
             added = padding if added is None else added + padding
         out, weights = attend(run, q, k, v, added)
-        weights = weights.mean(2)  # over heads
+        weights = weights.mean(2)  # over the heads
         if not batched:
             return out.squeeze(1), weights.squeeze(1)
         return (out if batch_first else out.transpose(1, 2)), weights
 
-    return cell
-
-
-def encoder_layer(
-    module: nn.TransformerEncoderLayer, leaves: Leaves, norms: tuple[Step, Step], dropout: Step, feed_forward: Step
-) -> Step:
-    """``nn.TransformerEncoderLayer`` over ``[B, L, E]``, ``[L, B, E]`` or ``[L, E]``, without masks.
-
-    ``leaves`` are those of its attention; its other parts come as steps.
-    """
-    attend, batch_first = _attention(module.self_attn, leaves), module.self_attn.batch_first
-
-    def mixed(run: Run, h: Tensor) -> Tensor:
-        if h.ndim not in (3, 4):
-            raise Unsupported(f"a transformer layer over {h.ndim - 1} axes")
-        lone, turn = h.ndim == 3, h.ndim == 4 and not batch_first
-        x = h.unsqueeze(1) if lone else h.transpose(1, 2) if turn else h
-        out, _ = attend(run, x, x, x, None)
-        out = out.squeeze(1) if lone else out.transpose(1, 2) if turn else out
-        return dropout(run, out, True)[0]
-
-    def step(run: Run, h: Tensor, mapped: bool) -> Value:
-        h = h if mapped else h.expand(run.n_agents, *h.shape)
-        for part, norm in zip((mixed, lambda run, h: feed_forward(run, h, True)[0]), norms, strict=True):
-            h = h + part(run, norm(run, h, True)[0]) if module.norm_first else norm(run, h + part(run, h), True)[0]
-        return h, True
-
-    return step
+    return WholeNetwork(cell)
