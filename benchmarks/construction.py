@@ -20,7 +20,7 @@ __all__ = ["facade_construction", "import_time", "initialisation"]
 
 
 def initialisation(setup: Setup) -> Iterator[Contest]:
-    """KeyedDropout parameters of 512 agents against torchrl's constructor, which draws them too."""
+    """Keyed parameters of 512 agents against torchrl's constructor, which draws them too."""
     agents, width = (3, 4) if setup.tiny else (512, 64)
     known = fm.network(fm.nets.mlp(FEATURES, width, width, OUTPUTS), n_agents=agents)
     variants = {

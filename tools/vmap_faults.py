@@ -34,7 +34,7 @@ from functional_marl._strategies import vmap_faults as faults
 
 SECONDS = 300  # for one operation
 WORKERS = int(os.environ.get("WORKERS", os.cpu_count() or 1))
-TABLES = Path(faults.__file__).parent / "vmap_faults"
+TABLES = Path(faults.__file__).parent / "vmap_fault_tables"
 # The result is what the memory happens to hold.
 OPEN = ("empty", "resize")
 KILLS = "kills the process"
