@@ -76,8 +76,8 @@ Notes on rows that stayed:
   the call raises under every claim.
 - Threads (law 50): no library claims that its modules may be called from several threads. Plain modules of torch may
   be, in evaluation. The check makes two threads take turns at submodules, so these rows do not depend on luck. Errors
-  that only a race shows are not checked: torchrl's shared networks with `use_td_params=False` (seen in two networks of one
-  run and in none of the next), and XuanCe's shared actors.
+  that only a race shows are not checked: torchrl's shared networks with `use_td_params=False` (seen in two networks of
+  one run and in none of the next), and XuanCe's shared actors.
 """
 
 TRIED = """

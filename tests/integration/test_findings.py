@@ -42,7 +42,7 @@ def test_the_notes_are_up_to_date() -> None:
 
 
 def test_the_readme_shows_rows_of_the_page() -> None:
-    section = (ROOT / "README.md").read_text(encoding="utf-8").partition("| law | what a user meets |\n")[2]
+    section = (ROOT / "README.md").read_text(encoding="utf-8").partition("| library | law | what a user meets |\n")[2]
     rows = [
         [cell.strip() for cell in line.strip("|").split(" | ")] for line in section.split("\n\n")[0].splitlines()[1:]
     ]
