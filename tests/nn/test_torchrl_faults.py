@@ -1,7 +1,7 @@
-"""Each fault of torchrl 0.14.1 that DESIGN.md and FACADE.md list: there in torchrl, absent here.
+"""Each fault of torchrl 0.14.1 that docs/torchrl.md lists: there in torchrl, absent here.
 
-The first half of each test is torchrl's side; should it fail one day, torchrl has mended the fault: take it
-out here and in the README.
+The first half of each test is torchrl's side; if it fails, torchrl has repaired the fault: remove it
+here and in docs/torchrl.md.
 """
 
 from __future__ import annotations
