@@ -13,7 +13,7 @@ from torch.func import functional_call, grad, grad_and_value, hessian, jacfwd, j
 from torch.utils._pytree import tree_map
 
 import functional_marl as fm
-from tests.compose_cases import (
+from tests.integration.compose_cases import (
     CASES,
     SHARINGS,
     B,

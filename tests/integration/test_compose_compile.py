@@ -12,7 +12,18 @@ from torch._dynamo.exc import Unsupported
 from torch.func import grad
 
 import functional_marl as fm
-from tests.compose_cases import CASES, SHARINGS, N, Params, Subject, extra_of, numbers, same, subject, weighed
+from tests.integration.compose_cases import (
+    CASES,
+    SHARINGS,
+    N,
+    Params,
+    Subject,
+    extra_of,
+    numbers,
+    same,
+    subject,
+    weighed,
+)
 
 # Each case under one sharing, in turn, and for a gradient step under another.
 SOME = [(name, SHARINGS[k % 4]) for k, name in enumerate(CASES)]

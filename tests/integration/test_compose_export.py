@@ -13,7 +13,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._pytree import tree_map
 
 import functional_marl as fm
-from tests.compose_cases import CASES, SHARINGS, N, Subject, extra_of, floats, numbers, same, subject
+from tests.integration.compose_cases import CASES, SHARINGS, N, Subject, extra_of, floats, numbers, same, subject
 
 SOME = [(name, SHARINGS[k % 4]) for k, name in enumerate(CASES)]
 OTHERS = [(name, SHARINGS[(k + 2) % 4]) for k, name in enumerate(CASES)]

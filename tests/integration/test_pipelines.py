@@ -19,7 +19,7 @@ from torchrl.envs import PettingZooWrapper  # pyright: ignore[reportMissingTypeS
 from torchrl.modules import ProbabilisticActor  # pyright: ignore[reportMissingTypeStubs]
 
 import functional_marl as fm
-from tests.facade_cases import OURS, TORCHRL, stored
+from tests.nn.facade_cases import OURS, TORCHRL, stored
 
 with warnings.catch_warnings():
     # torchrl subclasses a class that it has deprecated itself

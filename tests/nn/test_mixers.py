@@ -10,7 +10,7 @@ from tensordict import TensorDict  # pyright: ignore[reportMissingTypeStubs]
 from torch import Tensor, nn
 
 import functional_marl as fm
-from tests.facade_cases import OURS, TORCHRL, both
+from tests.nn.facade_cases import OURS, TORCHRL, both
 
 
 @both

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import functional_marl as fm
 import functional_marl.nn as fnn
 from functional_marl._errors import StructureError
-from tests.facade_cases import OURS, TORCHRL, both, mlp, shared, stored, subclass
+from tests.nn.facade_cases import OURS, TORCHRL, both, mlp, shared, stored, subclass
 
 X = torch.randn(5, 3, 6, generator=torch.Generator().manual_seed(0))
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import functional_marl as fm
 from functional_marl import nets, random
-from tests.wrong_arguments import INTS, Call
+from tests.core.wrong_arguments import INTS, Call
 
 # --- the right calls -------------------------------------------------------------------------------------
 
