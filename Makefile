@@ -18,7 +18,7 @@ help:
 	@echo "make bench         the benchmarks; ARGS=--quick takes 2 minutes; make bench-jax adds jitted JAX"
 	@echo "make compat        the tests with the oldest and the newest torch, in new environments: an hour"
 	@echo "make findings      run the laws on released libraries and write findings/FINDINGS.md"
-	@echo "make mutation      test the tests: change the code, see them fail: 20 minutes; make mutation-random: one module"
+	@echo "make mutation      test the tests: change the code, see them fail: an hour; make mutation-random: one module"
 	@echo "make benchmarl     run BenchMARL's models and tests on our classes, in a new environment"
 	@echo "make clean         remove all environments and results"
 

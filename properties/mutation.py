@@ -1,10 +1,11 @@
 """Change the code of one module, expression by expression, and see whether its tests fail: mutmut; ``make mutation``.
 
-    .venv-mutation/bin/python properties/mutation.py sharing strategies.loop    # some modules
-    .venv-mutation/bin/python properties/mutation.py                            # all of MODULES
+    .venv-mutation/bin/python properties/mutation.py random strategies.loop    # some modules
+    .venv-mutation/bin/python properties/mutation.py groups                    # all modules of a package
+    .venv-mutation/bin/python properties/mutation.py                           # all of MUTATED
 
 The tests of a module follow from its name: ``functional_marl/_strategies/loop.py``, in short ``strategies.loop``, has
-``tests/strategies/test_loop*.py``, and ``functional_marl/_parameters.py`` has ``tests/core/test_parameters*.py``.
+``tests/strategies/test_loop*.py``, and ``functional_marl/_init_params.py`` has ``tests/core/test_init_params*.py``.
 ``EVERY`` and ``MORE_TESTS`` add what tests several modules at once. MUTATION.md has the results.
 """
 
@@ -18,27 +19,24 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 COPIES = ROOT / "runs" / "mutation"
-MODULES = [
+# Modules, and packages whose modules all take part if they have tests of their own.
+MUTATED = [
     "sharing",
     "parameters",
     "init_params",
     "random",
-    "layout.inputs",
-    "groups.group_data",
-    "groups.group_map",
+    "layout",
+    "groups",
     "randomness.rng_state",
-    "strategies.loop",
-    "strategies.vmap",
-    "strategies.vmap_fast_path",
-    "strategies.plan",
-    "strategies.batching_rules",
+    "strategies",
 ]
 # Further tests, from the folder tests/: of every module, of a package as a whole, of one module.
 EVERY = ["core/test_wrong_calls.py", "core/test_arguments.py", "core/test_messages.py"]
 MORE_TESTS = {
     "strategies": ["core/test_apply*.py"],
+    "groups": ["groups/test_apply_groups.py"],
     "randomness": ["core/test_apply_randomness.py"],
-    "init_params": ["core/test_parameters.py", "core/test_apply_state.py"],
+    "init_params": ["core/test_apply_state.py"],
     "randomness.rng_state": ["strategies/test_vmap_fast_path.py"],
     "strategies.plan": ["lowering/test_plan.py"],
     "strategies.batching_rules": ["strategies/test_vmap*.py"],
@@ -71,6 +69,16 @@ pytest_add_cli_args_test_selection=
 """
 
 
+def expanded(name: str) -> list[str]:
+    """A module as it is, a package as its modules that have tests of their own."""
+    folders = [
+        folder for folder in (ROOT / f"functional_marl/_{name}", ROOT / f"functional_marl/{name}") if folder.is_dir()
+    ]
+    modules = [f"{name}.{path.stem}" for folder in folders for path in sorted(folder.glob("*.py"))]
+    tested = [module for module in modules if own_tests(module) or module in MORE_TESTS]
+    return tested if folders else [name]
+
+
 def source_of(module: str) -> Path:
     """The file of a module that is named in short: ``strategies.loop``, ``sharing``, ``nn._critics``."""
     path = module.replace(".", "/")
@@ -80,19 +88,28 @@ def source_of(module: str) -> Path:
     raise SystemExit(f"{module}: expected functional_marl/_{path}.py or functional_marl/{path}.py")
 
 
-def matching_tests(module: str) -> list[Path]:
-    """The test files of a module, by its name, ``EVERY`` and ``MORE_TESTS``."""
+def own_tests(module: str) -> list[Path]:
+    """The test files that have the name of a module."""
     package, _, name = module.rpartition(".")
-    own = f"{package or 'core'}/test_{name.removeprefix('_')}*.py"
-    if not [*(ROOT / "tests").glob(own)] and module not in MORE_TESTS:
-        raise SystemExit(f"{module}: expected tests in tests/{own}")
-    patterns = [own, *EVERY, *MORE_TESTS.get(package, []), *MORE_TESTS.get(module, [])]
-    return sorted({path.relative_to(ROOT) for pattern in patterns for path in (ROOT / "tests").glob(pattern)})
+    return found([f"{package or 'core'}/test_{name.removeprefix('_')}*.py"])
+
+
+def all_tests(module: str) -> list[Path]:
+    """The tests of a module: those of its name, ``EVERY`` and ``MORE_TESTS``."""
+    package = module.rpartition(".")[0]
+    if not own_tests(module) and module not in MORE_TESTS:
+        raise SystemExit(f"{module}: expected tests of its name in tests/{package or 'core'}")
+    return sorted({*own_tests(module), *found([*EVERY, *MORE_TESTS.get(package, []), *MORE_TESTS.get(module, [])])})
+
+
+def found(patterns: list[str]) -> list[Path]:
+    """The files of these patterns in the folder tests/."""
+    return [path.relative_to(ROOT) for pattern in patterns for path in (ROOT / "tests").glob(pattern)]
 
 
 def mutate(module: str, processes: int) -> None:
     """Run the mutants of a module in a copy under ``runs/mutation``, and print those that no test rejects."""
-    source, tests = source_of(module), matching_tests(module)
+    source, tests = source_of(module), all_tests(module)
     copy = COPIES / module
     shutil.rmtree(copy, ignore_errors=True)
     copy.mkdir(parents=True)
@@ -107,5 +124,6 @@ def mutate(module: str, processes: int) -> None:
 
 
 if __name__ == "__main__":
-    for chosen in sys.argv[1:] or MODULES:
-        mutate(chosen, int(os.environ.get("PROCESSES", "2")))
+    for chosen in sys.argv[1:] or MUTATED:
+        for one in expanded(chosen):
+            mutate(one, int(os.environ.get("PROCESSES", "2")))

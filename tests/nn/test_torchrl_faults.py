@@ -1,7 +1,7 @@
-"""Each fault of torchrl 0.14.1 that docs/torchrl.md lists: there in torchrl, absent here.
+"""Known faults of torchrl 0.14.1: each test shows the fault in torchrl, and that it is absent here.
 
-The first half of each test is torchrl's side; if it fails, torchrl has repaired the fault: remove it
-here and in docs/torchrl.md.
+The first half of each test is for torchrl. If it fails one day, torchrl has repaired the fault. Remove it then here
+and in the README.
 """
 
 from __future__ import annotations
