@@ -262,8 +262,8 @@ def memory(setup: Setup) -> Iterator[Contest]:
         agents, width, batch = size
         reference, net = torchrl_mlp(agents, width, device=setup.device), _net(agents, width)
         params, x = leaves_of(reference), setup.randn(batch, agents, FEATURES)
-        ways = {"torchrl": inference(reference, x), "ours": inference(partial(fm.apply, net), params, x)}
-        variants = {name: partial(peak_bytes, way, setup.device) for name, way in ways.items()}
-        for way in ways.values():
-            way()
+        calls = {"torchrl": inference(reference, x), "ours": inference(partial(fm.apply, net), params, x)}
+        variants = {name: partial(peak_bytes, call, setup.device) for name, call in calls.items()}
+        for call in calls.values():
+            call()
         yield Contest(_name(size), variants, _claims("ours", "torchrl", 30.0), unit="B", size=size)

@@ -1,6 +1,6 @@
 """Comparison with jitted JAX: ``vmap`` of the same MLP, in an environment of its own (``make bench-jax``).
 
-JAX runs in a child process that waits while ours is timed, and times itself when it is asked to: the two take
+JAX runs in a child process that waits while ours is timed, and times itself at a command: the two take
 turns a block of calls at a time, as all variants do.
 """
 
@@ -45,8 +45,8 @@ class _Worker:
         command = [str(python), str(Path(__file__).with_name("jax_worker.py"))]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
-    def ask(self, **command: Any) -> dict[str, Any]:
-        """Send one command and wait for its answer."""
+    def send(self, **command: Any) -> dict[str, Any]:
+        """Send one command and wait for the reply."""
         stdin, stdout = self.process.stdin, self.process.stdout
         assert stdin is not None
         assert stdout is not None
@@ -61,7 +61,7 @@ class _Worker:
         """Parameters and input; the outputs and the gradients by JAX."""
         path = Path(self.folder.name) / "given.npz"
         np.savez(path, x=x.numpy(), **{f"p{k}": leaf.numpy() for k, leaf in enumerate(params.values())})
-        out = np.load(self.ask(set=str(path))["out"])
+        out = np.load(self.send(set=str(path))["out"])
         names = ("forward", "gradient", "tanh", "product")
         return {n: [torch.from_numpy(out[k]) for k in out.files if k.startswith(n)] for n in names}
 
@@ -85,7 +85,7 @@ class _Remote:
 
     def seconds(self, calls: int) -> float:
         """Seconds per call, by the child's clock."""
-        return self.worker.ask(time=self.what, calls=calls)["seconds"]
+        return self.worker.send(time=self.what, calls=calls)["seconds"]
 
 
 def contests(setup: Setup) -> Iterator[Contest]:
@@ -144,8 +144,8 @@ def _at(setup: Setup, worker: _Worker, size: tuple[int, int, int]) -> Iterator[C
 def geometric_means(results: Sequence[Measured]) -> list[Measured]:
     """Over the sizes: the gradient by plain compile, and the forward by its best variant (one for all sizes)."""
     means: list[Measured] = []
-    ways = list(dict.fromkeys((m.contest.split()[0], m.claim.ours) for m in results if m.size))
-    for what, ours in ways:
+    variants = list(dict.fromkeys((m.contest.split()[0], m.claim.ours) for m in results if m.size))
+    for what, ours in variants:
         own = [m for m in results if m.size and m.contest.startswith(what) and m.claim.ours == ours]
         mean, low, high = (
             math.exp(statistics.fmean(math.log(v) for v in values))

@@ -144,7 +144,7 @@ def judge(team: Team, params: Params, obs: Tensor) -> Tensor:
 def rollout(env: Any, team: Team, params: Params, steps: int, seed: int, noise: torch.Generator | None) -> Rollout:
     """Play one episode in each environment; without ``noise`` it plays the mean action.
 
-    All VMAS environments of a process draw from one stream, and only when they are reset. Seeding each reset
+    All VMAS environments of a process use one random stream, and only when they are reset. Seeding each reset
     makes the episodes depend on ``seed`` alone, whatever else ran in the process before.
     """
     obs = torch.stack(env.reset(seed=seed), dim=-2)
@@ -252,8 +252,8 @@ def show(path: Path, sharing: str, team: Team, params: Params, settings: Setting
     env = make_env(replace(settings, envs=600))
     played = rollout(env, team, params, settings.steps, seed, noise=None)
     rewards = played.rewards.sum(0).mean(-1)
-    positions, ways = played.obs[..., :2], played.obs[0, :, 0, 4:].reshape(600, -1, 2)
-    goals = positions[0, :, :1] - ways  # an observation has the offset from each goal
+    positions, offsets = played.obs[..., :2], played.obs[0, :, 0, 4:].reshape(600, -1, 2)
+    goals = positions[0, :, :1] - offsets  # an observation has the offset from each goal
     title = f"{sharing}: mean reward {rewards.mean():.2f} over 600 episodes, six of them here"
     draw_rollout(path, title, positions[:, :6], goals[:6], played.alive[:, :6].sum(0), rewards[:6])
     return rewards.mean().item()

@@ -112,7 +112,7 @@ def split(output: Tensor) -> tuple[Categorical, Tensor]:
 
 def stack(per_env: Sequence[Mapping[str, Any]], agents: Sequence[str]) -> dict[str, Tensor]:
     """The values that each environment returns for each agent, as one tensor ``[B, ...]`` per agent."""
-    return {agent: torch.stack([torch.as_tensor(said[agent]) for said in per_env]) for agent in agents}
+    return {agent: torch.stack([torch.as_tensor(values[agent]) for values in per_env]) for agent in agents}
 
 
 @torch.no_grad()
@@ -120,20 +120,20 @@ def rollout(envs: Sequence[Any], groups: Groups, nets: Nets, params: Params, noi
     """Play one episode in each environment: ``{group: Rollout}``."""
     agents = [agent for members in groups.values() for agent in members]
     seeds = torch.randint(2**31, (len(envs),), generator=noise).tolist()
-    said = [env.reset(seed=seed)[0] for env, seed in zip(envs, seeds, strict=True)]
+    observed = [env.reset(seed=seed)[0] for env, seed in zip(envs, seeds, strict=True)]
     frames: dict[str, list[tuple[Tensor, ...]]] = {group: [] for group in groups}
     while True:
         # {agent: [B, F]} -> {group: [B, n, F]}
-        obs: Any = fm.group_agents(groups, stack(said, agents), batch_dims=1)
+        obs: Any = fm.group_agents(groups, stack(observed, agents), batch_dims=1)
         heads = {group: split(out) for group, out in fm.apply_groups(nets, params, obs).items()}
         if not envs[0].agents:  # all episodes end at the same step
             break
-        actions = {group: draw(policy.probs, noise) for group, (policy, _) in heads.items()}
+        actions = {group: sample(policy.probs, noise) for group, (policy, _) in heads.items()}
         # {group: [B, n]} -> {agent: [B]}
         moves: Any = fm.ungroup_agents(groups, actions, batch_dims=1)
         moves = {agent: move.tolist() for agent, move in moves.items()}
         steps = [env.step({agent: moves[agent][b] for agent in agents}) for b, env in enumerate(envs)]
-        said = [step[0] for step in steps]
+        observed = [step[0] for step in steps]
         paid = [{agent: float(step[1][agent]) for agent in agents} for step in steps]
         rewards: Any = fm.group_agents(groups, stack(paid, agents), batch_dims=1)
         for group, (policy, values) in heads.items():
@@ -148,7 +148,7 @@ def rollout(envs: Sequence[Any], groups: Groups, nets: Nets, params: Params, noi
     return played
 
 
-def draw(probs: Any, noise: torch.Generator) -> Tensor:
+def sample(probs: Any, noise: torch.Generator) -> Tensor:
     """Actions ``[*B, n]``, sampled with the probabilities ``[*B, n, A]``."""
     return torch.multinomial(probs.flatten(0, -2), 1, generator=noise).view(probs.shape[:-1])
 

@@ -85,7 +85,7 @@ def multi_agent_mlp(library: str) -> Any:
 def make_env(settings: Settings, seed: int) -> Any:
     """Navigation, with each agent's rewards summed over its episode.
 
-    All VMAS environments of a process draw from one stream. ``seed`` sets that stream anew, so that both runs
+    All VMAS environments of a process use one random stream. ``seed`` sets that stream anew, so that both runs
     see the same episodes.
     """
     options = {"num_envs": settings.envs, "max_steps": settings.steps, "n_agents": settings.agents}

@@ -147,10 +147,10 @@ def folded(populations: Sequence[Params]) -> Params:
 
 def batch_of(agents: int, size: int, seed: int) -> tuple[Tensor, Tensor]:
     """Random inputs ``[B, n, F]`` and targets ``[B, n, F_out]``."""
-    draw = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
     return (
-        torch.randn(size, agents, FEATURES, generator=draw),
-        torch.randn(size, agents, OUTPUTS, generator=draw),
+        torch.randn(size, agents, FEATURES, generator=generator),
+        torch.randn(size, agents, OUTPUTS, generator=generator),
     )
 
 

@@ -145,7 +145,7 @@ mutant(
 )
 mutant(
     laws.ways_agree,
-    "the plan draws its masks elsewhere",
+    "the plan takes its masks from elsewhere",
     apply=applied(
         how=lambda net, how: how | {"key": fm.fold_in(how["key"], 1)},
         when=lambda net, train: train and net.strategy == "plan",

@@ -6,7 +6,7 @@ table.
 
     python -m tools.compat [--only 2.13.0] [--every 7] [--keep] [-n 2] [-- arguments of pytest: tests/core -x]
 
-``--every 7`` runs each seventh test of each file, and the table says so. With arguments for pytest the table stays as
+``--every 7`` runs each seventh test of each file; the table shows it. With arguments for pytest the table stays as
 it is.
 """
 

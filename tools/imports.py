@@ -1,6 +1,6 @@
 """The imports of the package, as its sources have them: its layers, and which module imports which.
 
-``tests/integration/test_imports.py`` checks them, and ``tools/architecture.py`` draws them.
+``tests/integration/test_imports.py`` checks them; ``tools/architecture.py`` makes the picture.
 """
 
 from __future__ import annotations
