@@ -145,7 +145,7 @@ def test_a_run_leaves_the_global_generator_alone(tmp_path: Path):
         (["--agents", "two"], "invalid int value: 'two'"),
         (["--iterations", "0"], "--iterations: expected 1 or more, got 0"),
         (["--seed", "-1"], "--seed: expected 0 to"),
-        (["--sharing", "mine"], "expected one of shared, shared-ids, independent, or a slot for each agent"),
+        (["--sharing", "mine"], "expected one of shared, shared-ids, independent, or one slot per agent"),
         (["--sharing", "0,0,1"], "expected 2 slots below 2, got '0,0,1'"),
         (["--sharing", "0,2"], "expected 2 slots below 2, got '0,2'"),
         (["--sharing", "shared", "--sharing", "0,"], "got '0,'"),
