@@ -209,7 +209,7 @@ def _holding(net: fm.Network, params: Params, agent: int, state: Params | None) 
 
 def untied(net: fm.Network, key: Any, **how: Any) -> Params:
     params = fm.init_params(net, key, **how)
-    return params | {alias: params[name].clone() for alias, name in net.module_spec.param_aliases.items()}
+    return params | {alias: params[name].clone() for alias, name in net.module_spec.aliases.items() if name in params}
 
 
 def one_an_agent(net: fm.Network, key: Any, **how: Any) -> Params:
