@@ -1,27 +1,26 @@
-"""Multi-agent networks as pure functions: which agent owns which copy of which parameter is a value."""
+"""Multi-agent networks as pure functions. Sharing is data: which agent owns which copy of each parameter."""
 
 from typing import TYPE_CHECKING
 
 from functional_marl import nets as nets
 from functional_marl import random as random
 from functional_marl._apply import apply as apply
-from functional_marl._apply import tabulate as tabulate
 from functional_marl._errors import GroupingError as GroupingError
 from functional_marl._errors import RandomnessError as RandomnessError
 from functional_marl._errors import SharingError as SharingError
 from functional_marl._errors import StrategyWarning as StrategyWarning
 from functional_marl._errors import StructureError as StructureError
-from functional_marl._groups.group_data import apply_groups as apply_groups
+from functional_marl._groups.apply_groups import apply_groups as apply_groups
+from functional_marl._groups.checks import check_group_map as check_group_map
 from functional_marl._groups.group_data import group_agents as group_agents
 from functional_marl._groups.group_data import ungroup_agents as ungroup_agents
 from functional_marl._groups.group_map import MarlGroupMapType as MarlGroupMapType
 from functional_marl._groups.group_map import by_prefix as by_prefix
 from functional_marl._groups.group_map import by_spec as by_spec
-from functional_marl._groups.group_map import check_group_map as check_group_map
 from functional_marl._groups.group_map import group_map as group_map
 from functional_marl._init_params import init_params as init_params
-from functional_marl._init_params import init_state as init_state
-from functional_marl._layout.inputs import with_agent_ids as with_agent_ids
+from functional_marl._init_state import init_state as init_state
+from functional_marl._layout.agent_ids import with_agent_ids as with_agent_ids
 from functional_marl._network import Network as Network
 from functional_marl._network import network as network
 from functional_marl._parameters import agent_module as agent_module
@@ -32,6 +31,7 @@ from functional_marl._parameters import reshare as reshare
 from functional_marl._parameters import stack_agents as stack_agents
 from functional_marl._parameters import unstack_agents as unstack_agents
 from functional_marl._sharing import Sharing as Sharing
+from functional_marl._tabulate import tabulate as tabulate
 from functional_marl._tensordict import from_tensordict as from_tensordict
 from functional_marl._tensordict import to_tensordict as to_tensordict
 from functional_marl.random import fold_in as fold_in

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import functional_marl as fm
-from functional_marl._parameters import Params
+from functional_marl._pytrees import Params
 from functional_marl.laws import laws
 from functional_marl.laws.subject import Ops
 from properties.mutants import mutant

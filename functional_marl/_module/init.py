@@ -7,21 +7,22 @@ from typing import Any
 
 from torch import nn
 
-from functional_marl._clean_context import ordinary_tensors
+from functional_marl._clean_context import regular_tensors
 from functional_marl._errors import RandomnessError, StructureError
 from functional_marl._module.held_objects import plain_tensors
 from functional_marl._module.lazy import materialise
 from functional_marl._module.leaves import named_tensors, same_numbers
 from functional_marl._module.limitations import check_parts
 from functional_marl._module.reset import ResetFactory
-from functional_marl._randomness.use_generator import GlobalState, drawing_from
+from functional_marl._randomness.rng_state import GlobalGenerators
+from functional_marl._randomness.use_generator import sampling_from_seed
 
 __all__ = ["Build", "build_repeatably", "run_factory"]
 
 Build = Callable[[], nn.Module]
 
 
-@ordinary_tensors()
+@regular_tensors()
 def run_factory(build: Build | None, example: tuple[Any, ...] | None, seed: int) -> nn.Module:
     """A new module, a function of the seed alone: all random operations of the factory use that seed.
 
@@ -33,7 +34,7 @@ def run_factory(build: Build | None, example: tuple[Any, ...] | None, seed: int)
             "this network was unpickled and its factory could not be pickled (a lambda or a local function): "
             "apply works, init_params does not; define the factory at the top level of a module"
         )
-    with drawing_from(seed):
+    with sampling_from_seed(seed):
         module = build()
         if not isinstance(module, nn.Module):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise StructureError(f"build: expected a function that returns an nn.Module, got {module!r}")
@@ -49,9 +50,9 @@ def build_repeatably(init_module: Callable[[int], nn.Module]) -> tuple[nn.Module
         RandomnessError: the factory uses torch's global generator where a seed cannot serve it.
         StructureError: it is no module of one agent, or it has random plain tensors, which no key could serve.
     """
-    state = GlobalState()
+    state = GlobalGenerators()
     module = init_module(0)
-    if state.moved() and not _same_leaves(module, init_module(0)):  # another thread moves it, too
+    if state.changed() and not _same_leaves(module, init_module(0)):  # another thread moves it, too
         state.restore()
         raise RandomnessError(
             "build: the factory uses torch's global generator where a key has no effect, as in a thread that it starts "

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from functional_marl._module.replay import InitTrace, Several, Step, all_leaves, in_plain_context
-from functional_marl._randomness.keyed_dropout import is_random
+from functional_marl._randomness.random_ops import is_random_op
 from functional_marl._torch_compat import LocalMode, schema, storage_id
 
 __all__ = ["record_init"]
@@ -43,7 +43,7 @@ class _Recorder(LocalMode):
     ) -> Any:
         """Run the operation and keep it."""
         kwargs = kwargs or {}
-        random = is_random(func, args, kwargs)
+        random = is_random_op(func, args, kwargs)
         result = func(*args, **kwargs)
         where = next((k for k, value in enumerate(args) if isinstance(value, torch.Generator)), len(args))
         kwargs = {**kwargs, **{a.name: v for a, v in zip(schema(func).arguments[where:], args[where:], strict=False)}}

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from functional_marl import _torch_compat
 from functional_marl._module.leaves import LeafNames, get_leaves
-from functional_marl._randomness.use_generator import seeded
+from functional_marl._randomness.use_generator import seeded_generator
 
 __all__ = ["InitTrace", "Several", "Step", "all_leaves", "in_plain_context"]
 
@@ -87,7 +87,7 @@ class InitTrace:
         if leaves.keys() != {*self.constants, *(name for name, _ in (*self.rows, *self.copies))}:
             return False
         rows = {name: torch.full_like(leaf, 7, requires_grad=False) for name, leaf in leaves.items()}
-        with torch.no_grad(), seeded(seed) as generator:
+        with torch.no_grad(), seeded_generator(seed) as generator:
             self.replay(rows, generator)
         return all(rows[name].equal(leaf) for name, leaf in leaves.items())
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from functional_marl._clean_context import neutral
+from functional_marl._clean_context import no_active_modes
 from functional_marl._errors import StructureError
 from functional_marl._module import limitations as limits
 from functional_marl._module.init import Build, build_repeatably, run_factory
@@ -57,7 +57,7 @@ class ModuleSpec:
     # The module that the factory returned last. A factory that returns it again builds no new ones.
     _last: Callable[[], nn.Module | None] = staticmethod(lambda: None)
 
-    @neutral()
+    @no_active_modes()
     def __init__(self, build: Build | nn.Module, example: tuple[Any, ...] | None) -> None:
         self.example = example
         if isinstance(build, nn.Module):

@@ -8,7 +8,7 @@ from typing import Any, cast
 from torch import Tensor, nn
 
 from functional_marl import _torch_compat
-from functional_marl._clean_context import neutral
+from functional_marl._clean_context import no_active_modes
 from functional_marl._module.held_objects import TABLES, held_objects, is_array, items_of, restore_items
 from functional_marl._module.leaves import copy_without_leaves
 from functional_marl._torch_compat import version
@@ -33,7 +33,7 @@ class StatelessModule:
     def copy_module(self) -> None:
         """Copy the module: at first, and after a forward has written into a plain tensor in it."""
         copies: dict[int, Any] = {}
-        with neutral():  # else what it holds would belong to the modes of this call
+        with no_active_modes():  # else what it holds would belong to the modes of this call
             self.module = copy_without_leaves(self._empty, memo=copies).train(self._train)
         parts = list(self.module.modules())
         for part in parts:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from functional_marl._apply import apply
 from functional_marl._checks import check_params, check_state
-from functional_marl._init_params import init_state
+from functional_marl._init_state import init_state
 from functional_marl._module.leaves import as_parameter
 from functional_marl._network import Network
 from functional_marl._tensordict import as_flat_dict

@@ -18,13 +18,14 @@ from torch import Tensor, nn
 from functional_marl._apply import apply
 from functional_marl._arguments import as_flag, as_index, shown
 from functional_marl._errors import StructureError
-from functional_marl._lowering import Plan
 from functional_marl._module.lazy import is_lazy
 from functional_marl._module.leaves import get_leaves
 from functional_marl._module.limitations import check_parts
-from functional_marl._network import Network, Randomness, network_of
+from functional_marl._network import Network, network_of
+from functional_marl._network_settings import Randomness
 from functional_marl._sharing import SharingSpec
-from functional_marl.nn._agent_axis_check import reads_agents, warn_apart
+from functional_marl._strategies import supports
+from functional_marl.nn._agent_axis_warning import reads_agent_axis, warn_reads_agent_axis
 from functional_marl.nn._edit_tracker import EditTracker, keep_mode
 from functional_marl.nn._initialization import init_slots
 from functional_marl.nn._parameter_store import ParameterStore, ignore_template_buffers
@@ -248,7 +249,7 @@ class MultiAgentNetBase(nn.Module):
         if torch.compiler.is_compiling():
             return
         self._compared = True
-        known = hasattr(type(self)._build_single_net, "repeatable") or isinstance(net.plans[False], Plan)
+        known = hasattr(type(self)._build_single_net, "repeatable") or supports(net, "plan")
         if known or self.share_params is not True or self.centralized or self._edits.hooked:
             return
         live = self._store.live(self._modules)
@@ -258,8 +259,8 @@ class MultiAgentNetBase(nn.Module):
             leaves = {k: leaf[0] for k, leaf in (*params.items(), *buffers.items())}
             return self._store.one_agent(self._modules, leaves).eval()(x)
 
-        if reads_agents(lambda x: apply(net, params, x, state=buffers), whole, seen, position):
-            warn_apart(self)
+        if reads_agent_axis(lambda x: apply(net, params, x, state=buffers), whole, seen, position):
+            warn_reads_agent_axis(self)
 
     def _evaluate(self, net: Network, inputs: tuple[Any, ...], kwargs: dict[str, Any] | None) -> Any:
         """Apply the network to the tensors that are registered now; in training their buffers are updated."""

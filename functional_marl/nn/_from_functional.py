@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from functional_marl._arguments import shown
 from functional_marl._checks import check_network, check_params, check_state
 from functional_marl._errors import StructureError
-from functional_marl._init_params import init_state
+from functional_marl._init_state import init_state
 from functional_marl._network import Network
 from functional_marl._tensordict import as_flat_dict
 from functional_marl.nn._base import MultiAgentNetBase

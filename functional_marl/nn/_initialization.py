@@ -18,7 +18,7 @@ from functional_marl._module.leaves import LeafNames, as_parameter, get_leaves, 
 from functional_marl._module.recording import record_init
 from functional_marl._module.replay import InitTrace
 from functional_marl._module.reset import call_resets, in_construction_order, mark_unfilled, unfilled_names
-from functional_marl._randomness.use_generator import drawing_from
+from functional_marl._randomness.use_generator import sampling_from_seed
 
 __all__ = ["init_slots", "materialise_slots", "reset_slots"]
 
@@ -55,7 +55,7 @@ def init_slots(
 
 def _record(build: Callable[[], nn.Module]) -> InitTrace | None:
     def init(seed: int) -> nn.Module:
-        with drawing_from(seed):
+        with sampling_from_seed(seed):
             return build()
 
     try:

@@ -14,7 +14,7 @@ import functional_marl as fm
 from functional_marl._module.leaves import named_tensors
 from functional_marl._module.recording import record_init
 from functional_marl._module.replay import InitTrace
-from functional_marl._randomness.use_generator import drawing_from
+from functional_marl._randomness.use_generator import sampling_from_seed
 
 Build = Callable[[], nn.Module]
 
@@ -129,7 +129,7 @@ def _built(build: Build) -> dict[str, Tensor]:
 
 def _trace(build: Build) -> InitTrace | None:
     def init(seed: int) -> nn.Module:
-        with drawing_from(seed):
+        with sampling_from_seed(seed):
             return build()
 
     return record_init(init)
