@@ -22,22 +22,10 @@ from tests.module.modules import CustomForward
         (None, "got NoneType"),
         (lambda: torch.relu, "a function that returns an nn.Module, got <built-in"),
         (lambda: nn.Linear, "a function that returns an nn.Module, got <class"),
-        (
-            lambda: CustomForward(CustomForward.forward, lock=threading.Lock()),
-            "CustomForward holds what cannot be copied .*_thread.lock",
-        ),
-        (
-            CustomForward(CustomForward.forward, lock=threading.Lock()),
-            "CustomForward holds what cannot be copied .*_thread.lock",
-        ),
-        (
-            lambda: CustomForward(CustomForward.forward, noise=torch.randn(3)),
-            r"plain tensor attributes \['noise'\] are random",
-        ),
-        (
-            lambda: nn.Sequential(CustomForward(CustomForward.forward, noise=torch.randn(3))),
-            r"plain tensor attributes \['0.noise'\] are random",
-        ),
+        (lambda: _holding(lock=threading.Lock()), "CustomForward holds what cannot be copied .*_thread.lock"),
+        (_holding(lock=threading.Lock()), "CustomForward holds what cannot be copied .*_thread.lock"),
+        (lambda: _holding(noise=torch.randn(3)), r"plain tensor attributes \['noise'\] are random"),
+        (lambda: nn.Sequential(_holding(noise=torch.randn(3))), r"plain tensor attributes \['0.noise'\] are random"),
     ],
     ids=["int", "none", "function", "class", "lock", "lock in a module", "noise", "noise inside"],
 )
