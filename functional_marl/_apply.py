@@ -171,7 +171,7 @@ def _checked(
     if state is not None:
         check_state(net, buffers)
     if train and buffers and not mutable and is_compiled():
-        tracked = net.module_spec.tracked()
+        tracked = net.module_spec.stateless.tracked_buffers()
         if tracked:  # a trace cannot see that they are written to
             raise StructureError(buffers_changed(tracked))
     placed = place_inputs(inputs, _as_kwargs(kwargs), net.n_agents, net.agent_dim, net.centralized)

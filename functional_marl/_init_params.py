@@ -13,9 +13,9 @@ from functional_marl._arguments import as_device, as_floating
 from functional_marl._checks import check_network
 from functional_marl._clean_context import regular_tensors
 from functional_marl._errors import StructureError
+from functional_marl._module.leaves import named_tensors
 from functional_marl._module.replay import InitTrace
-from functional_marl._module.spec import Leaf
-from functional_marl._module.stateless import named_tensors
+from functional_marl._module.spec import LeafSpec
 from functional_marl._network import Network
 from functional_marl._pytrees import Params
 from functional_marl._randomness.use_generator import seeded_generator
@@ -84,14 +84,15 @@ def init_slots(
         raise StructureError(f"key: expected at least one key, got an empty batch of shape {list(key.shape)}")
     n_slots = max((shape[0] for shape in shapes.values()), default=0)
     seeds = _slot_seeds(key, n_slots)
-    trace = net.module_spec.tape() if len(seeds) * n_slots >= _MIN_SLOTS_TO_RECORD else None
+    spec, first = net.module_spec, seeds[0][0] if n_slots else 0
+    trace = spec.init_trace() if len(seeds) * n_slots >= _MIN_SLOTS_TO_RECORD else None
     # The first slot is built also where a trace exists: the factory may do something else than when it was recorded.
-    if trace is not None and trace.fits() and trace.gives(net.module_spec.draw(seeds[0][0]), seeds[0][0]):
+    if trace is not None and trace.matches_context() and trace.reproduces(spec.init_module(first), first):
         out = _replay_slots(net, trace, seeds, shapes, dtype, device)
     else:
         for p, slot_seeds in enumerate(seeds):
             for slot, seed in enumerate(slot_seeds):
-                built = named_tensors(net.module_spec.draw(seed), kind)[0]
+                built = named_tensors(net.module_spec.init_module(seed), kind)
                 _copy_slot(built, out, p, slot, len(seeds), shapes, dtype, device)
     return {name: out[name].view(*batch, *shape) for name, shape in shapes.items() if name in out}
 
@@ -146,7 +147,7 @@ def _replay_slots(
     such a slot, or of the other kind, is written into a tensor that nobody reads.
     """
     spec = net.module_spec
-    leaves = {**spec.params, **{k: Leaf(tuple(b.shape), b.dtype) for k, b in spec.buffers.items()}}
+    leaves = {**spec.params, **{k: LeafSpec(tuple(b.shape), b.dtype) for k, b in spec.buffers.items()}}
     unread = {name: torch.empty(leaf.shape, dtype=leaf.dtype) for name, leaf in leaves.items()}
     out = {name: torch.empty((len(seeds), *shape), dtype=leaves[name].dtype) for name, shape in shapes.items()}
     rows = {name: [p.unbind(0) for p in leaf.unbind(0)] for name, leaf in out.items()}
@@ -154,7 +155,7 @@ def _replay_slots(
         for p, slot_seeds in enumerate(seeds):
             for slot, seed in enumerate(slot_seeds):
                 targets = {name: rows[name][p][slot] for name in shapes if slot < shapes[name][0]}
-                trace.play({**unread, **targets}, generator.manual_seed(seed))
+                trace.replay({**unread, **targets}, generator.manual_seed(seed))
     del rows
     for name, leaf in out.items():
         out[name] = leaf.to(device=device, dtype=dtype if leaf.is_floating_point() else None)

@@ -77,7 +77,7 @@ def default_state(net: Network, params: Mapping[str, Tensor]) -> Params:
         return {}
     _check_no_random_buffers(net)
     state: Params = {}
-    for name, beside in net.module_spec.beside.items():
+    for name, beside in net.module_spec.nearest_param.items():
         parameter = params.get(beside, None)
         if parameter is None:
             state[name] = _expanded_buffer(net, name, None, None)

@@ -260,7 +260,7 @@ def network_of(
 ) -> Network:
     """The network of agents with one module each; nothing is initialised (for the facade)."""
     return _network(
-        ModuleSpec.of(module),
+        ModuleSpec.from_module(module),
         n_agents=n_agents,
         sharing=sharing,
         centralized=centralized,

@@ -60,7 +60,7 @@ def lower(module_spec: ModuleSpec, slots: Mapping[str, Sharing], n_agents: int, 
     Raises:
         Unsupported: names the part that has no rule, and why.
     """
-    modules = [module for _, module in module_spec.modules()]
+    modules = [module for _, module in module_spec.named_modules()]
     if any("train" in module.__dict__ for module in modules):
         raise Unsupported("a part has a train() of its own")
     lowered = _Lowering(module_spec, slots, n_agents, train).by_rule(modules[0], "")
@@ -122,7 +122,7 @@ class _Lowering:
         spec, names = self.module_spec, dict[str, str]()
         for attribute in (*module._parameters, *module._buffers):
             full = join(path, attribute)
-            full = spec.param_aliases.get(full, spec.buffer_aliases.get(full, full))
+            full = spec.aliases.get(full, full)
             if full in spec.params or full in spec.buffers:
                 names[attribute] = full
         return Leaves(names, {attribute: self.slots[full] for attribute, full in names.items()})

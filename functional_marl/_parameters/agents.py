@@ -79,4 +79,4 @@ def agent_module(
     own = agent_params(net, params, agent)
     state = default_state(net, as_flat_dict(params)) if state is None else as_flat_dict(state, "state")
     check_state(net, state)
-    return net.module_spec.module(own, _of_agent(net, state, net.state_sharing, agent))
+    return net.module_spec.make_module(own, _of_agent(net, state, net.state_sharing, agent))

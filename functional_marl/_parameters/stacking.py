@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from functional_marl._arguments import as_index, shown
 from functional_marl._checks import mismatches
 from functional_marl._errors import StructureError
-from functional_marl._module.stateless import named_tensors
+from functional_marl._module.leaves import named_tensors
 from functional_marl._parameters.merging import Merge, check_merge, merged_rows
 from functional_marl._pytrees import Params
 from functional_marl._sharing import SharingSpec, resolve
@@ -55,7 +55,7 @@ def stack_agents(
     if not trees:
         raise StructureError("stack_agents: expected at least one tree, got none")
     flat = [
-        named_tensors(t, "_parameters")[0] if isinstance(t, nn.Module) else as_flat_dict(t, f"trees[{i}]")
+        named_tensors(t, "_parameters") if isinstance(t, nn.Module) else as_flat_dict(t, f"trees[{i}]")
         for i, t in enumerate(trees)
     ]
     lines = [

@@ -29,7 +29,7 @@ def _instead(net: NetworkSettings) -> str:
     """Our networks that vmap and the plan can evaluate, in place of recurrent layers that they cannot."""
     found = {
         f"{ours} in place of nn.{kind.__name__}": None
-        for _, part in net.module_spec.modules()
+        for _, part in net.module_spec.named_modules()
         for kind, ours in _INSTEAD.items()
         if isinstance(part, kind)
     }

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from functional_marl import _torch_compat
 from functional_marl._errors import RandomnessError, StructureError
-from functional_marl._module.stateless import counted, written
+from functional_marl._module.write_detection import clone_counting_writes, was_written
 from functional_marl._network_settings import NetworkSettings
 from functional_marl._pytrees import Tree, flatten, leaf_names
 from functional_marl._randomness.forbid_random_ops import ForbidRandomOps
@@ -112,13 +112,13 @@ def _loop(call: Call, not_random: bool = False) -> Result:
 def _one_agent(call: Call, agent: int, not_random: bool) -> tuple[Tree, dict[str, Tensor]]:
     net = call.net
     params = {name: leaf[net.sharing[name][agent]] for name, leaf in call.params.items()}
-    clone = torch.clone if call.mutable else counted
+    clone = torch.clone if call.mutable else clone_counting_writes
     before = {name: clone(leaf[net.state_sharing[name][agent]]) for name, leaf in call.state.items()}
     args, kwargs = call.inputs.of_agent(agent)
     after = dict(before)
 
     def run() -> Any:
-        return net.module_spec.call(params, after, args, kwargs, call.train)
+        return net.module_spec.stateless.call(params, after, args, kwargs, call.train)
 
     if call.key is not None:
         stream = agent if net.randomness == "different" else 0
@@ -132,7 +132,7 @@ def _one_agent(call: Call, agent: int, not_random: bool) -> tuple[Tree, dict[str
         output = run()
     if not call.mutable:
         # The clones belong to this call. A write shows in a clone's version, or as another tensor in its place.
-        changed = [name for name in before if after[name] is not before[name] or written(before[name])]
+        changed = [name for name in before if after[name] is not before[name] or was_written(before[name])]
         if changed:
             raise StructureError(buffers_changed(changed))
     return output, after

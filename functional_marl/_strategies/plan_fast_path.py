@@ -61,7 +61,7 @@ class PlanFastPath:
         if len(shape) == 3:
             rows = shape[0] * n
         elif shared and len(shape) > 1:
-            rows = FEATURE_MAJOR_FROM  # not of three axes: counted by one()
+            rows = FEATURE_MAJOR_FROM  # not of three axes: clone_counting_writes by one()
         else:
             return None
         if shape[-2] != n or shape[-1] != self.features:

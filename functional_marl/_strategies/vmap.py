@@ -48,7 +48,7 @@ class VmapEvaluator(Evaluator):
     @classmethod
     def prepare(cls, net: NetworkSettings, train: bool) -> VmapEvaluator | Unsupported:
         """Unsupported where vmap has no rule for a part of the module, or computes it wrongly."""
-        why = net.module_spec.never_vmap
+        why = net.module_spec.why_not_vmap
         return Unsupported(why) if why else cls(net, train)
 
     def evaluate(self, call: Call) -> Result | Unsupported:
@@ -79,7 +79,7 @@ class VmapEvaluator(Evaluator):
         """A graph is traced once and cannot fall back: what failed on any kind of call is not tried in it."""
         if _hooked():
             return _hooked()
-        if self.net.module_spec.takes_data():
+        if self.net.module_spec.stateless.may_write_by_data():
             return "torch.func.vmap refuses `.data`, and a trace takes no mode that serves it"
         if not self.last_failure():
             try_vmap(self, call)

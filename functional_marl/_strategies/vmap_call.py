@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from functional_marl._errors import StructureError
-from functional_marl._module.stateless import counted, written
+from functional_marl._module.write_detection import clone_counting_writes, was_written
 from functional_marl._pytrees import Tree, flatten
 from functional_marl._randomness.keyed_dropout import run_keyed
 from functional_marl._sharing import Sharing
@@ -36,18 +36,18 @@ def evaluate_vmap(call: Call, watch: bool = False) -> Result:
     """
     net, key, train, mutable, inputs = call.net, call.key, call.train, call.mutable, call.inputs
     if torch.compiler.is_dynamo_compiling():
-        net.module_spec.show_constants(train)
+        net.module_spec.stateless.trace_constants(train)
     tensors, dims = _mapped(call.params, net.sharing)
     first_buffer = len(tensors)
     if call.state:  # training changes each agent's buffers differently, so that each agent needs its own
         state, state_dims = _mapped(call.state, net.state_sharing, every=train or mutable)
-        tensors += [buffer.clone() if mutable else counted(buffer) for buffer in state]
+        tensors += [buffer.clone() if mutable else clone_counting_writes(buffer) for buffer in state]
         dims += state_dims
     first_input = len(tensors)
     places = [k for k, leaf in enumerate(inputs.leaves) if isinstance(leaf, Tensor)]
     tensors += [inputs.leaves[k].clone() for k in places]  # the module may write into its input
     dims += [inputs.dims[k] for k in places]
-    unruled = net.module_spec.unruled() or any_autocast()
+    unruled = net.module_spec.stateless.needs_batching_rules() or any_autocast()
     own_streams = key is not None and net.randomness == "different"
     if own_streams:
         tensors.append(torch.arange(net.n_agents, device=_device(call)))
@@ -67,13 +67,13 @@ def evaluate_vmap(call: Call, watch: bool = False) -> Result:
 
         def run() -> Any:
             with Watch() if watch else contextlib.nullcontext():
-                return net.module_spec.call(own, after, args, kwargs, train)
+                return net.module_spec.stateless.call(own, after, args, kwargs, train)
 
         with Rules() if unruled else contextlib.nullcontext():
             stream = mine[-1] if own_streams else 0
             output = run() if key is None else run_keyed(run, key, stream, net.randomness == "error")
         if not mutable:
-            changed.extend(name for name, buffer in before.items() if after[name] is not buffer or written(buffer))
+            changed.extend(name for name, buffer in before.items() if after[name] is not buffer or was_written(buffer))
         if isinstance(output, Tensor):  # saves 2 us of trees
             return [output, *after.values()] if mutable else [output]
         out_leaves, rebuild = flatten(output)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from functional_marl import _torch_compat
-from functional_marl._module.stateless import Place, StatelessModule
+from functional_marl._module.stateless_module import LeafPlace, StatelessModule
 from functional_marl._network_settings import NetworkSettings
 from functional_marl._randomness.rng_state import RngStates, rng_states, same_states, set_rng_states
 from functional_marl._sharing import Sharing
@@ -59,12 +59,12 @@ class VmapFastPath:
 
     def _make(self) -> frozenset[str]:
         net, spec = self.net, self.net.module_spec
-        first = {name: name for name in net.param_shapes} | spec.param_aliases
+        first = {name: name for name in net.param_shapes} | spec.aliases
         leaves: list[tuple[str, tuple[int, ...], Sharing, str]] = []
-        if spec.bare():
+        if spec.stateless.needs_only_params():
             assert _torch_compat.primitives is not None
             _torch_compat.primitives.load()
-            for name in spec.skeleton(self.train).names:
+            for name in spec.stateless.module(self.train).names:
                 if name in first:
                     sharing = net.sharing[first[name]]
                     kind = "own" if sharing.is_independent else "whole" if sharing.is_shared else "gathered"
@@ -82,9 +82,9 @@ class VmapFastPath:
         if _torch_compat.dispatch_modes():  # fake tensors and others that watch operations
             return None
         names, dim = self.names or self._make(), self.dim
-        skeleton = self.net.module_spec.skeleton(self.train)
-        places = skeleton.places(names)
-        if self.off or self.failed() or not skeleton.tried or backward_hooked():
+        stateless = self.net.module_spec.stateless.module(self.train)
+        places = stateless.leaf_places(names)
+        if self.off or self.failed() or not stateless.writes_checked or backward_hooked():
             return None
         if len(params) != self.count or any_autocast():
             return None
@@ -99,7 +99,7 @@ class VmapFastPath:
             before = rng_states((x, *params.values()), needed=False)
             watch = kind not in self.watched
         try:
-            out = self._run(primitives, skeleton, places, params, x, dim % x.dim(), watch)
+            out = self._run(primitives, stateless, places, params, x, dim % x.dim(), watch)
         except FALLBACK_ERRORS:  # the general path raises it again, or falls back
             out = None
         if before is not None:
@@ -117,8 +117,8 @@ class VmapFastPath:
     def _run(
         self,
         primitives: Primitives,
-        skeleton: StatelessModule,
-        places: list[Place],
+        stateless: StatelessModule,
+        places: list[LeafPlace],
         params: Mapping[str, Any],
         x: Tensor,
         dim: int,
@@ -127,7 +127,7 @@ class VmapFastPath:
         n, add, meta = self.n_agents, primitives.add, x.is_meta
         with quiet:
             level = primitives.enter(n, self.randomness)
-            skeleton.busy = True
+            stateless.in_use = True
             try:
                 for (name, shape, sharing, kind), (place, attribute) in zip(self.leaves, places, strict=True):
                     leaf = params.get(name)
@@ -141,9 +141,9 @@ class VmapFastPath:
                 own = add(x.clone(), dim, level)
                 if watch:
                     with Watch():
-                        out = skeleton.module(own)
+                        out = stateless.module(own)
                 else:
-                    out = skeleton.module(own)
+                    out = stateless.module(own)
                 if not isinstance(out, Tensor) or primitives.level(out) != level:
                     self.off = True  # from now on the general path, at once
                     return None
@@ -153,5 +153,5 @@ class VmapFastPath:
                 out = primitives.remove(out, level, n, to % (out.dim() + 1))
                 return out.contiguous() if self.shared else out  # the layout of one batch with the agents in it
             finally:
-                skeleton.restore()
+                stateless.restore()
                 primitives.leave()

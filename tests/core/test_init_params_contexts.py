@@ -36,7 +36,7 @@ def test_on_meta_and_under_fake_tensors_the_leaves_have_shapes(name: str, key: A
         assert all(not leaf.is_meta and type(leaf) is Tensor for leaf in outside.values())
         assert [(k, t.shape, t.dtype) for k, t in inside.items()] == [(k, t.shape, t.dtype) for k, t in outside.items()]
         assert same(outside, {**fm.init_params(net, key), **fm.init_state(net, key)})
-        assert net.module_spec.tape() is not None  # the calls inside have not decided it
+        assert net.module_spec.init_trace() is not None  # the calls inside have not decided it
 
 
 @pytest.mark.parametrize("context", [lambda: torch.device("meta"), FakeTensorMode], ids=["meta", "fake"])
@@ -82,7 +82,7 @@ def test_init_under_a_transform_gives_the_same_as_outside() -> None:
         run = lambda x: fm.apply(net, fm.init_params(net, 0), x)  # noqa: B023
         mapped = torch.func.vmap(run, randomness=randomness)(x)
         torch.testing.assert_close(mapped, torch.stack([run(one) for one in x]))
-        assert net.module_spec.tape() is not None
+        assert net.module_spec.init_trace() is not None
     net = fm.network(BUILDS["linear"], 6)
     slope = torch.func.grad(lambda s: (s * fm.init_params(net, 0)["weight"]).sum())(torch.tensor(2.0))
     torch.testing.assert_close(slope, fm.init_params(net, 0)["weight"].sum())

@@ -65,7 +65,7 @@ def test_leaves_of_every_kind_are_those_of_the_factory(name: str, agents: int) -
     with generators_untouched():
         net, keys = fm.network(build, agents), fm.split(3, 2)
         got = {**fm.init_params(net, keys), **fm.init_state(net, keys)}
-    assert (net.module_spec.tape() is not None) == (name == "replayed")
+    assert (net.module_spec.init_trace() is not None) == (name == "replayed")
     for p, key in enumerate(keys):
         assert same({k: leaf[p] for k, leaf in got.items()}, {**fm.init_params(net, key), **fm.init_state(net, key)})
         for slot, (high, low) in enumerate(fm.split(key, agents).tolist()):

@@ -58,8 +58,8 @@ def private_names(package: Path) -> list[str]:
             continue
         for node in ast.walk(tree):
             for name in foreign(node, own):
-                if path == package / "_module" / "write_detection.py" and name.endswith((".__code__", ".__globals__")):
-                    continue  # it reads the source code of users' functions
+                if path == package / "_module" / "code_reading.py" and name.endswith((".__code__", ".__globals__")):
+                    continue  # it reads the code of users' functions
                 found.append(f"{path.relative_to(package)}:{getattr(node, 'lineno', 0)} {name}")
     return found
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import functional_marl as fm
-from functional_marl._module.replay import record
+from functional_marl._module.recording import record_init
 from functional_marl._randomness.use_generator import sampling_from_seed
 from functional_marl.nn import MultiAgentMLP
 from tests.builders import N, generators_untouched, same
@@ -70,7 +70,7 @@ def test_a_generator_of_the_factorys_own_raises_before_it_is_used(name: str, of:
         with pytest.raises(fm.RandomnessError, match=message), sampling_from_seed(0):
             build()
         with pytest.raises(fm.RandomnessError, match=message):
-            record(_built_from_seed(build))
+            record_init(_built_from_seed(build))
     assert torch.equal(generator.get_state(), before)
 
 
@@ -281,7 +281,7 @@ def test_a_factory_whose_own_threads_sample_raises() -> None:
         with ThreadPoolExecutor(2) as pool:
             return nn.Sequential(*pool.map(lambda width: nn.Linear(4, width), (4, 2)))
 
-    with generators_untouched(), pytest.raises(fm.RandomnessError, match="draws from torch's global generator where"):
+    with generators_untouched(), pytest.raises(fm.RandomnessError, match="uses torch's global generator where"):
         fm.network(build, 2)
 
 

@@ -150,12 +150,12 @@ def test_parameters_drawn_first_in_a_mode_are_drawn_as_fast_and_alike_later() ->
     net, other = (fm.network(lambda: nn.Linear(4, 2), N) for _ in range(2))
     with torch.inference_mode():
         fm.init_params(net, 0)
-    tape = net.module_spec.tape()
+    tape = net.module_spec.init_trace()
     assert tape is not None
     assert not any(value.is_inference() for value in (*tape.values, *tape.constants.values()) if value is not None)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         fm.init_params(other, 0)
-    assert other.module_spec.tape() is not None
+    assert other.module_spec.init_trace() is not None
     torch.testing.assert_close(fm.init_params(net, 1), fm.init_params(other, 1), rtol=0, atol=0)
 
 
