@@ -12,8 +12,8 @@ from functional_marl._lowering import Context, Step, batching_rules, lowering_ru
 from functional_marl._lowering.expected_leaves import ExpectedLeaves
 from functional_marl._lowering.rows import Rows, over_rows
 from functional_marl._lowering.steps import Run
-from functional_marl.nn._single_agent_convnet import SquashDims
 from functional_marl._strategies.plan import PlanEvaluator
+from functional_marl.nn._single_agent_convnet import SquashDims
 from tests.builders import numbers
 from tests.lowering.test_plan import SHARINGS, N, assert_plan_is_loop, network, seq
 
