@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from functional_marl._errors import Unsupported
 from functional_marl._lowering import rules as rules  # importing it registers the rules
-from functional_marl._lowering.dense import Affine
 from functional_marl._lowering.expected_leaves import altered, check_leaves
 from functional_marl._lowering.fusion import LinearRun, fuse
 from functional_marl._lowering.registry import RULES, Context, join
@@ -43,10 +42,10 @@ class Plan:
     cell: Cell | None = None
 
     @property
-    def dense(self) -> tuple[tuple[Affine, ...], Sharing] | None:
-        """The layers and their slot map, if linear layers in a row are the whole plan."""
+    def linear_run(self) -> LinearRun | None:
+        """The only step, if it is a run of linear layers."""
         only = self.steps[0] if len(self.steps) == 1 else None
-        return (only.layers, only.sharing) if isinstance(only, LinearRun) else None
+        return only if isinstance(only, LinearRun) else None
 
     def __call__(self, run: Run, h: Tensor, mapped: bool) -> Value:
         """The output ``[n, ...]`` and True; or what is the same for all agents, and False."""

@@ -44,9 +44,10 @@ class PlanFastPath:
     @staticmethod
     def of(net: NetworkSettings, plan: Plan) -> PlanFastPath | None:
         """None for another layout or sharing, or where a leaf stands in no layer: then nothing here would check it."""
-        if plan.dense is None or net.agent_dim != -2 or net.out_agent_dim is not None or net.centralized:
+        run = plan.linear_run
+        if run is None or net.agent_dim != -2 or net.out_agent_dim is not None or net.centralized:
             return None
-        layers, sharing = plan.dense
+        layers, sharing = run.layers, run.sharing
         used = {name for a in layers for name in (a.weight, a.bias) if name is not None}
         if used != net.param_shapes.keys() or not (sharing.is_shared or sharing.is_independent):
             return None

@@ -13,7 +13,6 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 import functional_marl as fm
 from functional_marl._clean_context import no_active_modes
-from functional_marl._slots import index_tensor
 from tests.builders import N, numbers
 
 Params = dict[str, Tensor]
@@ -158,20 +157,6 @@ def test_parameters_drawn_first_in_a_mode_are_drawn_as_fast_and_alike_later() ->
         fm.init_params(other, 0)
     assert other.module_spec.init_trace() is not None
     torch.testing.assert_close(fm.init_params(net, 1), fm.init_params(other, 1), rtol=0, atol=0)
-
-
-@pytest.mark.parametrize("mode", ["inference", "grad"])
-def test_a_kept_index_belongs_to_no_mode(mode: str) -> None:
-    slots = (0, 2, 5, 1) if mode == "grad" else (1, 5, 2, 0)  # of no other test
-    if mode == "grad":
-        torch.func.grad(lambda x: (index_tensor(slots, x.device), x.sum())[1])(numbers(2))
-    else:
-        with torch.inference_mode():
-            index_tensor(slots, torch.device("cpu"))
-    kept = index_tensor(slots, torch.device("cpu"))
-    assert type(kept) is Tensor
-    assert not kept.is_inference()
-    assert not torch._C._functorch.is_functorch_wrapped_tensor(kept)  # pyright: ignore
 
 
 def test_neutral_takes_all_modes_off_and_puts_them_back() -> None:

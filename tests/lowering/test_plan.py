@@ -10,9 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 import functional_marl as fm
-from functional_marl._lowering import dense
 from functional_marl._strategies.plan import PlanEvaluator
-from functional_marl._strategies.plan_fast_path import PlanFastPath
 from tests.builders import numbers
 
 N = 3
@@ -273,43 +271,6 @@ def test_a_state_that_would_broadcast_is_left_to_the_module() -> None:
     assert fm.apply(net, params, x, h)[0].shape == (6, N, 7, 5)  # vmap broadcasts as the module does
     with pytest.raises(fm.StructureError, match="beside others"):
         fm.apply(net.replace(strategy="plan"), params, x, h)
-
-
-# --- size rules ----------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("sharing", ["independent", [0, 0, 0, 1, 1, 1], [0, 1, 1, 2, 2, 2], [2, 1, 0, 2, 1, 0]])
-@pytest.mark.parametrize("rules", [{"CHUNK_ABOVE": 0, "CHUNK": 1_000}, {"FEATURE_MAJOR_FROM": 1}, {"GATHER_UP_TO": 0}])
-def test_size_rules_change_no_number(sharing: Any, rules: dict[str, int], monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in rules.items():
-        monkeypatch.setattr(dense, name, value)
-    net = fm.network(fm.nets.mlp(6, 8, 3), 6, sharing=sharing)
-    assert_plan_is_loop(net, (numbers(9, 6, 6),))
-
-
-@pytest.mark.parametrize("agents", [2, 20])
-@pytest.mark.parametrize("batch", [0, 1, 2, 20])
-@pytest.mark.parametrize("sharing", ["shared", "independent"])
-def test_direct_is_the_loop_at_the_edges_of_its_rules(sharing: str, batch: int, agents: int) -> None:
-    net = fm.network(fm.nets.mlp(4, 8, 2), agents, sharing=sharing)
-    assert isinstance(net.evaluators[False].single, PlanFastPath)
-    assert_plan_is_loop(net, (numbers(batch, agents, 4),))
-
-
-def test_direct_answers_only_what_it_was_made_for() -> None:
-    net = fm.network(fm.nets.mlp(4, 8, 2), N)
-    params = fm.init_params(net, 0)
-    x = torch.randn(5, N, 4)
-    single = net.evaluators[False].single
-    assert isinstance(single, PlanFastPath)
-    assert single(params, x) is not None
-    assert single(params, x[0]) is None
-    assert single(params, x[:, :2]) is None
-    assert single({k: p[:2] for k, p in params.items()}, x) is None
-    assert single({k: p for k, p in params.items() if k != "0.bias"}, x) is None
-    assert single({**params, "more": x}, x) is None
-    for settings in ({"centralized": True}, {"agent_dim": 1}, {"out_agent_dim": 0}, {"strategy": "loop"}):
-        assert not isinstance(net.replace(**settings).evaluators[False].single, PlanFastPath)
 
 
 # --- modules without a plan ----------------------------------------------------------------------------------

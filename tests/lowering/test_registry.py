@@ -1,16 +1,18 @@
 """The registry of layer rules: a rule is registered for exact classes, its leaves are checked, it can be removed."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 import functional_marl as fm
-from functional_marl._lowering import Context, Plan, Step, batching_rules, lowering_rule, registry
+from functional_marl._errors import Unsupported
+from functional_marl._lowering import Context, Step, batching_rules, lowering_rule, registry
 from functional_marl._lowering.expected_leaves import ExpectedLeaves
 from functional_marl._lowering.rows import Rows, over_rows
 from functional_marl._lowering.steps import Run
+from functional_marl._strategies.plan import PlanEvaluator
 from functional_marl.nn._single_agent_convnet import SquashDims
 from tests.builders import numbers
 from tests.lowering.test_plan import SHARINGS, N, assert_plan_is_loop, network, seq
@@ -55,17 +57,17 @@ def toy_rule() -> Iterator[None]:
     del registry.RULES[Scale]
 
 
-def why_no_plan(build: object) -> str:
-    plan = fm.network(build, N).plans[False]  # pyright: ignore[reportArgumentType]
-    assert isinstance(plan, str)
-    return plan
+def why_no_plan(build: Callable[[], nn.Module]) -> str:
+    plan = PlanEvaluator.prepare(fm.network(build, N), train=False)
+    assert isinstance(plan, Unsupported)
+    return str(plan)
 
 
 @pytest.mark.usefixtures("toy_rule")
 @pytest.mark.parametrize("sharing", SHARINGS)
 def test_a_registered_rule_is_used(sharing: str) -> None:
     net = network(build, {**SHARINGS, "biases shared": "shared"}[sharing])
-    assert isinstance(net.plans[False], Plan)
+    assert isinstance(PlanEvaluator.prepare(net, train=False), PlanEvaluator)
     for batch in ([], [5], [2, 3], [0]):
         assert_plan_is_loop(net, (numbers(*batch, N, 4),))
 
