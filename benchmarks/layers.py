@@ -1,4 +1,4 @@
-"""Recurrent and convolutional networks, and clusters of agents."""
+"""Benchmarks of recurrent and convolutional networks, and of clusters of agents that share."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def _gradients(function: Callable[..., Tensor], leaves: list[Tensor], *args: Any
 
 
 def gru(setup: Setup) -> Iterator[Contest]:
-    """``fm.nets.gru`` for 64 agents, hidden 8, batch 16, against one ``nn.GRU`` an agent."""
+    """``fm.nets.gru`` for 64 agents, hidden size 8, batch 16, against a loop over one ``nn.GRU`` for each agent."""
     agents, hidden, batch = (3, 4, 2) if setup.tiny else (64, 8, 16)
     for steps in (2,) if setup.tiny else (10, 32):
         net = fm.network(fm.nets.gru(hidden, hidden), n_agents=agents, agent_dim=1)
@@ -108,7 +108,7 @@ def convnet(setup: Setup) -> Iterator[Contest]:
 
 
 def _slot_maps(agents: int, slots: int) -> dict[str, list[int]]:
-    """Equal clusters, and ragged ones of about 1/2, 1/4, 1/8, ... of the agents; agents in no order."""
+    """Equal clusters, and ragged clusters of about 1/2, 1/4, 1/8, ... of the agents. The agents are shuffled."""
     order = torch.randperm(agents, generator=torch.Generator().manual_seed(0)).tolist()
     equal, ragged = [0] * agents, [0] * agents
     for place, agent in enumerate(order):
@@ -120,9 +120,9 @@ def _slot_maps(agents: int, slots: int) -> dict[str, list[int]]:
 
 
 def _gathering(params: dict[str, Tensor], x: Tensor, index: Tensor, feature_major: bool, plain: bool = False) -> Tensor:
-    """Every agent's own copy of its slot's weights, then one batched product a layer.
+    """Copy the weights of its slot to every agent, then compute one batched product for each layer.
 
-    ``plain``: by ``weight[index]``, which is what one writes and slower than ``index_select``.
+    ``plain``: copy by ``weight[index]``, the usual code, which is slower than ``index_select``.
     """
     h = x.permute(1, 2, 0) if feature_major else x.transpose(0, 1)
     weights = hand_weights(params)
@@ -134,7 +134,7 @@ def _gathering(params: dict[str, Tensor], x: Tensor, index: Tensor, feature_majo
 
 
 def _one_product_a_slot(params: dict[str, Tensor], x: Tensor, order: Tensor, slots: int) -> Tensor:
-    """What there is to compute and nothing else: equal clusters, their agents sorted, one product a slot and layer."""
+    """The necessary products alone, for equal clusters: agents sorted by slot, one product for each slot and layer."""
     h = x.transpose(0, 1).index_select(0, order)  # [n, B, F]
     agents, batch, _ = h.shape
     h = h.reshape(slots, agents // slots * batch, -1)
@@ -146,7 +146,7 @@ def _one_product_a_slot(params: dict[str, Tensor], x: Tensor, order: Tensor, slo
 
 
 def clusters(setup: Setup) -> Iterator[Contest]:
-    """128 agents in 4 slots, width 256, batch 8, against gathering every agent's weights."""
+    """128 agents in 4 slots, width 256, batch 8, against copying the weights to every agent."""
     agents, slots, width, batch = (6, 2, 4, 2) if setup.tiny else (128, 4, 256, 8)
     for name, sharing in _slot_maps(agents, slots).items():
         net = fm.network(fm.nets.mlp(FEATURES, width, width, OUTPUTS), n_agents=agents, sharing=sharing)
@@ -163,7 +163,7 @@ def clusters(setup: Setup) -> Iterator[Contest]:
             "ours": inference(ours, values, x),
         }
         claims = [Claim("ours", "gather", 9.0), Claim("ours", "gather by [index]")]
-        if name == "equal":  # how far from the products alone
+        if name == "equal":  # compare with the products alone
             order = index.argsort(stable=True)
             variants["hand"] = inference(partial(_one_product_a_slot, order=order, slots=slots), values, x)
             claims.append(Claim("ours", "hand", kind="at most"))
@@ -181,7 +181,7 @@ def clusters(setup: Setup) -> Iterator[Contest]:
 
 
 def clusters_memory(setup: Setup) -> Iterator[Contest]:
-    """Stored weights and what a forward takes, over the same rows through one network: no copies of weights."""
+    """Memory of the weights and of a forward, against one shared network on the same rows: no weights are copied."""
     agents, slots, width, batch = (6, 2, 4, 2) if setup.tiny else (128, 4, 256, 8)
     build = fm.nets.mlp(FEATURES, width, width, OUTPUTS)
     alone = fm.network(build, n_agents=agents, sharing="shared")
@@ -191,15 +191,16 @@ def clusters_memory(setup: Setup) -> Iterator[Contest]:
         one = {k: leaf[:1].clone() for k, leaf in params.items()}
         stored = sum(leaf.nbytes for leaf in params.values())
         index = torch.tensor(sharing)
-        ways = {
+        forwards = {
             "ours": inference(partial(fm.apply, net), params, x),
             "one network": inference(partial(fm.apply, alone), one, x),
             "gather": inference(partial(_gathering, index=index, feature_major=False), params, x),
         }
-        for way in ways.values():
-            way()
+        for forward in forwards.values():
+            forward()
         variants = {
-            key: partial(lambda way, stored: stored + peak_bytes(way), way, stored) for key, way in ways.items()
+            key: partial(lambda forward, stored: stored + peak_bytes(forward), forward, stored)
+            for key, forward in forwards.items()
         }
         claims = [Claim("ours", "one network", 1.1, "at most"), Claim("ours", "gather")]
         yield Contest(name, variants, claims, unit="B")

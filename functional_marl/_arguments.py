@@ -1,7 +1,6 @@
-"""Arguments that are no trees: ints, flags, shapes, dtypes, devices. Each check names the argument and the fix.
+"""Checks of ints, flags, shapes, dtypes and devices. Each error names the argument and the fix.
 
-Integers come from everywhere (``np.int64`` from ``env.action_space(a).n``), so whatever ``operator.index`` takes is
-an int here; a bool is not.
+An int is whatever ``operator.index`` accepts, such as an ``np.int64`` from ``env.action_space(a).n``; a bool is no int.
 """
 
 from __future__ import annotations
@@ -14,14 +13,23 @@ import torch
 
 from functional_marl._errors import StructureError
 
-__all__ = ["as_device", "as_flag", "as_floating", "as_index", "as_mapping", "as_shape", "is_bool", "is_list", "shown"]
+__all__ = [
+    "as_device",
+    "as_flag",
+    "as_floating",
+    "as_index",
+    "as_mapping",
+    "as_shape",
+    "is_bool",
+    "is_list",
+    "shown",
+]
 
-
-_MOST = 1 << 63  # no size is larger; without a bound such a slip takes all memory
+_MOST = 1 << 63  # larger than any size; without a bound a wrong number would take all memory
 
 
 def shown(value: Any) -> str:
-    """A value in an error, on one short line: tensors and arrays by their shape.
+    """A value on one short line, for an error: its repr, or the shape of a tensor or array.
 
     >>> shown(torch.zeros(2, 3)), shown("a")
     ('a Tensor of shape [2, 3]', "'a'")
@@ -36,25 +44,28 @@ def shown(value: Any) -> str:
 def as_index(
     value: Any, what: str, least: int | None = None, *, error: type[ValueError] = StructureError, hint: str = ""
 ) -> int:
-    """An int, from anything that ``operator.index`` takes but a bool.
+    """An int, from anything that ``operator.index`` accepts, except a bool.
 
     Args:
-        value: what was given.
-        what: the name of the argument.
-        least: the smallest int that fits.
-        error: what is raised.
-        hint: added to the message, with its own ``"; "``.
+        value: the argument.
+        what: its name.
+        least: the smallest int that is allowed.
+        error: the type of the error.
+        hint: the end of the message, with its own ``"; "``.
+
+    Raises:
+        error: no int, or one outside the range.
 
     >>> as_index(3, "n_agents", 1)
     3
     >>> as_index(True, "n_agents", 1)
     Traceback (most recent call last):
         ...
-    functional_marl.errors.StructureError: n_agents: expected a positive int, got True
+    functional_marl.StructureError: n_agents: expected a positive int, got True
     """
     if type(value) is int and (least is None or least <= value < _MOST):
         return value
-    if isinstance(value, torch.SymInt):  # a size in a trace, which a conversion would fix
+    if isinstance(value, torch.SymInt):  # a size in a trace: a conversion to int would fix it
         return value  # pyright: ignore[reportReturnType]
     number = None if is_bool(value) else _index(value)
     if number is None or (least is not None and not least <= number < _MOST):
@@ -66,17 +77,17 @@ def as_index(
 def _index(value: Any) -> int | None:
     try:
         return operator.index(value)
-    except (TypeError, ValueError, RuntimeError):  # also tensors without numbers
+    except (TypeError, ValueError, RuntimeError):  # RuntimeError: a tensor on the meta device
         return None
 
 
 def is_bool(value: Any) -> bool:
-    """Whether it is a truth value: Python's, numpy's or torch's."""
+    """Whether it is a bool of Python, numpy or torch."""
     return isinstance(value, bool) or str(getattr(value, "dtype", "")) in ("bool", "torch.bool")
 
 
 def is_list(value: Any) -> bool:
-    """Whether it holds things in an order: a list, tuple, array, iterator; no text and no set or mapping.
+    """Whether its items have an order: a list, tuple, array or iterator; no string, set or mapping.
 
     >>> is_list([1]), is_list("1"), is_list({1})
     (True, False, False)
@@ -86,7 +97,7 @@ def is_list(value: Any) -> bool:
 
 
 def as_flag(value: Any, what: str) -> bool:
-    """True or False; also 0, 1 and numpy's bools, but no string, which would count as true.
+    """True or False, also from 0, 1 and numpy's bools; a string raises, which Python would take for True.
 
     >>> as_flag(1, "train")
     True
@@ -117,7 +128,7 @@ def _not_a_shape(value: Any, what: str) -> NoReturn:
 
 
 def as_mapping(value: Any, what: str, kind: str) -> Mapping[Any, Any]:
-    """A mapping as it is.
+    """The mapping itself, checked to be one.
 
     >>> as_mapping({"a": 1}, "patterns", "from pattern to label")
     {'a': 1}
@@ -135,7 +146,8 @@ def as_floating(dtype: Any, what: str = "dtype") -> torch.dtype | None:
     """
     if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
         raise StructureError(
-            f"{what}: expected a floating dtype, as torch.float32, got {shown(dtype)}; only floating leaves are cast"
+            f"{what}: expected a floating dtype such as torch.float32, got {shown(dtype)}; "
+            "only floating leaves are cast"
         )
     return dtype
 

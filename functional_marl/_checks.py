@@ -1,4 +1,4 @@
-"""Does a tree fit a network? All names and shapes at once, ahead of any work."""
+"""Whether params or a state fit a network: all names and shapes are checked at once, before any computation."""
 
 from __future__ import annotations
 
@@ -9,15 +9,14 @@ from torch import Tensor
 
 from functional_marl._errors import StructureError
 from functional_marl._network import Network
+from functional_marl._pytrees import Params
 from functional_marl._sharing import Sharing
 
-__all__ = ["Params", "check_meta", "check_network", "check_params", "check_state", "mismatches", "slot_maps"]
-
-Params = dict[str, Tensor]
+__all__ = ["check_meta", "check_network", "check_params", "check_state", "mismatches", "slot_maps"]
 
 
 def check_network(net: Any) -> None:
-    """Raise StructureError where something else stands in a network's place."""
+    """Raise StructureError unless ``net`` is a network."""
     if not isinstance(net, Network):
         raise StructureError(
             f"net: expected a network, got {type(net).__name__}; make one: fm.network(build, n_agents=3), "
@@ -26,7 +25,7 @@ def check_network(net: Any) -> None:
 
 
 def mismatches(given: Mapping[str, Any], expected: Mapping[str, tuple[int, ...]], what: str) -> list[str]:
-    """A line for every leaf that is missing, unknown, no tensor, or of another shape."""
+    """A line for every leaf that is missing, unknown, no tensor, or has another shape."""
     lines = [f"{what}[{k!r}]: missing, expected {list(expected[k])}" for k in expected if k not in given]
     lines += [
         f"{what}[{k!r}]: not a leaf of this network; its leaves are {list(expected)}"
@@ -50,27 +49,27 @@ def _check(given: Mapping[str, Any], net: Network, expected: Mapping[str, tuple[
                 break
         else:
             return
-    front = _in_front(given, expected)
-    if front:
+    population = _population_axes(given, expected)
+    if population:
         raise StructureError(
-            f"{what}: every leaf has the axes {front} in front of [slots, *leaf], those of a population; map over it: "
-            "torch.func.vmap(lambda p: fm.apply(net, p, x))(params), and likewise what else takes params"
+            f"{what}: every leaf has the axes {population} in front of [slots, *leaf], as for a population; map over "
+            "it: torch.func.vmap(lambda p: fm.apply(net, p, x))(params), and likewise every function that takes params"
         )
     lines = mismatches(given, expected, what)
     lines.append(f"leaves are [slots, *shape of one agent's]; the network has {net.n_agents} agents; {_FIX[what]}")
     raise StructureError("\n".join(lines))
 
 
-def _in_front(given: Mapping[str, Any], expected: Mapping[str, tuple[int, ...]]) -> list[int]:
-    """The axes that all leaves have in front of their shapes, those of a population; else none."""
+def _population_axes(given: Mapping[str, Any], expected: Mapping[str, tuple[int, ...]]) -> list[int]:
+    """The axes that all leaves have in front of their expected shapes; empty if these differ or there are none."""
     if given.keys() != expected.keys() or not all(isinstance(leaf, Tensor) for leaf in given.values()):
         return []
-    fronts = {tuple(given[name].shape[: given[name].ndim - len(shape)]) for name, shape in expected.items()}
-    if len(fronts) != 1:
+    found = {tuple(given[name].shape[: given[name].ndim - len(shape)]) for name, shape in expected.items()}
+    if len(found) != 1:
         return []
-    front = fronts.pop()
-    fits = all(tuple(given[name].shape) == (*front, *shape) for name, shape in expected.items())
-    return list(front) if fits else []
+    axes = found.pop()
+    fits = all(tuple(given[name].shape) == (*axes, *shape) for name, shape in expected.items())
+    return list(axes) if fits else []
 
 
 _FIX = {
@@ -83,20 +82,20 @@ def check_params(net: Network, params: Mapping[str, Any]) -> None:
     """Check all names and shapes of params at once.
 
     Raises:
-        StructureError: names every leaf that is missing, unknown or of another shape.
+        StructureError: with a line for every leaf that is missing, unknown, no tensor, or has another shape.
     """
     _check(params, net, net.param_shapes, "params")
 
 
 def check_state(net: Network, state: Mapping[str, Any]) -> None:
-    """Check all names and shapes of a state at once; raises as :func:`check_params`."""
+    """Check all names and shapes of a state at once, as :func:`check_params` does for params."""
     _check(state, net, net.state_shapes, "state")
 
 
 def check_meta(params: Params, state: Params, inputs: Sequence[Any]) -> None:
-    """Check that all tensors of a call are on the meta device, or none.
+    """Check that all tensors of a call are on the meta device, or none of them.
 
-    Products of torch take one among others and give memory that nobody wrote.
+    torch's products accept a mixture, and return memory that was never written.
 
     Raises:
         StructureError: names the tensors on the meta device.
@@ -114,13 +113,13 @@ def check_meta(params: Params, state: Params, inputs: Sequence[Any]) -> None:
     if on_meta and others:
         raise StructureError(
             f"expected all tensors on the meta device or none, got {', '.join(on_meta)} on it and {others} others "
-            "elsewhere; tensors on it have no numbers: make them anew, with fm.init_params(net, key, device=...)"
+            "elsewhere; tensors on it have no numbers: make new ones, with fm.init_params(net, key, device=...)"
         )
 
 
 def slot_maps(net: Network, tree: Mapping[str, Any]) -> Mapping[str, Sharing]:
-    """The slot maps of a checked tree: params, or a state if its names are those of the buffers."""
-    if tree.keys() == net.state_sharing.keys():  # also {}, the state of a network without buffers
+    """Check a tree and return its slot maps: of params, or of a state if its names are those of the buffers."""
+    if tree.keys() == net.state_sharing.keys():  # {} is the state of a network without buffers
         check_state(net, tree)
         return net.state_sharing
     check_params(net, tree)

@@ -1,4 +1,4 @@
-"""Contexts without modes: what is kept for later calls belongs to no mode of the first call."""
+"""Leave the modes of the caller. Tensors that later calls use again must not depend on the modes of the first call."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import torch
 
 from functional_marl import _torch_compat
 
-__all__ = ["neutral", "ordinary_tensors"]
+__all__ = ["no_active_modes", "regular_tensors"]
 
 
 @contextlib.contextmanager
-def neutral() -> Generator[None]:
-    """Inside, no mode of torch is on: inference, autocast, ``torch.func``, fake tensors, tracers, function modes.
+def no_active_modes() -> Generator[None]:
+    """Inside, no mode is active: inference, autocast, ``torch.func``, fake tensors, tracers, function modes.
 
-    A default device stays, for it says where a factory builds. Gradients are recorded.
+    Only a default device stays: a factory builds there. Gradients are recorded.
     """
     with contextlib.ExitStack() as stack:
         stack.enter_context(_torch_compat.outside_transforms())
@@ -30,10 +30,10 @@ def neutral() -> Generator[None]:
 
 
 @contextlib.contextmanager
-def ordinary_tensors() -> Generator[None]:
-    """Inside, tensors are made as outside of inference mode and of the transforms of torch.func; other modes stay.
+def regular_tensors() -> Generator[None]:
+    """Inside, neither inference mode nor a transform of ``torch.func`` is active. Other modes stay.
 
-    Those of inference mode can never be trained, and vmap refuses the draws of a factory.
+    Tensors of inference mode can never be trained, and vmap refuses the random operations of a factory.
     """
     with contextlib.ExitStack() as stack:
         if _torch_compat.in_transform():

@@ -7,27 +7,44 @@ __all__ = ["GroupingError", "RandomnessError", "SharingError", "StrategyWarning"
 
 
 class StructureError(ValueError):
-    """A pytree, a shape, an axis or a key set is not what the network needs."""
+    """A pytree, a shape, an axis or a set of keys does not fit the network."""
 
 
 class SharingError(ValueError):
-    """A sharing is not well formed, or parameters do not agree with it."""
+    """A sharing is not valid, or parameters do not fit it."""
 
 
 class GroupingError(ValueError):
-    """A group map is not a partition of the agents, or data do not follow it."""
+    """A group map is not a partition of the agents, or data do not fit it."""
 
 
 class RandomnessError(RuntimeError):
-    """A random operation ran where it may not: under ``randomness="error"``, or off the key.
+    """A random operation that is not allowed: under ``randomness="error"``, or one that cannot use the key.
 
     A ``RuntimeError``, as ``torch.func.vmap`` raises under its own ``randomness="error"``.
     """
 
 
-class StrategyWarning(UserWarning):
-    """A network under ``strategy="auto"`` takes the loop, which is slow; said once a network.
+class Unsupported(Exception):
+    """A strategy cannot evaluate a network or a call. Private: it never reaches users.
 
-    ``strategy="loop"`` says that it is meant, ``warnings.simplefilter("ignore", fm.StrategyWarning)`` that it does not
-    matter, and :func:`tabulate` tells the reason at any time.
+    Layer rules raise it; strategies return it, and the next strategy is tried.
     """
+
+    @property
+    def reason(self) -> str:
+        """Why it cannot."""
+        return self.args[0]
+
+
+class StrategyWarning(UserWarning):
+    """A network under ``strategy="auto"`` is evaluated by the loop, which is slow; warned once for each network.
+
+    ``strategy="loop"`` chooses the loop without a warning. ``warnings.simplefilter("ignore", fm.StrategyWarning)``
+    hides the warning. :func:`tabulate` shows the reason at any time.
+    """
+
+
+# Tracebacks and pickles have the public name, functional_marl.StructureError.
+for _public in (StructureError, SharingError, GroupingError, RandomnessError, StrategyWarning):
+    _public.__module__ = "functional_marl"

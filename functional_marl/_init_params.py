@@ -1,4 +1,4 @@
-"""Fresh parameters and buffers: what the factory builds, a slot at a time, under that slot's key."""
+"""How a slot is initialised: the factory runs with all its random operations under that slot's key."""
 
 from __future__ import annotations
 
@@ -10,29 +10,68 @@ from torch import Tensor
 
 from functional_marl import _torch_compat
 from functional_marl._arguments import as_device, as_floating
-from functional_marl._checks import Params, check_network
-from functional_marl._clean_context import ordinary_tensors
+from functional_marl._checks import check_network
+from functional_marl._clean_context import regular_tensors
 from functional_marl._errors import StructureError
+from functional_marl._module.leaves import named_tensors
 from functional_marl._module.replay import InitTrace
-from functional_marl._module.spec import Leaf
-from functional_marl._module.stateless import named_tensors
+from functional_marl._module.spec import LeafSpec
 from functional_marl._network import Network
-from functional_marl._randomness.use_generator import seeded
+from functional_marl._pytrees import Params
+from functional_marl._randomness.use_generator import seeded_generator
 from functional_marl.random import Key, as_key, split
 
-__all__ = ["default_state", "init_params", "init_state"]
+__all__ = ["init_params", "init_slots"]
+
+_MIN_SLOTS_TO_RECORD = 3  # recording a trace costs two builds, and its check at each use costs one
 
 
-@ordinary_tensors()
-def _draw(
+def init_params(
+    net: Network, key: Key, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+) -> Params:
+    """Initial parameters: a flat dict of contiguous tensors ``[S, *leaf]`` that require no grad.
+
+    A slot's parameters are what the factory builds when all its random operations use that slot's key
+    (``fm.split(key, S)[s]``). They depend on the key and on the slot alone, not on the number of agents, and are
+    the same on every device. No global generator is read or written. The seed of torch's CPU generator (Mersenne
+    Twister) has 32 bits: of a key's 64 bits it uses the lower half.
+
+    In inference mode, and inside a transform of torch.func, the parameters are the same plain tensors as outside.
+    On ``torch.device("meta")`` and under fake tensors they have shapes and no numbers.
+
+    Args:
+        net: the network.
+        key: a key, an int seed, or a batch of keys ``[*P, 2]`` for a population ``[*P, S, *leaf]``.
+        device: where to put them; by default where the factory puts them.
+        dtype: the dtype of floating leaves; by default that of the factory.
+
+    Raises:
+        StructureError: a bad key, device or dtype; a factory that does not build the same leaves every time; a module
+            whose reset leaves a leaf unfilled.
+        RandomnessError: a random operation that cannot sample from a key.
+
+    >>> from torch import nn
+    >>> from functional_marl import network
+    >>> net = network(lambda: nn.Linear(4, 2), n_agents=3)
+    >>> {name: list(leaf.shape) for name, leaf in init_params(net, 0).items()}
+    {'weight': [3, 2, 4], 'bias': [3, 2]}
+    """
+    check_network(net)
+    return init_slots(net, key, "_parameters", as_device(device), as_floating(dtype))
+
+
+@regular_tensors()
+def init_slots(
     net: Network,
-    given: Key,
+    key: Key,
     kind: Literal["_parameters", "_buffers"],
     device: Any,
     dtype: torch.dtype | None,
 ) -> Params:
-    with torch.device("cpu"), _torch_compat.unwatched():  # a seed has numbers also where the parameters get none
-        key = as_key(given, batch=True)
+    """Parameters or buffers ``[*P, S, *leaf]`` for a key, or for keys ``[*P, 2]``."""
+    # Inside of torch.device("meta") too, an int seed becomes a key with numbers.
+    with torch.device("cpu"), _torch_compat.skip_python_dispatch():
+        key = as_key(key, batch=True)
     if _torch_compat.is_batched(key):
         raise StructureError(
             "key: the factory cannot run inside vmap; give the batch of keys itself: "
@@ -43,26 +82,26 @@ def _draw(
     batch = tuple(key.shape[:-1])
     if 0 in batch:
         raise StructureError(f"key: expected at least one key, got an empty batch of shape {list(key.shape)}")
-    count = max((shape[0] for shape in shapes.values()), default=0)
-    seeds = _seeds(key, count)
-    tape = net.module_spec.tape() if len(seeds) * count > _WORTH_A_TAPE else None
-    # One slot is built all the same: the factory may have come to do something else.
-    if tape is not None and tape.fits() and tape.gives(net.module_spec.draw(seeds[0][0]), seeds[0][0]):
-        out = _play(net, tape, seeds, shapes, dtype, device)
+    n_slots = max((shape[0] for shape in shapes.values()), default=0)
+    seeds = _slot_seeds(key, n_slots)
+    spec, first = net.module_spec, seeds[0][0] if n_slots else 0
+    trace = spec.init_trace() if len(seeds) * n_slots >= _MIN_SLOTS_TO_RECORD else None
+    # The first slot is built also where a trace exists: the factory may do something else than when it was recorded.
+    if trace is not None and trace.matches_context() and trace.reproduces(spec.init_module(first), first):
+        out = _replay_slots(net, trace, seeds, shapes, dtype, device)
     else:
         for p, slot_seeds in enumerate(seeds):
             for slot, seed in enumerate(slot_seeds):
-                _copy_drawn(
-                    named_tensors(net.module_spec.draw(seed), kind)[0], out, p, slot, len(seeds), shapes, dtype, device
-                )
+                built = named_tensors(net.module_spec.init_module(seed), kind)
+                _copy_slot(built, out, p, slot, len(seeds), shapes, dtype, device)
     return {name: out[name].view(*batch, *shape) for name, shape in shapes.items() if name in out}
 
 
-def _seeds(key: Tensor, count: int) -> list[list[int]]:
-    """``[P, S]`` seeds for keys ``[*P, 2]``: the two words of the key of each slot."""
+def _slot_seeds(key: Tensor, n_slots: int) -> list[list[int]]:
+    """``[P, S]`` seeds for keys ``[*P, 2]``: the two words of each slot's key as one int."""
     try:
-        with _torch_compat.unwatched():
-            words = split(key.reshape(-1, 2), count).transpose(0, 1).tolist()
+        with _torch_compat.skip_python_dispatch():
+            words = split(key.reshape(-1, 2), n_slots).transpose(0, 1).tolist()
     except RuntimeError as error:
         raise StructureError(
             f"key: expected numbers, got a {type(key).__name__} on {key.device} that holds none; make the key outside "
@@ -71,157 +110,53 @@ def _seeds(key: Tensor, count: int) -> list[list[int]]:
     return [[high << 32 | low for high, low in slots] for slots in words]
 
 
-_WORTH_A_TAPE = 2  # recording one costs two builds, using it one
-
-
-def _copy_drawn(
-    drawn: Params,
+def _copy_slot(
+    built: Params,
     out: Params,
     p: int,
     slot: int,
-    count: int,
+    n_keys: int,
     shapes: Mapping[str, tuple[int, ...]],
     dtype: torch.dtype | None,
     device: Any,
 ) -> None:
-    """One built module's leaves into their rows, which the first of them makes."""
+    """Copy the leaves of one built module into their slot of ``out``. The first module creates ``out``."""
     for name, shape in shapes.items():
-        leaf = drawn.get(name)
+        leaf = built.get(name)
         if leaf is None or tuple(leaf.shape) != shape[1:]:
             got = "no such leaf" if leaf is None else list(leaf.shape)
             raise StructureError(f"build: {name!r} was {list(shape[1:])} at first, now {got}")
         if name not in out:
-            kept = dtype if dtype is not None and leaf.is_floating_point() else leaf.dtype
-            out[name] = torch.empty((count, *shape), dtype=kept, device=leaf.device if device is None else device)
+            wanted = dtype if dtype is not None and leaf.is_floating_point() else leaf.dtype
+            out[name] = torch.empty((n_keys, *shape), dtype=wanted, device=leaf.device if device is None else device)
         if slot < shape[0]:
             out[name][p, slot].copy_(leaf)
 
 
-def _play(
+def _replay_slots(
     net: Network,
-    tape: InitTrace,
+    trace: InitTrace,
     seeds: list[list[int]],
     shapes: Mapping[str, tuple[int, ...]],
     dtype: torch.dtype | None,
     device: Any,
 ) -> Params:
-    """Every slot's leaves by a tape. A leaf with fewer slots than others still draws, into nothing."""
-    template = net.module_spec
-    leaves = {**template.params, **{k: Leaf(tuple(b.shape), b.dtype) for k, b in template.buffers.items()}}
-    nowhere = {name: torch.empty(leaf.shape, dtype=leaf.dtype) for name, leaf in leaves.items()}
+    """Fill all slots by a trace.
+
+    Every slot replays all leaves, so that each leaf samples at the same point of the slot's stream. A leaf without
+    such a slot, or of the other kind, is written into a tensor that nobody reads.
+    """
+    spec = net.module_spec
+    leaves = {**spec.params, **{k: LeafSpec(tuple(b.shape), b.dtype) for k, b in spec.buffers.items()}}
+    unread = {name: torch.empty(leaf.shape, dtype=leaf.dtype) for name, leaf in leaves.items()}
     out = {name: torch.empty((len(seeds), *shape), dtype=leaves[name].dtype) for name, shape in shapes.items()}
     rows = {name: [p.unbind(0) for p in leaf.unbind(0)] for name, leaf in out.items()}
-    with seeded(0) as generator:
+    with seeded_generator(0) as generator:
         for p, slot_seeds in enumerate(seeds):
             for slot, seed in enumerate(slot_seeds):
-                own = {name: rows[name][p][slot] for name in shapes if slot < shapes[name][0]}
-                tape.play({**nowhere, **own}, generator.manual_seed(seed))
+                targets = {name: rows[name][p][slot] for name in shapes if slot < shapes[name][0]}
+                trace.replay({**unread, **targets}, generator.manual_seed(seed))
     del rows
     for name, leaf in out.items():
         out[name] = leaf.to(device=device, dtype=dtype if leaf.is_floating_point() else None)
     return out
-
-
-def init_params(
-    net: Network, key: Key, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None
-) -> Params:
-    """Fresh parameters: a flat dict of contiguous tensors ``[S, *leaf]`` that require no grad.
-
-    A slot's parameters are what the factory builds with all its draws taken from that slot's key
-    (``fm.split(key, S)[s]``): they depend on the key and on the slot alone, not on the number of agents,
-    and are the same on every device. No global generator is read or written. The seed of torch's own
-    CPU generator (Mersenne Twister) has 32 bits; of a key's 64 bits it uses the lower half. Parameters that
-    are made in inference mode or inside a transform of torch.func are ordinary tensors, as made outside; on
-    ``torch.device("meta")`` and under fake tensors they have shapes and no numbers.
-
-    Args:
-        net: the network.
-        key: a key, an int seed, or a batch of keys ``[*P, 2]`` for a population ``[*P, S, *leaf]``.
-        device: where to put them; by default where the factory does.
-        dtype: the dtype of floating leaves; by default what the factory gives.
-
-    Raises:
-        StructureError: a bad key, device or dtype; a factory that does not build the same leaves every time; a module
-            whose reset leaves a leaf unfilled. RandomnessError: a draw that a key cannot serve.
-
-    >>> from torch import nn
-    >>> from functional_marl import network
-    >>> net = network(lambda: nn.Linear(4, 2), n_agents=3)
-    >>> {name: list(leaf.shape) for name, leaf in init_params(net, 0).items()}
-    {'weight': [3, 2, 4], 'bias': [3, 2]}
-    """
-    check_network(net)
-    return _draw(net, key, "_parameters", as_device(device), as_floating(dtype))
-
-
-def init_state(
-    net: Network,
-    key: Key | None = None,
-    *,
-    device: torch.device | str | None = None,
-    dtype: torch.dtype | None = None,
-) -> Params:
-    """The initial buffers, a flat dict of ``[S, *leaf]``; ``{}`` for a network without buffers.
-
-    A key is needed only where the factory draws buffers at random; the key of :func:`init_params` gives
-    the buffers that were built with those parameters.
-
-    Raises:
-        StructureError: a random buffer and no key; a bad key, device or dtype.
-
-    >>> from torch import nn
-    >>> from functional_marl import network
-    >>> net = network(lambda: nn.BatchNorm1d(4), n_agents=3)
-    >>> {name: list(leaf.shape) for name, leaf in init_state(net).items()}
-    {'running_mean': [3, 4], 'running_var': [3, 4], 'num_batches_tracked': [3]}
-    """
-    check_network(net)
-    device, dtype = as_device(device), as_floating(dtype)
-    if key is not None:
-        return _draw(net, key, "_buffers", device, dtype)
-    _check_drawn(net)
-    with ordinary_tensors():
-        return {
-            name: _initial(net, name, device, dtype if net.module_spec.buffers[name].is_floating_point() else None)
-            for name in net.state_shapes
-        }
-
-
-def _initial(net: Network, name: str, device: Any, dtype: torch.dtype | None) -> Tensor:
-    """A buffer as the factory built it, ``[S, *leaf]``, on a device and in a dtype."""
-    buffer = net.module_spec.buffers[name]
-    if buffer.is_meta and device is not None and torch.device(device).type != "meta":
-        raise StructureError(
-            f"state: the network was made under torch.device('meta'), where its buffer {name!r} got no numbers; "
-            "give fm.init_state(net, key)"
-        )
-    return buffer.to(device=device, dtype=dtype).expand(net.state_shapes[name]).clone()
-
-
-def default_state(net: Network, params: Mapping[str, Tensor]) -> Params:
-    """The initial buffers, for parameters that were perhaps moved or cast after they were drawn.
-
-    A buffer follows one parameter: the first floating one of the smallest part around it that has any. It is on
-    that one's device, and takes its dtype if that is another than the factory gave it.
-    """
-    if not net.module_spec.buffers:
-        return {}
-    _check_drawn(net)
-    state: Params = {}
-    for name, beside in net.module_spec.beside.items():
-        like = params.get(beside, None)
-        if like is None:
-            state[name] = _initial(net, name, None, None)
-            continue
-        floats = net.module_spec.buffers[name].is_floating_point() and like.is_floating_point()
-        cast = floats and like.dtype != net.module_spec.params[beside].dtype
-        state[name] = _initial(net, name, like.device, like.dtype if cast else None)
-    return state
-
-
-def _check_drawn(net: Network) -> None:
-    if net.module_spec.random_buffers:
-        raise StructureError(
-            f"state: the factory draws the buffers {list(net.module_spec.random_buffers)} at random; "
-            "give fm.init_state(net, key), or state= where apply is called"
-        )

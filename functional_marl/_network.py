@@ -1,31 +1,28 @@
-"""A multi-agent network as a frozen value: one agent's template, a sharing, and how agents see inputs."""
+"""A multi-agent network as a frozen value: one agent's module, a sharing, and where inputs carry the agents."""
 
 from __future__ import annotations
 
 import glob
 from dataclasses import dataclass, field
-from typing import Any, Literal, NoReturn, TypeVar, cast, get_args
+from typing import Any, NoReturn, TypeVar, cast, get_args
 
 import torch
 from torch import nn
 
 from functional_marl._arguments import as_flag, as_index, shown
 from functional_marl._errors import SharingError, StructureError
-from functional_marl._lowering import Direct, Plan, Unsupported, lower
 from functional_marl._module.spec import Build, ModuleSpec
+from functional_marl._network_settings import NetworkSettings, Randomness, StrategyName
 from functional_marl._pytrees import Tree, flatten, is_array, tree_map
 from functional_marl._sharing import Sharing, SharingSpec, resolve
+from functional_marl._strategies import NetworkEvaluator, prepare
 
-__all__ = ["Network", "Randomness", "Strategy", "network", "network_of"]
-
-Randomness = Literal["error", "same", "different"]
-Strategy = Literal["auto", "loop", "vmap", "plan"]
-
+__all__ = ["Network", "network", "network_of"]
 
 _V = TypeVar("_V")
 
 
-class _Fixed(dict[str, _V]):
+class _FrozenDict(dict[str, _V]):
     """A dict that cannot be changed; of a kind that dynamo, pickle and json take as a dict."""
 
     def _refuse(self, *_: Any, **__: Any) -> NoReturn:
@@ -35,7 +32,7 @@ class _Fixed(dict[str, _V]):
     clear = pop = popitem = setdefault = update = _refuse  # pyright: ignore
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (_Fixed, (dict(self),))
+        return (_FrozenDict, (dict(self),))
 
 
 # What users of other libraries type first.
@@ -50,28 +47,14 @@ _ELSEWHERE = {
 
 
 @dataclass(frozen=True, eq=False)
-class Network:
+class Network(NetworkSettings):
     """What :func:`network` returns: immutable, also its mappings, hashable, without parameter storage.
 
     Equality is that of meaning: the same factory object and the same settings. :meth:`replace` gives a
-    network with other settings over the same template.
+    network with other settings over the same module.
     """
 
-    n_agents: int
-    sharing: dict[str, Sharing]  # parameter leaf -> slot map
-    state_sharing: dict[str, Sharing]  # buffer -> slot map
-    centralized: bool
-    agent_dim: Tree
-    out_agent_dim: Tree
-    randomness: Randomness
-    strategy: Strategy
-    module_spec: ModuleSpec = field(repr=False)
-    param_shapes: dict[str, tuple[int, ...]] = field(repr=False)  # parameter leaf -> [S, *leaf]
-    state_shapes: dict[str, tuple[int, ...]] = field(repr=False)  # buffer -> [S, *leaf]
-    plans: tuple[Plan | str, Plan | str] = field(repr=False)  # by train; or why there is none
-    direct: Direct | None = field(repr=False)  # for the commonest call, in both modes
-    # kept, no setting: the kinds of calls that vmap was watched at and computes as the loop
-    watched: set[tuple[Any, ...]] = field(repr=False, default_factory=set[tuple[Any, ...]])
+    evaluators: tuple[NetworkEvaluator, NetworkEvaluator] = field(repr=False)  # what evaluates calls, indexed by train
 
     def __call__(self, *_: Any, **__: Any) -> NoReturn:
         """A network holds no parameters, so it is not called.
@@ -86,7 +69,7 @@ class Network:
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}{hint}")
 
     def replace(self, **changes: Any) -> Network:
-        """The same template under other settings: ``sharing=``, ``n_agents=``, ``strategy=``, ...
+        """The same module under other settings: ``sharing=``, ``n_agents=``, ``strategy=``, ...
 
         >>> net = network(lambda: nn.Linear(2, 1), n_agents=3)
         >>> net.replace(sharing=Sharing([2, 1, 2])).sharing["weight"]
@@ -107,11 +90,11 @@ class Network:
             raise SharingError("replace: a new n_agents needs a new sharing= too")
         given = _settings(self) | changes
         if "sharing" not in changes:
-            given["sharing"] = self.spec
+            given["sharing"] = self.sharing_spec
         return _network(self.module_spec, **given)
 
     @property
-    def spec(self) -> dict[str, Sharing]:
+    def sharing_spec(self) -> dict[str, Sharing]:
         """The slot maps of parameters and buffers in one mapping, as ``sharing=`` takes it."""
         return {glob.escape(name): slots for name, slots in (*self.sharing.items(), *self.state_sharing.items())}
 
@@ -119,8 +102,8 @@ class Network:
         return self  # immutable; a copy by pickling would lose a factory that is a lambda
 
     def _identity(self) -> tuple[Any, ...]:
-        # Unpickled without its factory a network is known to equal only those over the same template.
-        return (self.module_spec.build or self.module_spec, self.spec, *_settings(self).values())
+        # A network that was unpickled without its factory equals only networks over the same module.
+        return (self.module_spec.build or self.module_spec, self.sharing_spec, *_settings(self).values())
 
     def __eq__(self, other: object) -> bool:
         return self._identity() == other._identity() if isinstance(other, Network) else NotImplemented
@@ -130,7 +113,7 @@ class Network:
         return hash((kind, self.n_agents, self.centralized, self.randomness, self.strategy))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (_restore, (self.module_spec, {**_settings(self), "sharing": self.spec}))
+        return (_restore, (self.module_spec, {**_settings(self), "sharing": self.sharing_spec}))
 
 
 def _restore(module_spec: ModuleSpec, settings: dict[str, Any]) -> Network:
@@ -151,11 +134,11 @@ def _network(
     agent_dim: Tree,
     out_agent_dim: Tree,
     randomness: Randomness,
-    strategy: Strategy,
+    strategy: StrategyName,
 ) -> Network:
     for name, value, choices in (
         ("randomness", randomness, get_args(Randomness)),
-        ("strategy", strategy, get_args(Strategy)),
+        ("strategy", strategy, get_args(StrategyName)),
     ):
         if not isinstance(value, str) or value not in choices:
             raise StructureError(f"{name}: expected one of {', '.join(map(repr, choices))}, got {shown(value)}")
@@ -163,28 +146,20 @@ def _network(
     centralized = as_flag(centralized, "centralized")
     agent_dim, out_agent_dim = _as_dims(agent_dim, "agent_dim"), _as_dims(out_agent_dim, "out_agent_dim")
     slots = resolve(sharing, n_agents, [*module_spec.params, *module_spec.buffers])
-    plans = (_plan(module_spec, slots, n_agents, False), _plan(module_spec, slots, n_agents, True))
-    param_shapes = _Fixed({k: (slots[k].n_slots, *leaf.shape) for k, leaf in module_spec.params.items()})
-    direct: Direct | None = None
-    plain = agent_dim == -2 and out_agent_dim is None and not centralized and strategy in ("auto", "plan")
-    if plain and isinstance(plans[0], Plan) and plans[0].dense:
-        layers, used = plans[0].dense
-        direct = Direct.of(layers, param_shapes, used)
-    return Network(
+    settings = NetworkSettings(
         n_agents=n_agents,
-        sharing=_Fixed({k: slots[k] for k in module_spec.params}),
-        state_sharing=_Fixed({k: slots[k] for k in module_spec.buffers}),
+        sharing=_FrozenDict({k: slots[k] for k in module_spec.params}),
+        state_sharing=_FrozenDict({k: slots[k] for k in module_spec.buffers}),
         centralized=centralized,
         agent_dim=agent_dim,
         out_agent_dim=out_agent_dim,
         randomness=randomness,
         strategy=strategy,
         module_spec=module_spec,
-        param_shapes=param_shapes,
-        state_shapes=_Fixed({k: (slots[k].n_slots, *leaf.shape) for k, leaf in module_spec.buffers.items()}),
-        plans=plans,
-        direct=direct,
+        param_shapes=_FrozenDict({k: (slots[k].n_slots, *leaf.shape) for k, leaf in module_spec.params.items()}),
+        state_shapes=_FrozenDict({k: (slots[k].n_slots, *leaf.shape) for k, leaf in module_spec.buffers.items()}),
     )
+    return Network(**vars(settings), evaluators=(prepare(settings, False), prepare(settings, True)))
 
 
 def _as_dims(dims: Tree, what: str) -> Tree:
@@ -202,13 +177,6 @@ def _as_dims(dims: Tree, what: str) -> Tree:
     return dims
 
 
-def _plan(module_spec: ModuleSpec, slots: dict[str, Sharing], n_agents: int, train: bool) -> Plan | str:
-    try:
-        return lower(module_spec, slots, n_agents, train)
-    except Unsupported as why:
-        return str(why)
-
-
 def network(
     build: Build | nn.Module,
     n_agents: int,
@@ -218,17 +186,17 @@ def network(
     agent_dim: Tree = -2,
     out_agent_dim: Tree = None,
     randomness: Randomness = "different",
-    strategy: Strategy = "auto",
+    strategy: StrategyName = "auto",
     example: Tree = None,
 ) -> Network:
     """A network of ``n_agents`` agents from the network of one.
 
     Args:
         build: a function that returns one agent's ``nn.Module``, called now and at every :func:`init_params`,
-            for each slot or, where its operations can be played again, for the first; or a module, which is
-            copied and never touched, and redrawn by its own ``reset_parameters``. All its draws come from the
-            key: a ``torch.Generator`` of its own, seeding and threads that draw raise. numpy's and Python's
-            random numbers inside the function are not under the key.
+            for each slot or, where its operations can be replayed, for the first; or a module, which is
+            copied and never changed, and initialised by its own ``reset_parameters``. All random numbers come from
+            the key: a ``torch.Generator`` of the function's own, seeding, and threads that sample raise. numpy's and
+            Python's random numbers inside the function do not come from the key.
         n_agents: how many agents.
         sharing: who owns which copy: ``"shared"``, ``"independent"``, one slot an agent (``[0, 0, 1]``), a
             :class:`Sharing`, or patterns over leaf names to any of these, first match wins
@@ -245,14 +213,14 @@ def network(
             position of the first input.
         out_agent_dim: where outputs carry the agents: an int, or a prefix over the outputs.
         randomness: ``"error"``, ``"same"`` or ``"different"``, as in ``torch.func.vmap``, with one meaning
-            under every sharing, also for a module that draws from a generator of its own.
+            under every sharing, also for a module that samples from a generator of its own.
         strategy: how agents are evaluated, see :func:`apply`.
         example: one agent's input, or a tuple of inputs, as it goes into its module (for a centralized
             network the joint input): gives lazy layers their shapes.
 
     Raises:
         SharingError: a sharing that does not fit; StructureError: an argument that is none of the above;
-        RandomnessError: a factory that seeds torch's global generator, or draws by what no key can serve.
+        RandomnessError: a factory that seeds torch's global generator, or samples where no key can be used.
 
     Torchrl's ``MultiAgentNetBase`` (pytorch.org/rl, torchrl.modules) holds the same settings in a stateful
     module; per-layer sharing is HetGPPO's (Bettini et al. 2023, arXiv:2301.07137).
@@ -290,9 +258,9 @@ def network_of(
     out_agent_dim: Tree = None,
     randomness: Randomness = "different",
 ) -> Network:
-    """The network of agents that are each like a module as it stands; nothing is drawn (for the facade)."""
+    """The network of agents with one module each; nothing is initialised (for the facade)."""
     return _network(
-        ModuleSpec.of(module),
+        ModuleSpec.from_module(module),
         n_agents=n_agents,
         sharing=sharing,
         centralized=centralized,

@@ -1,7 +1,6 @@
-"""Pytrees: the only module that imports optree.
+"""Pytrees: any nesting of dicts, lists, tuples, named tuples and TensorDicts. The only importer of optree.
 
-A tree is any nesting of dicts, lists, tuples, named tuples and TensorDicts, with leaves at the ends.
-``None`` is an empty node: it goes in and comes out unchanged.
+``None`` is an empty node: it has no leaves and stays where it is. Params are a flat tree, a dict of tensors.
 """
 
 from __future__ import annotations
@@ -14,24 +13,24 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import optree
-import torch
 from torch import Tensor
 
 from functional_marl._errors import StructureError
 
 __all__ = [
+    "Params",
     "Tree",
     "flatten",
     "is_array",
     "is_tensordict",
     "leaf_names",
     "prefix_leaves",
-    "stack",
     "structure",
     "tree_map",
 ]
 
 Tree = Any
+Params = dict[str, Tensor]  # dotted name -> tensor
 _NAMESPACE = "functional_marl"
 _registered: list[bool] = []
 _registering = threading.Lock()
@@ -39,15 +38,15 @@ _registering = threading.Lock()
 
 @dataclass(frozen=True)
 class _Layout:
-    """What a TensorDict is besides its leaves; how many axes those have makes no other structure."""
+    """The structure of a TensorDict, without its leaves; the number of axes of a leaf is not part of it."""
 
     names: tuple[str, ...]
     batch_dims: int
-    ndims: tuple[int | None, ...] = field(compare=False)  # None for what is no tensor
+    ndims: tuple[int | None, ...] = field(compare=False)  # None for a child that is no tensor
 
 
 def is_tensordict(tree: Tree) -> bool:
-    """Whether ``tree`` is a TensorDict, answered without importing tensordict.
+    """Whether ``tree`` is a TensorDict; tensordict is not imported for it.
 
     >>> is_tensordict({"a": 1})
     False
@@ -57,8 +56,9 @@ def is_tensordict(tree: Tree) -> bool:
 
 
 def is_array(leaf: Any) -> bool:
-    """Whether a leaf is an array of numpy or another library, which no module takes; numbers are none.
+    """Whether a leaf is an array of numpy or another library; a number is none. Modules take no arrays.
 
+    >>> import torch
     >>> is_array(torch.zeros(2)), is_array(1.0)
     (False, False)
     """
@@ -66,7 +66,7 @@ def is_array(leaf: Any) -> bool:
 
 
 def _register_tensordicts() -> None:
-    """Teach optree the TensorDict classes, once, when tensordict has been imported by somebody."""
+    """Register the TensorDict classes in optree, once, if tensordict has been imported."""
     if _registered or "tensordict" not in sys.modules:
         return
     with _registering:
@@ -79,8 +79,8 @@ def _register() -> None:
     import tensordict as td
 
     def unflatten(layout: _Layout, children: Sequence[Any]) -> Any:
-        # Batch dims are leading dims in common. An axis that the leaves gained or lost is taken for one of
-        # them: too few batch dims are always valid, too many are not.
+        # Batch dims are leading dims that all children share. An axis that the leaves gained or lost counts as a batch
+        # dim. Too few batch dims are always valid, too many are not.
         sized = [(child, n) for child, n in zip(children, layout.ndims, strict=True) if n is not None]
         gained = min((child.ndim - ndim for child, ndim in sized), default=0)
         alike = itertools.takewhile(
@@ -90,7 +90,7 @@ def _register() -> None:
         return td.TensorDict(dict(zip(layout.names, children, strict=True)), batch_size=batch)
 
     def flatten_sorted(d: Any) -> tuple[list[Any], _Layout, tuple[str, ...]]:
-        # Sorted as optree sorts a dict's keys: the order of insertion makes no difference of structure.
+        # Sorted, as optree sorts the keys of a dict: the order of insertion is not part of the structure.
         names = tuple(sorted(d.keys()))
         children = [d.get(name) for name in names]
         children = [child.data if isinstance(child, td.NonTensorData) else child for child in children]  # text
@@ -106,7 +106,7 @@ def _register() -> None:
 
 
 def flatten(tree: Tree) -> tuple[list[Any], Callable[[Sequence[Any]], Tree]]:
-    """The leaves of a tree, and the function that puts new leaves in their places.
+    """The leaves of a tree, and a function that builds the tree again from new leaves.
 
     >>> leaves, rebuild = flatten({"a": 1, "b": (2, None)})
     >>> leaves, rebuild([10, 20])
@@ -118,7 +118,7 @@ def flatten(tree: Tree) -> tuple[list[Any], Callable[[Sequence[Any]], Tree]]:
 
 
 def structure(tree: Tree) -> Any:
-    """What a tree is besides its leaves, to be compared and hashed.
+    """The structure of a tree without its leaves; it can be compared and hashed.
 
     >>> structure({"a": 1}) == structure({"a": 2}), structure([1]) == structure((1,))
     (True, False)
@@ -128,7 +128,7 @@ def structure(tree: Tree) -> Any:
 
 
 def leaf_names(tree: Tree, root: str = "") -> list[str]:
-    """One readable path a leaf, in the order of :func:`flatten`.
+    """A readable path for each leaf, in the order of :func:`flatten`.
 
     >>> leaf_names({"a": 1, "b": (2, 3)}, "x")
     ["x['a']", "x['b'][0]", "x['b'][1]"]
@@ -147,7 +147,7 @@ def prefix_leaves(prefix: Tree, tree: Tree, what: str) -> list[Any]:
     [0, 0, None]
     """
     _register_tensordicts()
-    # In the prefix None is a value; in the tree it is an empty node, as in `flatten`.
+    # None is a value in the prefix, and an empty node in the tree, as in `flatten`.
     leaves = optree.tree_leaves(tree, none_is_leaf=True, namespace=_NAMESPACE)
     try:
         values = optree.broadcast_prefix(prefix, tree, none_is_leaf=True, namespace=_NAMESPACE)
@@ -166,22 +166,3 @@ def tree_map(function: Callable[..., Any], tree: Tree, *rest: Tree) -> Tree:
     """
     _register_tensordicts()
     return optree.tree_map(function, tree, *rest, namespace=_NAMESPACE)
-
-
-def _leaf_stack(leaves: Sequence[Any], dim: int) -> Tensor:
-    return torch.stack([torch.as_tensor(leaf) for leaf in leaves], dim)
-
-
-def stack(trees: Sequence[Tree], dim: int = 0) -> Tree:
-    """Stack trees of one structure leaf by leaf along a new axis; numbers and arrays become tensors.
-
-    Raises:
-        StructureError: the trees differ in structure, or two leaves differ in shape.
-
-    >>> stack([{"a": 1.0}, {"a": 2.0}])
-    {'a': tensor([1., 2.])}
-    """
-    try:
-        return tree_map(lambda *leaves: _leaf_stack(leaves, dim), *trees)
-    except (ValueError, RuntimeError) as error:
-        raise StructureError(f"stack: the {len(trees)} trees do not fit together: {error}") from None

@@ -1,4 +1,4 @@
-"""In and out of TensorDicts: the lazy, only importer of tensordict in the core."""
+"""Params as TensorDicts and back; tensordict is imported only when it is needed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,10 @@ __all__ = ["as_flat_dict", "from_tensordict", "to_tensordict"]
 
 
 def as_flat_dict(params: Any, what: str = "params") -> dict[str, Any]:
-    """Params, or what else is named, as a plain flat dict: a dict as it is, a TensorDict by its dotted names."""
+    """Params as a plain flat dict: a dict itself, a mapping copied, a TensorDict with dotted names; else it raises.
+
+    ``what`` is the name of the argument, for the error.
+    """
     if type(params) is dict:
         return params  # pyright: ignore[reportUnknownVariableType]
     if is_tensordict(params):
@@ -34,11 +37,11 @@ def as_flat_dict(params: Any, what: str = "params") -> dict[str, Any]:
 def to_tensordict(params: Mapping[str, Tensor]) -> TensorDict:
     """Params as a nested TensorDict over the same tensors: ``{"0.weight": ...} -> td["0", "weight"]``.
 
-    Its batch size is ``[S]`` where all leaves have the same number of slots, else ``[]``.
-    ``pytorch.org/tensordict`` has the class.
+    Its batch size is ``[S]`` if all leaves have the same number of slots, else ``[]``. ``pytorch.org/tensordict``
+    documents the class.
 
     Raises:
-        StructureError: what is no dict of names to tensors.
+        StructureError: no dict from names to tensors.
 
     >>> to_tensordict({"0.weight": torch.zeros(3, 2)})["0", "weight"].shape
     torch.Size([3, 2])
@@ -56,6 +59,9 @@ def to_tensordict(params: Mapping[str, Tensor]) -> TensorDict:
 
 def from_tensordict(td: Any) -> dict[str, Tensor]:
     """A nested TensorDict as flat params over the same tensors; the inverse of :func:`to_tensordict`.
+
+    Raises:
+        StructureError: no TensorDict.
 
     >>> list(from_tensordict(to_tensordict({"0.weight": torch.zeros(3, 2)})))
     ['0.weight']

@@ -1,10 +1,18 @@
-"""All that the package takes from torch's private parts, or that differs between versions of torch.
+"""Every private name of torch that the package uses, and everything that differs between versions of torch.
 
-Each entry says what it is for, and what serves in its place where the name is missing. Those with a public path
-behind them lose nothing but speed, or what the entry says. The others are in every torch of the tested range
-(COMPATIBILITY.md); a torch without one fails here, most at import.
+When an upgrade of torch breaks something, it breaks here. By subject:
 
-Callers write ``_torch_compat.name`` at each use, so that tests can take the public paths.
+- Transforms of ``torch.func``: the parts of vmap, wrapped tensors, levels, autocast.
+- Dispatch modes and function modes: enter one in this thread only, leave all of them, count them.
+- ``torch.compile``: is it at work, break its graph, what it knows of a size.
+- Modules: hooks on all modules, weights of recurrent modules, weight norm.
+- Tensors, generators and operations: version counters, identities, schemas.
+
+Each entry says what it is for. "Public path" says what replaces the name where torch does not have it: only speed is
+lost then, or what the entry says. An entry with "no public path" is in every torch of the tested range
+(COMPATIBILITY.md). A torch without it fails here, in most cases at import.
+
+Callers write ``_torch_compat.name`` at each use, so that tests can switch to the public paths.
 """
 
 from __future__ import annotations
@@ -41,6 +49,7 @@ __all__ = [
     "generator_id",
     "graph_break",
     "hooked",
+    "in_proxy_tracer",
     "in_transform",
     "is_batched",
     "is_mapped",
@@ -49,14 +58,13 @@ __all__ = [
     "no_function_modes",
     "outside_transforms",
     "primitives",
-    "proxied",
     "randomness_of_maps",
     "read_flat_weights",
     "schema",
-    "set_aside",
+    "skip_python_dispatch",
     "statically_true",
     "storage_id",
-    "unwatched",
+    "suspended",
     "unwrapped",
     "version",
     "warn_of_fallback",
@@ -67,14 +75,14 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 _functorch: Any = torch._C._functorch  # pyright: ignore[reportAttributeAccessIssue]
 
 
-# --- vmap and its relatives ------------------------------------------------------------------------------
+# --- transforms of torch.func ----------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class Primitives:
-    """What ``torch.func.vmap`` calls itself: its checks and trees take 129 us a call, these take 5."""
+    """The functions under ``torch.func.vmap``. It takes 129 us a call with its checks and trees, these take 5."""
 
-    load: Callable[[], object]  # to be called once before the others
+    load: Callable[[], object]  # call it once before the others
     enter: Callable[[int, str], int]  # size, randomness -> level
     leave: Callable[[], object]
     add: Callable[[Tensor, int, int], Tensor]  # tensor, axis, level
@@ -98,12 +106,12 @@ def _find_primitives() -> Primitives | None:
         return None
 
 
-# Public path: None, and callers take torch.func.vmap.
+# Public path: None, and callers use torch.func.vmap.
 primitives: Primitives | None = _find_primitives()
 
-# Turns torch's warning at operations without a batching rule on or off, for the whole process; on is torch's
-# default, and it cannot be read. Public path: the warning shows. (warnings.catch_warnings is for the whole process
-# too, and threads that leave it in another order than they entered leave it changed.)
+# Turn torch's warning at operations without a batching rule on or off, for the whole process. It is on by default,
+# and cannot be read. Public path: the warning shows. (warnings.catch_warnings also acts on the whole process: when
+# threads do not leave it in the reverse order of entering, it stays changed.)
 warn_of_fallback: Callable[[bool], object] = getattr(_functorch, "_set_vmap_fallback_warning_enabled", lambda on: None)
 
 
@@ -115,12 +123,12 @@ def _has_no_storage(tensor: Tensor) -> bool:
     return False
 
 
-# Whether vmap maps this tensor. Public path: what wraps another tensor has no storage of its own.
+# Whether vmap maps this tensor. Public path: a tensor that wraps another one has no storage of its own.
 is_batched: Callable[[Tensor], bool] = getattr(_functorch, "is_batchedtensor", _has_no_storage)
 
 
 def unwrapped(tensor: Tensor) -> Tensor:
-    """What vmap and grad have wrapped: only it counts its writes. No public path."""
+    """The tensor inside the wrappers of vmap and grad: only it counts writes. No public path."""
     while _functorch.is_functorch_wrapped_tensor(tensor):
         tensor = _functorch.get_unwrapped(tensor)
     return tensor
@@ -141,14 +149,14 @@ def is_mapped(tensor: Tensor, level: int | None) -> bool:
 
 
 def data_of(tensor: Tensor) -> Tensor:
-    """``tensor.data``, also of a tensor that vmap maps, where torch refuses it. No public path."""
+    """``tensor.data``, also of a tensor that vmap maps, where torch raises an error. No public path."""
     if not _functorch.is_batchedtensor(tensor):
         return tensor.data
     level, axis = _functorch.maybe_get_level(tensor), _functorch.maybe_get_bdim(tensor)
     return _functorch._add_batch_dim(data_of(_functorch.get_unwrapped(tensor)), axis, level)
 
 
-# Whether autocast is on for any device. Public path: for those that this package was tried on.
+# Whether autocast is on for any device. Public path: only CPU and CUDA are checked.
 any_autocast: Callable[[], bool] = getattr(
     torch._C,
     "_is_any_autocast_enabled",
@@ -168,11 +176,11 @@ def randomness_of_maps() -> list[str]:
 
 
 def outside_transforms() -> AbstractContextManager[Any]:
-    """Inside, no transform of ``torch.func`` is active: new tensors belong to none. No public path."""
+    """Inside, no transform of ``torch.func`` is active, so new tensors belong to none. No public path."""
     return temporarily_clear_interpreter_stack()
 
 
-# --- dispatch modes --------------------------------------------------------------------------------------
+# --- dispatch modes and function modes -------------------------------------------------------------------
 
 
 def _private_modes() -> tuple[Any, Any, Any]:
@@ -191,8 +199,8 @@ def _no_mode() -> Any:
     return None
 
 
-# Put a dispatch mode on the thread's stack, take the top one off, look at it. Public path: push_mode and pop_mode
-# are None, top_mode finds nothing, and LocalMode is entered as torch has it.
+# The thread's stack of dispatch modes: push one, pop the top one, read the top one. Public path: push_mode and
+# pop_mode are None, top_mode returns None, and LocalMode is entered by torch's own method.
 push_mode: Callable[[TorchDispatchMode], object] | None
 pop_mode: Callable[[], object] | None
 top_mode: Callable[[], Any]
@@ -200,16 +208,16 @@ push_mode, pop_mode, top_mode = _private_modes()
 
 
 class LocalMode(TorchDispatchMode):
-    """A dispatch mode that is local to its thread in every respect.
+    """A dispatch mode that changes nothing outside of its thread.
 
-    The public ``__enter__`` also sets process-wide flags, saved and put back by each thread: of eight
-    threads that entered and left 3,000 times, one left them set for good, and torch.compile then skips
-    every frame without a word. Pushing the mode alone has no such effect.
+    The public ``__enter__`` also sets process-wide flags, which each thread saves and restores. With eight
+    threads that entered and left 3,000 times, the flags stayed set at the end. torch.compile then skips
+    every frame, without a message. Pushing the mode alone sets no flags.
     """
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        return False  # else the first call imports torch._dynamo: 1.4 s
+        return False  # otherwise the first call imports torch._dynamo, 1.4 s
 
     def __enter__(self) -> Self:
         if push_mode is None:
@@ -225,8 +233,8 @@ class LocalMode(TorchDispatchMode):
 
 
 @contextlib.contextmanager
-def set_aside(mode: LocalMode) -> Generator[None]:
-    """Inside, a mode that is the top one of this thread is off. Public path: it stays on."""
+def suspended(mode: LocalMode) -> Generator[None]:
+    """Inside, this mode is off, if it is the top one of the thread. Public path: it stays on."""
     if push_mode is None or pop_mode is None or top_mode() is not mode:
         yield
         return
@@ -237,18 +245,18 @@ def set_aside(mode: LocalMode) -> Generator[None]:
         push_mode(mode)
 
 
-# How many dispatch modes this thread is in: fake tensors and others that watch operations. No public path.
+# How many dispatch modes are on in this thread, fake tensors and tracers among them. No public path.
 dispatch_modes: Callable[[], int] = torch._C._len_torch_dispatch_stack
 
 
 def no_dispatch_modes() -> AbstractContextManager[Any]:
-    """Inside, no dispatch mode is on: fake tensors, tracers, recorders. No public path."""
+    """Inside, no dispatch mode is on: no fake tensors, no tracers. No public path."""
     return cast(Any, _python_dispatch)._disable_current_modes()
 
 
 @contextlib.contextmanager
 def no_function_modes() -> Generator[None]:
-    """Inside, no torch function mode is on but the innermost default device. No public path."""
+    """Inside, the only torch function mode is the innermost default device. No public path."""
     functions: Any = overrides
     modes = [functions._pop_mode() for _ in range(functions._len_torch_function_stack())]
     device = next((mode for mode in modes if isinstance(mode, DeviceContext)), None)
@@ -263,12 +271,13 @@ def no_function_modes() -> Generator[None]:
             functions._push_mode(mode)
 
 
-# Inside, no dispatch mode sees an operation: neither a recorder of ours nor a user's fake mode. No public path.
-unwatched: Callable[[], AbstractContextManager[Any]] = torch._C._DisableTorchDispatch  # pyright: ignore[reportAttributeAccessIssue]
+# Inside, no dispatch mode sees an operation: neither ours nor a user's fake mode. Cheaper than no_dispatch_modes.
+# No public path.
+skip_python_dispatch: Callable[[], AbstractContextManager[Any]] = torch._C._DisableTorchDispatch  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def proxied() -> bool:
-    """Whether ``make_fx`` or another tracer of that kind records the operations. No public path."""
+def in_proxy_tracer() -> bool:
+    """Whether ``make_fx`` or another tracer with proxy tensors records the operations. No public path."""
     return dispatch_modes() > 0 and get_proxy_mode() is not None
 
 
@@ -276,48 +285,48 @@ def proxied() -> bool:
 
 _eval_frame: Any = getattr(getattr(torch._C, "_dynamo", None), "eval_frame", None)
 
-# What runs at each call of this thread where torch.compile is at work; callable if it is. Public path: nothing, and
-# what is called after a break in the graph counts as eager.
+# Dynamo's callback for the frames of this thread; it is callable where torch.compile is at work. Public path: None,
+# so that a call after a break in the graph counts as eager.
 dynamo_callback: Callable[[], Any] = getattr(_eval_frame, "get_eval_frame_callback", _no_mode)
 
 
 def constant_result(function: _Function) -> _Function:
-    """Dynamo calls this function while it traces, and keeps what it returns.
+    """Dynamo calls this function while it traces, and treats the result as a constant.
 
-    As ``torch.compiler.assume_constant_result``, which sets the same attribute, and imports dynamo: 1.4 s.
+    ``torch.compiler.assume_constant_result`` sets the same attribute, but imports dynamo, 1.4 s.
     """
     cast(Any, function)._dynamo_marked_constant = True
     return function
 
 
 def is_static(size: Any) -> bool:
-    """Whether a trace knows the value of a size. No public path."""
+    """Whether a size has a known value in a trace. No public path."""
     from torch.fx.experimental.symbolic_shapes import has_static_value
 
     return has_static_value(size)
 
 
 def statically_true(condition: Any) -> bool:
-    """Whether a condition on sizes of a trace is known to hold, without a guard on it. No public path."""
-    from torch.fx.experimental.symbolic_shapes import statically_known_true  # imports sympy, as a trace did
+    """Whether a condition on sizes is known to hold in a trace. It adds no guard. No public path."""
+    from torch.fx.experimental.symbolic_shapes import statically_known_true  # imports sympy, as each trace does
 
     return statically_known_true(condition)
 
 
 def graph_break(why: str) -> None:
-    """Where dynamo traces: end the graph here, or raise under ``fullgraph=True``. No public path."""
+    """In a trace of dynamo: end the graph here, or raise under ``fullgraph=True``. No public path."""
     torch._dynamo.graph_break(msg=why)  # pyright: ignore[reportUnknownMemberType]
 
 
-# --- modules, tensors and operations ---------------------------------------------------------------------
+# --- modules ---------------------------------------------------------------------------------------------
 
 # The parametrization that torch.nn.utils.parametrizations.weight_norm registers.
 WeightNorm: type[nn.Module] = _WeightNorm
-# The operation that it computes.
+# The operation that this parametrization computes.
 weight_norm: Callable[..., Tensor] = torch._weight_norm  # pyright: ignore[reportPrivateImportUsage]
 
 
-# Hooks on all modules at once, as profilers and flop counters set them: the tables that nn.Module looks at in each
+# Hooks on all modules at once, as profilers and flop counters register them. nn.Module reads these tables in each
 # call. No public path.
 GLOBAL_HOOKS: tuple[dict[int, Any], ...] = (
     nn.modules.module._global_forward_pre_hooks,
@@ -328,41 +337,44 @@ GLOBAL_HOOKS: tuple[dict[int, Any], ...] = (
 
 
 def hooked() -> bool:
-    """Whether torch holds hooks for all modules, of ``nn.modules.module.register_module_forward_hook`` and others."""
+    """Whether there are hooks on all modules (``nn.modules.module.register_module_forward_hook`` and the like)."""
     return any(GLOBAL_HOOKS)
 
 
 def backward_hooked() -> bool:
-    """Whether a hook of all modules wants their gradients."""
+    """Whether there are backward hooks on all modules."""
     return bool(GLOBAL_HOOKS[2] or GLOBAL_HOOKS[3])
 
 
 def read_flat_weights(part: nn.RNNBase) -> None:
-    """Make a recurrent module read its weights: it keeps them in a list beside its parameters."""
+    """Make a recurrent module read its parameters again: it has a second list of them."""
     part._init_flat_weights()  # pyright: ignore[reportUnknownMemberType]
 
 
 def forget_flat_weights(part: nn.RNNBase) -> None:
-    """Empty that list, so that the module holds no tensor and reads its weights when they are set."""
+    """Empty that second list, so that the module holds no tensor, and reads its parameters when they are set."""
     part._flat_weights = [None] * len(part._flat_weights)
     cast(Any, part)._flat_weight_refs = [lambda: None] * len(part._flat_weights)
 
 
+# --- tensors, generators and operations ------------------------------------------------------------------
+
+
 def version(tensor: Tensor) -> int:
-    """How often a tensor was written to in place: what autograd checks before it uses what it saved."""
+    """How many times a tensor was written in place. Autograd checks it before it uses a saved tensor."""
     return tensor._version
 
 
 def storage_id(tensor: Tensor) -> int:
-    """One number a storage, also for storages without bytes, which all have the same ``data_ptr``."""
+    """A number for each storage. Empty storages have different ones too, though all have the same ``data_ptr``."""
     return tensor.untyped_storage()._cdata
 
 
 def generator_id(generator: torch.Generator) -> int:
-    """One number a generator: an operation sees another Python object each time that it is given one."""
+    """A number for each generator. (An operation sees a new Python object at each call.)"""
     return cast(Any, generator)._cdata
 
 
 def schema(operation: Any) -> Any:
-    """The arguments of an aten operation: names, defaults, what it writes to."""
+    """The schema of an aten operation: names and defaults of its arguments, and what it writes to."""
     return operation._schema

@@ -1,7 +1,7 @@
-"""One-agent networks that batch well: what to hand to :func:`functional_marl.network` as ``build``.
+"""Networks of one agent that batch well, for the argument ``build`` of :func:`functional_marl.network`.
 
-Each function returns a factory, so that ``fm.network(fm.nets.mlp(16, 64, 64, 4), n_agents=3)`` reads as
-one line. The modules are made of torch's own layers; the factories pickle.
+Each function returns a factory: ``fm.network(fm.nets.mlp(16, 64, 64, 4), n_agents=3)``. The modules are made of torch's
+own layers and operations. The factories can be pickled.
 """
 
 from __future__ import annotations
@@ -26,7 +26,11 @@ Activation = Callable[[], nn.Module]
 
 
 def _check_activation(where: str, activation: Any) -> None:
-    """Refuse what can be seen to build no module, without a call: a builder may draw."""
+    """Check without a call that ``activation`` can build a module: a call might use random numbers.
+
+    Raises:
+        StructureError: a module that is built already, a function of tensors, or nothing that can be called.
+    """
     builds = issubclass(activation, nn.Module) if isinstance(activation, type) else callable(activation)
     if not builds or isinstance(activation, nn.Module | BuiltinFunctionType):
         raise StructureError(
@@ -36,7 +40,11 @@ def _check_activation(where: str, activation: Any) -> None:
 
 
 def _as_ints(values: Any, what: str, least: int) -> tuple[int, ...]:
-    """One int a layer, or for each axis: a list or tuple."""
+    """A list or tuple of ints as a tuple.
+
+    Raises:
+        StructureError: something else, or an int below ``least``.
+    """
     if not is_list(values):
         raise StructureError(f"{what}: expected a list of ints, got {shown(values)}")
     return tuple(as_index(value, what, least) for value in values)
@@ -46,7 +54,7 @@ def mlp(*sizes: int, activation: Activation = nn.Tanh) -> Callable[[], nn.Module
     """A multi-layer perceptron over the last axis: ``[*B, sizes[0]] -> [*B, sizes[-1]]``.
 
     Raises:
-        StructureError: fewer than two sizes, one that is not a positive int, or an ``activation`` that builds no
+        StructureError: fewer than two sizes; a size that is not a positive int; an ``activation`` that builds no
             module (a name, a function of tensors, a module that is built already).
 
     >>> mlp(4, 8, 2)()
@@ -80,11 +88,13 @@ def convnet(
 ) -> Callable[[], nn.Module]:
     """Two-dimensional convolutions, then flat features: ``[*B, C, H, W] -> [*B, F]``, any batch axes.
 
-    ``channels`` are those of the input and of every layer; ``kernel``, ``stride`` and ``padding`` are ints
-    or one a layer.
+    Args:
+        channels: the channels of the input, then of every layer.
+        kernel, stride, padding: one int for all layers, or a list with an int or a pair of ints for each layer.
+        activation: a module class, or a function that builds a module; it stands behind every convolution.
 
     Raises:
-        StructureError: fewer than two channel counts, what is no int, a list of another length, or an
+        StructureError: fewer than two channel counts; a value that is not an int; a list of another length; an
             ``activation`` that builds no module.
 
     >>> convnet([3, 8, 8])()(torch.zeros(5, 3, 9, 9)).shape
@@ -104,7 +114,11 @@ def convnet(
 
 
 def _each_layer(value: Any, n: int, what: str, least: int) -> tuple[Any, ...]:
-    """An int for all layers, or one int, or pair of ints, for each of ``n``."""
+    """One int for all ``n`` layers, or an int or a pair of ints for each: as a tuple of ``n``.
+
+    Raises:
+        StructureError: another length, or a value that is not an int.
+    """
     what = f"convnet: {what}"
     if not is_list(value):
         return (as_index(value, what, least),) * n
@@ -147,8 +161,8 @@ class ConvNet(nn.Module):
 def gru(inputs: int, hidden: int) -> Callable[[], nn.Module]:
     """A GRU over time (Cho et al. 2014, arXiv:1406.1078): see :class:`GRU`.
 
-    An agent sees ``[*B, T, F]`` and a state ``[*B, H]``: agents go behind the batch, ``agent_dim=1`` for inputs
-    ``[B, n, T, F]`` and states ``[B, n, H]``.
+    One agent sees inputs ``[*B, T, F]`` and a state ``[*B, H]``. The agents' axis stands behind the batch axes: use
+    ``agent_dim=1`` for inputs ``[B, n, T, F]`` and states ``[B, n, H]``.
 
     Raises:
         StructureError: a size that is not a positive int.
@@ -174,7 +188,7 @@ def lstm(inputs: int, hidden: int) -> Callable[[], nn.Module]:
 
 
 class _Recurrent(nn.Module):
-    """Weights of one recurrent layer under torch's names and with torch's initialisation."""
+    """The weights of one recurrent layer, with torch's names and torch's initialisation."""
 
     def __init__(self, inputs: int, hidden: int, gates: int) -> None:
         super().__init__()
@@ -186,7 +200,7 @@ class _Recurrent(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Uniform in plus or minus one over the root of the hidden size, as torch's recurrent layers."""
+        """Uniform between minus and plus ``hidden ** -0.5``, as in torch's recurrent layers."""
         for parameter in self.parameters():
             nn.init.uniform_(parameter, -(self.hidden**-0.5), self.hidden**-0.5)
 
@@ -195,18 +209,18 @@ class _Recurrent(nn.Module):
         return f"{self.inputs}, {self.hidden}"
 
 
-def starts(x: Tensor, reset: Tensor | None) -> list[Tensor | None]:
-    """What multiplies the state ahead of each of ``T`` steps: ``[*B, 1]``, 0 where an episode starts, else 1."""
+def state_factors(x: Tensor, reset: Tensor | None) -> list[Tensor | None]:
+    """Factors for the state before each of ``T`` steps: ``[*B, 1]``, 0 where an episode starts, else 1; None for 1."""
     if reset is None:
         return [None] * x.shape[-2]
     return list((~reset.bool()).to(x.dtype).unsqueeze(-1).unbind(-2))
 
 
 def _check_recurrent(x: Any, states: Sequence[tuple[str, Any]], reset: Any, inputs: int, hidden: int) -> None:
-    """Check what a recurrent net is called with: ``x: [*B, T, F]``, states ``[*B, H]``, ``reset: [*B, T]``.
+    """Check the inputs of a recurrent network: ``x: [*B, T, F]``, states ``[*B, H]``, ``reset: [*B, T]``.
 
     Raises:
-        StructureError: another shape, or what is no tensor.
+        StructureError: another shape, or an input that is not a tensor.
     """
     if not isinstance(x, Tensor) or x.ndim < 2 or x.shape[-1] != inputs:
         raise StructureError(f"x: expected a tensor [*B, T, {inputs}], got {shown(x)}")
@@ -223,7 +237,7 @@ def _check_recurrent(x: Any, states: Sequence[tuple[str, Any]], reset: Any, inpu
 
 
 def _fits(tensor: Any, full: Sequence[int], x: Tensor) -> bool:
-    """Whether it is a tensor where ``x`` is, of that last axis, that broadcasts to the full shape."""
+    """Whether it is a tensor on the device of ``x`` that broadcasts to the full shape, with the full last axis."""
     if not isinstance(tensor, Tensor) or tensor.device != x.device:
         return False
     shape = tensor.shape
@@ -237,7 +251,7 @@ def gru_step(from_x: Tensor, from_h: Tensor, h: Tensor) -> Tensor:
     size = h.shape[-1]
     reset, update = torch.sigmoid(from_x[..., : 2 * size] + from_h[..., : 2 * size]).chunk(2, -1)
     new = torch.tanh(torch.addcmul(from_x[..., 2 * size :], reset, from_h[..., 2 * size :]))
-    # Under autocast gates have a lower dtype than the state, which keeps its own.
+    # Under autocast the gates have a lower dtype than the state. The state keeps its dtype.
     return torch.lerp(new.to(h.dtype), h, update.to(h.dtype))
 
 
@@ -249,35 +263,35 @@ def lstm_step(gates: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def gru_scan(
-    from_x: Tensor, h: Tensor, keeps: Sequence[Tensor | None], recurrent: Callable[[Tensor], Tensor]
+    from_x: Tensor, h: Tensor, factors: Sequence[Tensor | None], recurrent: Callable[[Tensor], Tensor]
 ) -> tuple[Tensor, Tensor]:
     """All steps: ``from_x: [*B, T, 3 H]``, ``h: [*B, H]`` to ``([*B, T, H], [*B, H])``."""
     outputs: list[Tensor] = []
-    for gates, keep in zip(from_x.unbind(-2), keeps, strict=True):
-        h = h if keep is None else h * keep
+    for gates, factor in zip(from_x.unbind(-2), factors, strict=True):
+        h = h if factor is None else h * factor
         h = gru_step(gates, recurrent(h), h)
         outputs.append(h)
     return torch.stack(outputs, -2), h
 
 
 def lstm_scan(
-    from_x: Tensor, h: Tensor, c: Tensor, keeps: Sequence[Tensor | None], recurrent: Callable[[Tensor], Tensor]
+    from_x: Tensor, h: Tensor, c: Tensor, factors: Sequence[Tensor | None], recurrent: Callable[[Tensor], Tensor]
 ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
     """All steps: ``from_x: [*B, T, 4 H]``, ``h`` and ``c: [*B, H]`` to ``([*B, T, H], (h, c))``."""
     outputs: list[Tensor] = []
-    for gates, keep in zip(from_x.unbind(-2), keeps, strict=True):
-        h, c = (h, c) if keep is None else (h * keep, c * keep)
+    for gates, factor in zip(from_x.unbind(-2), factors, strict=True):
+        h, c = (h, c) if factor is None else (h * factor, c * factor)
         h, c = lstm_step(gates + recurrent(h), c)
         outputs.append(h)
     return torch.stack(outputs, -2), (h, c)
 
 
 class GRU(_Recurrent):
-    """A GRU layer with time ahead of the features, written in batched matrix products.
+    """A GRU layer over ``[*B, T, F]``, written in matrix products.
 
-    ``x: [*B, T, F]``, ``h: [*B, H]`` (zeros by default), ``reset: [*B, T]`` (true where an episode starts:
-    the state is zeroed ahead of that step) ``-> (outputs [*B, T, H], h [*B, H])``. The equations and
-    weights are those of ``torch.nn.GRU``, which ``torch.func.vmap`` cannot map.
+    ``x: [*B, T, F]``, ``h: [*B, H]`` (zeros by default), ``reset: [*B, T]`` ``-> (outputs [*B, T, H], h [*B, H])``.
+    Where ``reset`` is true an episode starts: the state becomes zero before that step. Equations and weights are those
+    of ``torch.nn.GRU``, which ``torch.func.vmap`` cannot batch.
 
     >>> GRU(4, 8)
     GRU(4, 8)
@@ -287,18 +301,19 @@ class GRU(_Recurrent):
         super().__init__(inputs, hidden, 3)
 
     def forward(self, x: Tensor, h: Tensor | None = None, reset: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Run over all steps."""
+        """Compute all time steps."""
         _check_recurrent(x, [] if h is None else [("h", h)], reset, self.inputs, self.hidden)
         h = x.new_zeros(*x.shape[:-2], self.hidden) if h is None else h
-        from_x = F.linear(x, self.weight_ih, self.bias_ih)  # the inputs of all steps in one product
-        return gru_scan(from_x, h, starts(x, reset), lambda h: F.linear(h, self.weight_hh, self.bias_hh))
+        from_x = F.linear(x, self.weight_ih, self.bias_ih)  # all time steps in one product
+        return gru_scan(from_x, h, state_factors(x, reset), lambda h: F.linear(h, self.weight_hh, self.bias_hh))
 
 
 class LSTM(_Recurrent):
-    """An LSTM layer with time ahead of the features, written in batched matrix products.
+    """An LSTM layer over ``[*B, T, F]``, written in matrix products.
 
     ``x: [*B, T, F]``, ``state: (h, c)`` of ``[*B, H]`` each (zeros by default), ``reset: [*B, T]`` ``->
-    (outputs [*B, T, H], (h, c))``. The equations and weights are those of ``torch.nn.LSTM``.
+    (outputs [*B, T, H], (h, c))``. Where ``reset`` is true an episode starts: the state becomes zero before that step.
+    Equations and weights are those of ``torch.nn.LSTM``, which ``torch.func.vmap`` cannot batch.
 
     >>> LSTM(4, 8)
     LSTM(4, 8)
@@ -310,7 +325,7 @@ class LSTM(_Recurrent):
     def forward(
         self, x: Tensor, state: tuple[Tensor, Tensor] | None = None, reset: Tensor | None = None
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """Run over all steps."""
+        """Compute all time steps."""
         if state is not None and (not isinstance(state, tuple | list) or len(state) != 2):  # pyright: ignore
             raise StructureError(f"state: expected a pair (h, c), got {shown(state)}")
         _check_recurrent(
@@ -323,4 +338,4 @@ class LSTM(_Recurrent):
         zeros = x.new_zeros(*x.shape[:-2], self.hidden)
         h, c = (zeros, zeros) if state is None else state
         from_x = F.linear(x, self.weight_ih, self.bias_ih)
-        return lstm_scan(from_x, h, c, starts(x, reset), lambda h: F.linear(h, self.weight_hh, self.bias_hh))
+        return lstm_scan(from_x, h, c, state_factors(x, reset), lambda h: F.linear(h, self.weight_hh, self.bias_hh))

@@ -1,10 +1,10 @@
-"""Keys and keyed draws: counter-based random numbers without any global generator.
+"""Keys, and random numbers from keys: counter-based, without any global generator.
 
 A key is an int64 tensor of shape ``[2]`` that holds two 32-bit words, as in JAX. The generator is
-Philox4x32-10 (Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011) written
-in plain integer operations, so that it runs on every device, under ``vmap``, ``torch.compile`` and
-``torch.export``, with equal bits everywhere. :func:`philox4x32` is the one place to change should torch's
-own kernels (``torch.func._random``) come to the CPU.
+Philox4x32-10 (Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011) in plain
+integer operations. It therefore runs on every device, under ``vmap``, ``torch.compile`` and ``torch.export``,
+with the same bits everywhere. If torch's own kernels (``torch.func._random``) come to the CPU, only
+:func:`philox4x32` changes.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ __all__ = ["Key", "as_key", "bernoulli", "fold_in", "key", "normal", "philox4x32
 
 Key = Tensor | int
 _MASK = 0xFFFFFFFF
-# The last counter word keeps the uses of one key apart: children never equal draws.
-_CHILD, _DRAW = 0, 1
-# More bits than a dtype holds would round up to 1.
+# The last counter word separates the uses of a key: its children never equal its samples.
+_CHILD, _SAMPLE = 0, 1
+# Random bits for each dtype: with more bits than it holds, a number could be rounded up to 1.
 _BITS = {torch.float32: 24, torch.float64: 53, torch.float16: 11, torch.bfloat16: 8}
 
 
@@ -48,8 +48,8 @@ def philox4x32(key: Tensor, counter: tuple[Any, Any, Any, Any]) -> tuple[Tensor,
     k0, k1 = key[..., 0:1], key[..., 1:2]
     c0, c1, c2, c3 = (_as_word(word, "counter") for word in counter)
     for round_ in range(10):
-        # The product wraps modulo 2**64, which keeps every bit; `>> 32` fills with the sign, so the upper
-        # half of c0 and c2 is masked. c1 and c3 are only xored and are masked there.
+        # The product wraps modulo 2**64, which keeps all bits. `>> 32` copies the sign bit, so the upper half
+        # of c0 and c2 is masked. c1 and c3 enter a xor only, and are masked there.
         p0, p1 = c0 * 0xD2511F53, c2 * 0xCD9E8D57
         r0, r1 = (k0 + round_ * 0x9E3779B9) & _MASK, (k1 + round_ * 0xBB67AE85) & _MASK
         c0, c1 = ((p1 >> 32) ^ c1 ^ r0) & _MASK, p1 & _MASK
@@ -58,7 +58,7 @@ def philox4x32(key: Tensor, counter: tuple[Any, Any, Any, Any]) -> tuple[Tensor,
 
 
 def _as_word(word: Any, what: str) -> int | Tensor:
-    """A word of the counter; narrower integers would overflow."""
+    """A word of the counter, as int64: narrower integers would overflow."""
     if not isinstance(word, Tensor):
         return as_index(word, what, 0)
     if word.dtype != torch.int64:
@@ -67,7 +67,7 @@ def _as_word(word: Any, what: str) -> int | Tensor:
 
 
 def _as_probability(p: Any) -> float:
-    if not isinstance(p, float):  # also numpy's numbers, but no text and no bool
+    if not isinstance(p, float):  # numpy's numbers too, but no strings and no bools
         known = hasattr(p, "__float__") and not is_bool(p) and not getattr(p, "shape", ())
         p = float(p) if known else math.nan
     if not 0 <= p <= 1:
@@ -75,7 +75,7 @@ def _as_probability(p: Any) -> float:
     return p
 
 
-def _as_draws(dtype: Any) -> torch.dtype:
+def _as_float_dtype(dtype: Any) -> torch.dtype:
     if not isinstance(dtype, torch.dtype) or dtype not in _BITS:
         raise StructureError(f"dtype: expected one of {', '.join(map(str, _BITS))}, got {shown(dtype)}")
     return dtype
@@ -90,10 +90,10 @@ def key(seed: int) -> Tensor:
     >>> key(7)
     tensor([0, 7])
     """
-    return _of_seed(seed, "seed")
+    return _key_of_seed(seed, "seed")
 
 
-def _of_seed(seed: Any, what: str) -> Tensor:
+def _key_of_seed(seed: Any, what: str) -> Tensor:
     seed = as_index(seed, what, hint="; keys are ints, or tensors from fm.key(seed)" if what == "key" else "")
     if not -(2**63) <= seed < 2**64:
         raise StructureError(f"{what}: expected an int of at most 64 bits, got {seed}")
@@ -110,7 +110,7 @@ def as_key(given: Key, batch: bool = False) -> Tensor:
     tensor([0, 7])
     """
     if not isinstance(given, Tensor):
-        return _of_seed(given, "key")
+        return _key_of_seed(given, "key")
     good = given.ndim >= 1 if as_flag(batch, "batch") else given.ndim == 1
     if given.dtype != torch.int64 or not good or given.shape[-1] != 2:
         shape = "[*P, 2]" if batch else "[2]"
@@ -122,7 +122,7 @@ def as_key(given: Key, batch: bool = False) -> Tensor:
 
 
 def split(key: Key, n: int = 2) -> Tensor:
-    """``n`` new keys, ``[n, *P, 2]`` for a key ``[*P, 2]``; the first of them do not depend on ``n``.
+    """``n`` new keys, ``[n, *P, 2]`` for a key ``[*P, 2]``. A larger ``n`` adds keys and changes none.
 
     Equivalent to ``torch.stack([fold_in(key, i) for i in range(n)])``. As ``jax.random.split``.
 
@@ -162,13 +162,13 @@ def fold_in(key: Key, data: int | Tensor) -> Tensor:
         data = as_index(data, "fold_in: data")
         if not -(2**63) <= data < 2**64:
             raise StructureError(f"fold_in: data: expected an int of at most 64 bits or an integer scalar, got {data}")
-        # the upper half of the unsigned numbers is stored as negative ones: the same 64 bits
+        # int64 holds the unsigned numbers from 2**63 as negative ones, with the same 64 bits
         number = torch.tensor([data - 2**64 if data >= 2**63 else data], device=parent.device)
     words = philox4x32(parent, (number & _MASK, (number >> 32) & _MASK, 0, _CHILD))
     return torch.cat(words[:2], -1)
 
 
-def words(key: Tensor, n: int, site: int = 0, agent: int | Tensor = 0) -> Tensor:
+def _words(key: Tensor, n: int, site: int = 0, agent: int | Tensor = 0) -> Tensor:
     """``n`` random 32-bit words from the stream ``(site, agent)`` of a key ``[2]``: ``[n]`` int64.
 
     For agents ``[k, 1]`` the words of each of their streams, ``[k, n]``.
@@ -179,8 +179,8 @@ def words(key: Tensor, n: int, site: int = 0, agent: int | Tensor = 0) -> Tensor
         if agent.is_meta and not key.is_meta:
             raise StructureError("agent: expected a tensor with numbers, got one on the meta device")
         agent = agent.to(key.device)
-    # four words a block: [..., n / 4, 4] -> [..., n]
-    return torch.stack(philox4x32(key, (block, _as_word(site, "site"), agent, _DRAW)), -1).flatten(-2)[..., :n]
+    # each block has four words: [..., n / 4, 4] -> [..., n]
+    return torch.stack(philox4x32(key, (block, _as_word(site, "site"), agent, _SAMPLE)), -1).flatten(-2)[..., :n]
 
 
 def bernoulli(key: Key, p: float, shape: tuple[int, ...], site: int = 0, agent: int | Tensor = 0) -> Tensor:
@@ -188,7 +188,7 @@ def bernoulli(key: Key, p: float, shape: tuple[int, ...], site: int = 0, agent: 
 
     For agents ``[k, 1]`` those of each of their streams, ``[k, *shape]``.
 
-    Two draws of 16 bits come from a word; the choice is part of the contract, for it fixes the bits.
+    Each word gives two samples of 16 bits. That is part of the contract: it determines the bits.
 
     Raises:
         StructureError: a bad key, a ``p`` outside ``[0, 1]``, or no shape.
@@ -198,13 +198,13 @@ def bernoulli(key: Key, p: float, shape: tuple[int, ...], site: int = 0, agent: 
     """
     shape, p = as_shape(shape, "shape"), _as_probability(p)
     n = math.prod(shape)
-    word = words(as_key(key), (n + 1) // 2, site, agent)
+    word = _words(as_key(key), (n + 1) // 2, site, agent)
     halves = torch.stack((word & 0xFFFF, word >> 16), -1).flatten(-2)[..., :n]
     return (halves < round(p * 65536)).view((*word.shape[:-1], *shape))
 
 
 def uniform(key: Key, shape: tuple[int, ...] = (), dtype: torch.dtype = torch.float32) -> Tensor:
-    """Uniform draws of a shape in ``[0, 1)``, as many bits each as the dtype holds (24 for float32).
+    """Uniform samples of a shape in ``[0, 1)``, each with as many bits as the dtype holds (24 for float32).
 
     Raises:
         StructureError: a bad key, no shape, or a dtype other than torch's four common floats.
@@ -213,16 +213,16 @@ def uniform(key: Key, shape: tuple[int, ...] = (), dtype: torch.dtype = torch.fl
     True
     """
     shape = as_shape(shape, "shape")
-    n, dtype = math.prod(shape), _as_draws(dtype)
+    n, dtype = math.prod(shape), _as_float_dtype(dtype)
     if dtype == torch.float64:
-        word = words(as_key(key), 2 * n)
+        word = _words(as_key(key), 2 * n)
         return (((word[:n] >> 6) * 2**27 + (word[n:] >> 5)).double() * 2.0**-53).view(shape)
     bits = _BITS[dtype]
-    return ((words(as_key(key), n) >> (32 - bits)).float() * 2.0**-bits).to(dtype).view(shape)
+    return ((_words(as_key(key), n) >> (32 - bits)).float() * 2.0**-bits).to(dtype).view(shape)
 
 
 def normal(key: Key, shape: tuple[int, ...] = (), dtype: torch.dtype = torch.float32) -> Tensor:
-    """Standard normal draws of a shape (Box and Muller, 1958).
+    """Standard normal samples of a shape (Box and Muller, 1958).
 
     Raises:
         StructureError: as :func:`uniform`.
@@ -230,8 +230,8 @@ def normal(key: Key, shape: tuple[int, ...] = (), dtype: torch.dtype = torch.flo
     >>> abs(float(normal(key(0), (10_000,)).mean())) < 0.05
     True
     """
-    shape, dtype = as_shape(shape, "shape"), _as_draws(dtype)
+    shape, dtype = as_shape(shape, "shape"), _as_float_dtype(dtype)
     working = torch.float64 if dtype == torch.float64 else torch.float32
     radius, angle = uniform(key, (2, math.prod(shape)), working)
-    draws = torch.sqrt(-2.0 * torch.log1p(-radius)) * torch.cos(2.0 * math.pi * angle)
-    return draws.to(dtype).view(shape)
+    samples = torch.sqrt(-2.0 * torch.log1p(-radius)) * torch.cos(2.0 * math.pi * angle)
+    return samples.to(dtype).view(shape)

@@ -11,8 +11,7 @@ from torch import Tensor
 
 import functional_marl as fm
 from functional_marl._layout.inputs import place_inputs
-from functional_marl._parameters import Params
-from functional_marl._pytrees import Tree, tree_map
+from functional_marl._pytrees import Params, Tree, tree_map
 from functional_marl._sharing import Sharing
 from functional_marl.laws import Law, laws
 from functional_marl.laws.subject import Ops
@@ -86,7 +85,7 @@ def applied(
 
 def slots(change: Callable[[Sharing], Sequence[int]]) -> Callable[[fm.Network], fm.Network]:
     """Networks whose agents use other slots."""
-    return lambda net: net.replace(sharing={k: Sharing(change(s), s.n_slots) for k, s in net.spec.items()})
+    return lambda net: net.replace(sharing={k: Sharing(change(s), s.n_slots) for k, s in net.sharing_spec.items()})
 
 
 def next_slot(sharing: Sharing) -> list[int]:
@@ -104,7 +103,7 @@ def index_leaks(leaf: Tensor, dim: int) -> Tensor:
 
 
 def shared(net: fm.Network, train: bool = True) -> bool:
-    return all(sharing.is_shared for sharing in net.spec.values())
+    return all(sharing.is_shared for sharing in net.sharing_spec.values())
 
 
 def by_agent(change: Callable[[int, Tensor, int], Tensor]) -> Op:

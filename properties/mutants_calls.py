@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 import functional_marl as fm
-from functional_marl._parameters import Params
-from functional_marl._pytrees import Tree, flatten, tree_map
+from functional_marl._pytrees import Params, Tree, flatten, tree_map
 from functional_marl.laws import laws
 from properties.mutants import applied, mutant, next_slot, shared, slots
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import functional_marl as fm
-from functional_marl._parameters import Params
+from functional_marl._pytrees import Params
 from functional_marl.laws import laws
 from functional_marl.laws.subject import Ops
 from properties.mutants import mutant
@@ -85,7 +85,7 @@ def converted(change: Any) -> Any:
 
 def without_buffers(new: dict[str, Any], module: Any) -> dict[str, Any]:
     kept = {name: leaf.clone() for name, leaf in module.state_dict().items()}
-    return {name: kept[name] if name.split(".", 1)[1] in module._layout.buffers else new[name] for name in new}
+    return {name: kept[name] if name.split(".", 1)[1] in module._store.names.buffers else new[name] for name in new}
 
 
 def flipped(new: dict[str, Any], module: Any) -> dict[str, Any]:
@@ -225,8 +225,10 @@ def frozen(module: Any) -> None:
 
 def new_parameters(module: Any) -> None:
     """An optimizer that was created before holds the old ones."""
-    leaves = {name: nn.Parameter(leaf.detach().clone()) for name, leaf in module._live()[0].items()}
-    module._place({**module._leaves(), **leaves})
+    leaves = {
+        name: nn.Parameter(leaf.detach().clone()) for name, leaf in module._store.live(module._modules)[0].items()
+    }
+    module._store.place(module._modules, {**module._store.leaves(module._modules), **leaves})
 
 
 def lazy_mask(kind: str, n_agents: int, lazy: bool, **words: Any) -> Any:

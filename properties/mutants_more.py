@@ -10,8 +10,7 @@ from torch import Tensor
 
 import functional_marl as fm
 from functional_marl._lowering import dense
-from functional_marl._parameters import Params
-from functional_marl._pytrees import Tree, tree_map
+from functional_marl._pytrees import Params, Tree, tree_map
 from functional_marl._sharing import Sharing
 from functional_marl.laws import laws
 from properties.mutants import Op, applied, index_leaks, late_boundary, mutant, next_slot, slots

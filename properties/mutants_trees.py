@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 import functional_marl as fm
-from functional_marl._parameters import Merge, Params
+from functional_marl._parameters import Merge
+from functional_marl._pytrees import Params
 from functional_marl._sharing import Sharing, resolve
 from functional_marl.laws import laws
 from properties.mutants import Op, applied, late_boundary, mutant
@@ -93,7 +94,7 @@ def merged(fold: Callable[[Tensor], Tensor], members: Callable[[list[int]], list
         new, out = fm.reshare(net, params, sharing, merge=merge)
         if merge == "mean":
             for name, leaf in out.items():
-                trees, slots = fm.unstack_agents(net, params), new.spec[name]
+                trees, slots = fm.unstack_agents(net, params), new.sharing_spec[name]
                 for slot in range(slots.n_slots):
                     agents = [i % net.n_agents for i in members(list(slots.members(slot)))]
                     rows = torch.stack([trees[i][name] for i in agents])
@@ -182,7 +183,7 @@ def lazy_reshare(net: fm.Network, params: Params, sharing: Any, **how: Any) -> A
 
 def kept_state(net: fm.Network, key: Any = None, **how: Any) -> Params:
     kept = net.module_spec.__dict__.setdefault("a mutant's state", {})
-    at = str((key, net.spec))
+    at = str((key, net.sharing_spec))
     if at not in kept:
         kept[at] = fm.init_state(net, key, **how)
     return kept[at]
@@ -208,7 +209,7 @@ def _holding(net: fm.Network, params: Params, agent: int, state: Params | None) 
 
 def untied(net: fm.Network, key: Any, **how: Any) -> Params:
     params = fm.init_params(net, key, **how)
-    return params | {alias: params[name].clone() for alias, name in net.module_spec.param_aliases.items()}
+    return params | {alias: params[name].clone() for alias, name in net.module_spec.aliases.items() if name in params}
 
 
 def one_an_agent(net: fm.Network, key: Any, **how: Any) -> Params:

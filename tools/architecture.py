@@ -62,7 +62,7 @@ def table() -> str:
 # --- the picture -------------------------------------------------------------------------------------------
 
 BOX, ROW = (1.62, 0.46), 0.78  # width and height of a box, and the distance of two rows, in inches
-IN_A_ROW = 4  # boxes of the lowest layer
+IN_A_ROW = 5  # boxes of the lowest layer
 LANE, LABEL = 0.22, 1.6  # the width that an arrow takes that passes a row, and that of the layers' names
 COLORS = ("#E8EEF7", "#E6F3EC", "#FBF1DF", "#F7E9EE", "#EDEAF6", "#EAF4F6", "#F3F3EC")
 Stop = tuple[str, str, int]  # a box in a row, (name, "", row), or a lane for an arrow that passes it, (from, to, row)

@@ -15,12 +15,22 @@ PACKAGE = Path(__file__).resolve().parent.parent / "functional_marl"
 # The layers from bottom to top. A top-level module or package imports from those before it, in this order, and from
 # nothing else. The last, "", is the package itself with its public names; nothing imports it.
 LAYERS: dict[str, list[str]] = {
-    "foundations": ["_torch_compat", "_errors", "_arguments", "random", "_sharing", "_pytrees", "_clean_context"],
+    "foundations": [
+        "_torch_compat",
+        "_errors",
+        "_arguments",
+        "random",
+        "_name_patterns",
+        "_sharing",
+        "_pytrees",
+        "_clean_context",
+        "_slots",
+    ],
     "one agent's module": ["_randomness", "nets", "_module"],
-    "how it is evaluated": ["_layout", "_lowering"],
-    "the network": ["_merging", "_network", "_tensordict", "_checks", "_init_params", "_parameters"],
-    "a call": ["_strategies", "_apply", "_groups"],
-    "built on it": ["nn", "laws", ""],
+    "evaluation": ["_layout", "_lowering", "_network_settings", "_strategies"],
+    "networks and parameters": ["_network", "_tensordict", "_checks", "_init_params", "_init_state", "_parameters"],
+    "calls": ["_apply", "_tabulate", "_groups"],
+    "for users": ["nn", "laws", ""],
 }
 ORDER = [name for names in LAYERS.values() for name in names]
 

@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 from torch.testing._internal.common_methods_invocations import op_db
 from torch.utils import _pytree as pytree
 
-from functional_marl._randomness.keyed_dropout import is_random
+from functional_marl._randomness.random_ops import is_random_op
 from functional_marl._strategies import vmap_faults as faults
 from functional_marl._torch_compat import LocalMode
 
@@ -41,7 +41,7 @@ class Random(LocalMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run the operation."""
-        if is_random(func, args, kwargs or {}):
+        if is_random_op(func, args, kwargs or {}):
             raise NoCase
         return func(*args, **(kwargs or {}))
 

@@ -1,1 +1,1 @@
-"""Groups of agents: who is in which group, and data by group."""
+"""Groups of agents: which agents form which group, data by group, and one network for each group."""

@@ -1,47 +1,29 @@
-"""The way of data into groups of agents and out again, and one network for each group.
+"""Data stacked by group, and back: from one entry for each agent to one for each group.
 
-A group map (:mod:`functional_marl.grouping`) says which agents form a group. Data keyed by agent are stacked,
-so that one network evaluates all agents of a group in one call; what comes out is keyed by agent again.
+A group map (:func:`functional_marl.group_map`) defines which agents form a group. The data of its agents are
+stacked, so that one network evaluates all of them in one call. Its outputs are then split by agent again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from functional_marl import _pytrees as trees
-from functional_marl._apply import apply
-from functional_marl._arguments import as_flag, as_index, shown
+from functional_marl._arguments import as_flag, as_index
 from functional_marl._errors import GroupingError, StructureError
-from functional_marl._groups.group_map import as_groups, check_group_map, quote
-from functional_marl._network import Network
-from functional_marl._pytrees import Tree
-from functional_marl.random import Key, fold_in
+from functional_marl._groups.checks import as_groups, check_group_map, check_keys, quote
+from functional_marl._pytrees import Tree, flatten, is_tensordict, leaf_names, tree_map
 
-__all__ = ["apply_groups", "group_agents", "ungroup_agents"]
-
-
-def _check_keys(what: str, kind: str, given: Any, wanted: Iterable[str], fix: str) -> None:
-    """Raise unless the mapping or TensorDict ``given`` has exactly the keys ``wanted``."""
-    if not hasattr(given, "keys"):
-        raise GroupingError(f"{what}: expected a mapping from {kind} to tree, got {type(given).__name__}; {fix}")
-    expected, got = dict.fromkeys(wanted), dict.fromkeys(given.keys())
-    if expected.keys() != got.keys():
-        missing = quote(key for key in expected if key not in got)
-        extra = quote(key for key in got if key not in expected)
-        raise GroupingError(
-            f"{what}: expected the {kind}s {quote(expected)}, got {quote(got) or 'none'}"
-            f" (missing: {missing or 'none'}; extra: {extra or 'none'}); {fix}"
-        )
+__all__ = ["group_agents", "ungroup_agents"]
 
 
 def _check_data(
     groups: Mapping[str, Sequence[str]], batch_dims: int, squeeze_singletons: bool
 ) -> tuple[list[str], int, bool]:
-    """All agents of a group map, after checking that the map is a partition of them; and the checked settings."""
+    """Check a group map and the settings: all agents of the map, and the settings as plain values."""
     groups = as_groups(groups)
     agents = [name for members in groups.values() for name in members]
     if not agents:
@@ -51,19 +33,19 @@ def _check_data(
 
 
 def _tensor(leaf: Any) -> Tensor:
-    """A leaf as a tensor: tensors as they are, numbers and NumPy arrays as copies."""
+    """A leaf as a tensor: a tensor itself, a copy of a number or NumPy array."""
     if isinstance(leaf, Tensor):
         return leaf
     if hasattr(leaf, "__array_interface__"):
-        leaf = leaf.copy()  # a copy is writable and has no negative strides, as torch wants it
+        leaf = leaf.copy()  # torch takes arrays that are writable and have no negative strides
     elif not isinstance(leaf, bool | int | float):
         raise TypeError(f"expected a tensor, an array or a number, got {type(leaf).__name__}; leave it out")
     return torch.as_tensor(leaf)
 
 
 def _like(container: Tree, entries: dict[str, Tree], batch_dims: int) -> Tree:
-    """The entries as a dict, or, where ``container`` is a TensorDict, as a TensorDict of batch axes [*B]."""
-    if not trees.is_tensordict(container):
+    """The entries as a dict; as a TensorDict with batch axes [*B] if ``container`` is a TensorDict."""
+    if not is_tensordict(container):
         return entries
     out = container.empty().to_tensordict()
     out.batch_size = container.batch_size[:batch_dims]
@@ -73,7 +55,7 @@ def _like(container: Tree, entries: dict[str, Tree], batch_dims: int) -> Tree:
 
 
 def _stack(leaves: Sequence[Any], dim: int) -> Tensor:
-    """Leaves [*B, *leaf] of one shape and dtype -> [*B, n, *leaf]; a Python number goes with any dtype."""
+    """Leaves [*B, *leaf] of one shape and dtype -> [*B, n, *leaf]; a Python number fits any dtype."""
     tensors = [_tensor(leaf) for leaf in leaves]
     dtypes = [t.dtype for t, leaf in zip(tensors, leaves, strict=True) if not isinstance(leaf, bool | int | float)]
     for tensor in tensors:
@@ -88,7 +70,7 @@ def _stack(leaves: Sequence[Any], dim: int) -> Tensor:
 
 
 def _problem(leaves: Sequence[Any], dim: int) -> str:
-    """Why these leaves do not stack; empty if they do."""
+    """Why these leaves cannot be stacked; empty if they can."""
     try:
         _stack(leaves, dim)
     except (ValueError, TypeError, RuntimeError) as error:
@@ -97,9 +79,9 @@ def _problem(leaves: Sequence[Any], dim: int) -> str:
 
 
 def _misfits(per_agent: Tree, members: Sequence[str], dim: int) -> list[str]:
-    """Why the trees of these agents do not stack: one message for each leaf unlike the first agent's."""
+    """Why the trees of these agents cannot be stacked: a message for each leaf that differs from the first agent's."""
     found = {
-        agent: dict(zip(trees.leaf_names(tree), trees.flatten(tree)[0], strict=True))
+        agent: dict(zip(leaf_names(tree), flatten(tree)[0], strict=True))
         for agent, tree in ((agent, per_agent[agent]) for agent in members)
     }
     first = found[members[0]]
@@ -137,8 +119,8 @@ def group_agents(
             keyed by group, with entries of batch size ``[*B, n]``.
         batch_dims: the number of batch axes ``*B`` that stay in front of the agent axis.
         squeeze_singletons: leave the agent axis out where a group has one agent: the layout printed on
-            TorchRL's page of ``MarlGroupMapType``. TorchRL itself (0.14) keeps the axis, and so does the
-            default here, for then networks need not ask how many agents a group has.
+            TorchRL's page of ``MarlGroupMapType``. TorchRL itself (0.14) keeps the axis, and so does the default
+            here: a network then sees the same axes for any number of agents.
 
     Raises:
         GroupingError: ``groups`` is no partition, or its agents are not those of ``per_agent``.
@@ -152,7 +134,7 @@ def group_agents(
     """
     agents, batch_dims, squeeze_singletons = _check_data(groups, batch_dims, squeeze_singletons)
     fix = "give every agent of the groups and no other (fill in for agents that are gone, and mask them)"
-    _check_keys("per_agent", "agent", per_agent, agents, fix)
+    check_keys("per_agent", "agent", per_agent, agents, fix)
     grouped: dict[str, Tree] = {}
     for group, members in groups.items():
         member_trees = [per_agent[agent] for agent in members]
@@ -163,13 +145,13 @@ def group_agents(
             return stacked.squeeze(batch_dims) if squeeze else stacked
 
         try:
-            tree = trees.tree_map(stack, *member_trees)
-            if trees.is_tensordict(tree) and (leaves := trees.flatten(tree)[0]):
+            tree = tree_map(stack, *member_trees)
+            if is_tensordict(tree) and (leaves := flatten(tree)[0]):
                 tree.batch_size = leaves[0].shape[: batch_dims + (not squeeze)]
         except (ValueError, TypeError, RuntimeError) as error:
             wrong = _misfits(per_agent, members, batch_dims) or [str(error)]
             raise StructureError(
-                f"group {group!r} of {quote(members)} does not stack, measured by {members[0]!r}:"
+                f"group {group!r} of {quote(members)} cannot be stacked, compared with {members[0]!r}:"
                 f" {'; '.join(wrong)}; pad or cast the data, or put these agents into different groups"
             ) from None
         grouped[group] = tree
@@ -177,8 +159,8 @@ def group_agents(
 
 
 def _split(path: str, tree: Tree, members: Sequence[str], dim: int, squeezed: bool) -> list[Tree]:
-    """A tree of leaves [*B, n, *leaf] -> n trees of leaves [*B, *leaf], views of them."""
-    leaves, rebuild = trees.flatten(tree)
+    """A tree of leaves [*B, n, *leaf] -> n trees of leaves [*B, *leaf], which are views."""
+    leaves, rebuild = flatten(tree)
     axes = f"{dim} or more batch axes" if squeezed else f"{len(members)} agents on axis {dim}"
 
     def problem(leaf: Any) -> str:
@@ -190,13 +172,13 @@ def _split(path: str, tree: Tree, members: Sequence[str], dim: int, squeezed: bo
         return "" if fits else f"expected {axes}, got shape {shape}"
 
     if any(problems := [problem(leaf) for leaf in leaves]):
-        named = zip(trees.leaf_names(tree, path), problems, strict=True)
+        named = zip(leaf_names(tree, path), problems, strict=True)
         wrong = "; ".join(f"{name}: {text}" for name, text in named if text)
         raise StructureError(f"{wrong} (agents {quote(members)}); check groups and batch_dims")
     tensors = [_tensor(leaf) for leaf in leaves]
     if squeezed:
         return [rebuild(tensors)]
-    if trees.is_tensordict(tree) and tree.batch_dims > dim:
+    if is_tensordict(tree) and tree.batch_dims > dim:
         return [member.copy() for member in tree.unbind(dim)]
     return [rebuild([tensor.select(dim, i) for tensor in tensors]) for i in range(len(members))]
 
@@ -222,81 +204,16 @@ def ungroup_agents(
 
     Raises:
         GroupingError: ``groups`` is no partition, or its groups are not those of ``grouped``.
-        StructureError: a leaf whose agent axis has not one place for each agent of its group.
+        StructureError: a leaf without an agent axis of the size of its group.
 
     >>> ungroup_agents({"a": ["x", "z"], "b": ["y"]}, {"a": torch.tensor([1, 3]), "b": torch.tensor([2])})
     {'x': tensor(1), 'z': tensor(3), 'y': tensor(2)}
     """
     _, batch_dims, squeeze_singletons = _check_data(groups, batch_dims, squeeze_singletons)
-    _check_keys("grouped", "group", grouped, groups, "give one tree for each group")
+    check_keys("grouped", "group", grouped, groups, "give one tree for each group")
     per_agent: dict[str, Tree] = {}
     for group, members in groups.items():
         squeezed = squeeze_singletons and len(members) == 1
         found = _split(f"grouped[{group!r}]", grouped[group], members, batch_dims, squeezed)
         per_agent.update(zip(members, found, strict=True))
     return _like(grouped, per_agent, batch_dims)
-
-
-def apply_groups(
-    nets: Mapping[str, Network],
-    params: Tree,
-    inputs: Tree,
-    *,
-    key: Key | None = None,
-    state: Mapping[str, Tree] | None = None,
-    train: bool = False,
-    mutable: bool | Mapping[str, bool] = False,
-    kwargs: Mapping[str, Mapping[str, Any]] | None = None,
-) -> dict[str, Any]:
-    """Evaluate one network and one parameter tree a group, each as :func:`functional_marl.apply` does.
-
-    Equivalent to ``{group: apply(nets[group], params[group], *inputs[group], ...) for group in nets}``.
-
-    Args:
-        nets: group -> network.
-        params: group -> the parameters of that network.
-        inputs: group -> its input ``[*B, n, F]``, or a tuple of several inputs (a named tuple is one input).
-        key: group ``i``, in the order of ``nets``, draws from ``fold_in(key, i)``.
-        state: group -> buffers, or ``None`` for a network without any.
-        train: for all groups.
-        mutable: for all groups, or group -> bool. The value of a group with ``True`` is ``(output, state)``.
-        kwargs: group -> keyword inputs.
-
-    Raises:
-        GroupingError: ``nets`` is no mapping, or another mapping has other groups.
-
-    >>> import functional_marl as fm
-    >>> nets = {"wolf": fm.network(lambda: torch.nn.Linear(4, 2), n_agents=3, sharing="shared"),
-    ...         "sheep": fm.network(lambda: torch.nn.Linear(5, 1), n_agents=1)}
-    >>> params = {group: fm.init_params(net, fm.key(0)) for group, net in nets.items()}
-    >>> y = apply_groups(nets, params, {"wolf": torch.zeros(7, 3, 4), "sheep": torch.zeros(7, 1, 5)})
-    >>> {group: list(out.shape) for group, out in y.items()}
-    {'wolf': [7, 3, 2], 'sheep': [7, 1, 1]}
-    """
-    if not isinstance(nets, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise GroupingError(f"nets: expected a mapping from group to network, got {shown(nets)}")
-    may_change: Any = mutable if hasattr(mutable, "keys") else dict.fromkeys(nets, as_flag(mutable, "mutable"))
-    no_state: dict[str, Tree] = dict.fromkeys(nets)
-    states, keywords = no_state if state is None else state, no_state if kwargs is None else kwargs
-    given = {"params": params, "inputs": inputs, "state": states, "mutable": may_change, "kwargs": keywords}
-    for what, mapping in given.items():
-        _check_keys(what, "group", mapping, nets, "give one entry for each group of nets")
-    outputs: dict[str, Any] = {}
-    for i, (group, net) in enumerate(nets.items()):
-        x = inputs[group]
-        several = isinstance(x, tuple) and not hasattr(x, "_fields")  # pyright: ignore[reportUnknownArgumentType]
-        try:
-            outputs[group] = apply(
-                net,
-                params[group],
-                *(x if several else (x,)),
-                key=None if key is None else fold_in(key, i),
-                state=states[group],
-                train=train,
-                mutable=may_change[group],
-                kwargs=keywords[group],
-            )
-        except Exception as error:
-            error.add_note(f"in group {group!r} of apply_groups")
-            raise
-    return outputs

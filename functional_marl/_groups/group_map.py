@@ -16,17 +16,18 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from functional_marl._arguments import is_list, shown
+from functional_marl._arguments import shown
 from functional_marl._errors import GroupingError
+from functional_marl._groups.checks import as_groups, as_names, check_group_map, quote
 
-__all__ = ["Grouping", "MarlGroupMapType", "by_prefix", "by_spec", "check_group_map", "group_map"]
+__all__ = ["Grouping", "MarlGroupMapType", "by_prefix", "by_spec", "group_map"]
 
 
 class MarlGroupMapType(enum.Enum):
     """The two premade groupings, with TorchRL's names and values.
 
-    TorchRL's environments take them too, and a member equals TorchRL's member of the same name. TorchRL need
-    not be installed.
+    TorchRL's environments take them too. A member equals TorchRL's member of the same name. TorchRL need not be
+    installed.
 
     >>> MarlGroupMapType.ALL_IN_ONE_GROUP.get_group_map(["a", "b"])
     {'agents': ['a', 'b']}
@@ -38,7 +39,7 @@ class MarlGroupMapType(enum.Enum):
     ONE_GROUP_PER_AGENT = 2
 
     def get_group_map(self, agent_names: Iterable[str]) -> dict[str, list[str]]:
-        """The group map of these agents, in new lists: the caller's list is never part of it."""
+        """The group map of these agents, in new lists: it never contains the list that was given."""
         agent_names = as_names(agent_names, "agent_names")
         if self is MarlGroupMapType.ALL_IN_ONE_GROUP:
             return {"agents": agent_names}
@@ -56,10 +57,10 @@ class MarlGroupMapType(enum.Enum):
         return NotImplemented
 
     def __hash__(self) -> int:
-        return hash(self.name)  # as every enum, so TorchRL's member has the same
+        return hash(self.name)  # that of every enum, and so of TorchRL's member
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
-        return (type(self), (self.value,))  # enum's own would give the member of __class__
+        return (type(self), (self.value,))  # enum's own would pickle a member of __class__, TorchRL's
 
 
 def _torchrl_enum() -> type[enum.Enum] | None:
@@ -68,69 +69,6 @@ def _torchrl_enum() -> type[enum.Enum] | None:
 
 
 Grouping = MarlGroupMapType | enum.Enum | Mapping[str, Sequence[str]] | Callable[[str], str]
-
-
-def as_names(names: Any, what: str) -> list[str]:
-    """The names as a new list. A set is refused: it has no order, and the agent axis needs one."""
-    if not (is_list(names) or isinstance(names, Mapping)):
-        raise GroupingError(f"{what}: expected a list of agent names, got {shown(names)}; use a list of strings")
-    listed: list[Any] = list(names)  # pyright: ignore[reportUnknownArgumentType]
-    if wrong := [name for name in listed if not isinstance(name, str)]:
-        raise GroupingError(f"{what}: expected strings as agent names, got {wrong!r}; use a list of strings")
-    return listed
-
-
-def as_groups(groups: Mapping[Any, Any]) -> dict[str, list[str]]:
-    """The group map in a new dict of new lists, not yet checked to be a partition."""
-    if not isinstance(groups, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise GroupingError(f"groups: expected a mapping from group to agent names, got {shown(groups)}")
-    return {group: as_names(members, f"groups[{group!r}]") for group, members in groups.items()}
-
-
-def quote(names: Iterable[Any]) -> str:
-    return ", ".join(repr(name) for name in names)
-
-
-def check_group_map(groups: Mapping[str, Sequence[str]], names: Iterable[str]) -> None:
-    """Raise unless ``groups`` is a partition of ``names``: each agent in exactly one group, no group empty.
-
-    Raises:
-        GroupingError: no agents, two agents of one name, a name that is no string, more groups than agents,
-            an empty group, an unknown agent, an agent given more than once, or an agent without a group.
-            One error lists everything that is wrong with the groups.
-
-    >>> check_group_map({"team": ["a", "b"], "solo": ["c"]}, ["a", "b", "c"])
-    >>> check_group_map({"team": ["a"]}, ["a", "b"])
-    Traceback (most recent call last):
-        ...
-    functional_marl.errors.GroupingError: groups: agent 'b' is in no group; add it to one of 'team'
-    """
-    members, agents = as_groups(groups), as_names(names, "names")
-    if not agents:
-        raise GroupingError("names: expected at least one agent, got none; pass the names of the agents")
-    if twice := [name for name, count in Counter(agents).items() if count > 1]:
-        raise GroupingError(f"names: {quote(twice)} given more than once; give each agent its own name")
-
-    wrong: list[str] = []
-    if unnamed := [group for group in groups if not isinstance(group, str)]:  # pyright: ignore[reportUnnecessaryIsInstance]
-        wrong.append(f"expected strings as group names, got {unnamed!r}; name groups by strings")
-    if len(groups) > len(agents):
-        wrong.append(f"expected at most {len(agents)} groups for {len(agents)} agents, got {len(groups)}")
-    homes: dict[str, list[str]] = {name: [] for name in agents}
-    for group, listed in members.items():
-        if not listed:
-            wrong.append(f"group {group!r} is empty; give it an agent or leave it out")
-        for name in listed:
-            if name not in homes:
-                wrong.append(f"group {group!r} has the unknown agent {name!r}; known are {quote(agents)}")
-            homes.get(name, []).append(group)
-    for name, found in homes.items():
-        if len(found) > 1:
-            wrong.append(f"agent {name!r} is in {len(found)} places, {quote(found)}; keep one of them")
-        elif not found:
-            wrong.append(f"agent {name!r} is in no group; add it to one of {quote(groups)}")
-    if wrong:
-        raise GroupingError("groups: " + "; ".join(wrong))
 
 
 def group_map(names: Iterable[str], grouping: Grouping) -> dict[str, list[str]]:
@@ -144,7 +82,7 @@ def group_map(names: Iterable[str], grouping: Grouping) -> dict[str, list[str]]:
             of a group in the order of ``names``.
 
     Raises:
-        GroupingError: the result is not a partition of ``names``, as :func:`check_group_map` says.
+        GroupingError: the result is not a partition of ``names``, see :func:`check_group_map`.
 
     >>> group_map(["wolf_0", "wolf_1", "sheep_0"], by_prefix)
     {'wolf': ['wolf_0', 'wolf_1'], 'sheep': ['sheep_0']}
@@ -192,9 +130,9 @@ def by_spec(specs: Mapping[str, Any]) -> Callable[[str], str]:
 
     Args:
         specs: agent -> anything with ``==``: a Gymnasium space, a TorchRL spec, a tuple of such. Agents with
-            equal specs form a group. It is named by the prefix of its agents (:func:`by_prefix`) where they
-            share one that no agent of another group has; the other groups are ``group_0``, ``group_1``, ...
-            in the order of their first agent (a number is left out where an agent has that prefix).
+            equal specs form a group. If its agents have one prefix (:func:`by_prefix`) and no other group has it,
+            the prefix is the name of the group. The other groups are ``group_0``, ``group_1``, ... in the order of
+            their first agent; a name that is the prefix of an agent is left out.
 
     Raises:
         GroupingError: specs that are no mapping or do not compare, or, when called, an agent without a spec.
@@ -211,7 +149,7 @@ def by_spec(specs: Mapping[str, Any]) -> Callable[[str], str]:
         for members in classes:
             try:
                 equal = bool(specs[members[0]] == specs[name])
-            except (ValueError, RuntimeError) as error:  # two arrays compare to an array
+            except (ValueError, RuntimeError) as error:  # the comparison of two arrays is an array
                 raise GroupingError(
                     f"specs: expected True or False from comparing those of {members[0]!r} and {name!r},"
                     f" got an error: {error}; give spaces, specs or tuples of numbers"
@@ -222,7 +160,7 @@ def by_spec(specs: Mapping[str, Any]) -> Callable[[str], str]:
         else:
             classes.append([name])
     prefixes = [{by_prefix(name) for name in members} for members in classes]
-    uses = Counter(itertools.chain.from_iterable(prefixes))
+    uses = Counter(itertools.chain.from_iterable(prefixes))  # prefix -> how many groups have it
     numbered = (group for i in itertools.count() if (group := f"group_{i}") not in uses)
     found: dict[str, str] = {}
     for members, own in zip(classes, prefixes, strict=True):

@@ -1,1 +1,1 @@
-"""Where inputs and outputs carry the agents."""
+"""Where inputs and outputs carry the agent axis."""

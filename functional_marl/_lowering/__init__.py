@@ -1,30 +1,34 @@
-"""From the module of one agent to batched steps: what the plan strategy runs.
+"""From the module of one agent to steps that compute all agents at once: what the plan strategy runs.
 
-Imports go down: ``plan`` (straight-line modules to steps) -> ``ordinary`` (is a layer as its class makes it) ->
-``attention``, ``cells``, ``layers`` (one rule a layer) -> ``steps`` (what a step gets and gives) -> ``dense`` (runs
-of linear layers, the size rules). ``direct`` is the commonest plan with all decisions taken ahead.
+Imports go down:
+
+- ``plan``: a module to its plan.
+- ``rules/``: one function a layer, one file a family.
+- ``registry``: which rule a layer has, and how to add one.
+- ``fusion``: linear layers in a row become one step. ``rows``: a layer over rows, for all agents.
+- ``expected_leaves``: does a layer have the leaves that its class registers?
+- ``steps``: what a rule returns; what a step takes and returns.
+- ``dense``: batched products, and the size rules.
 """
 
-from functional_marl._lowering.dense import gather_slots as gather_slots
-from functional_marl._lowering.dense import index_tensor as index_tensor
-from functional_marl._lowering.fast_path import Direct as Direct
-from functional_marl._lowering.plan import Images as Images
+from functional_marl._lowering.fusion import over_images as over_images
 from functional_marl._lowering.plan import Plan as Plan
 from functional_marl._lowering.plan import lower as lower
-from functional_marl._lowering.plan import register_container as register_container
-from functional_marl._lowering.plan import register_rewrite as register_rewrite
+from functional_marl._lowering.registry import Context as Context
+from functional_marl._lowering.registry import batching_rules as batching_rules
+from functional_marl._lowering.registry import lowering_rule as lowering_rule
+from functional_marl._lowering.steps import Layer as Layer
 from functional_marl._lowering.steps import Run as Run
-from functional_marl._lowering.steps import Unsupported as Unsupported
+from functional_marl._lowering.steps import Step as Step
 
 __all__ = [
-    "Direct",
-    "Images",
+    "Context",
+    "Layer",
     "Plan",
     "Run",
-    "Unsupported",
-    "gather_slots",
-    "index_tensor",
+    "Step",
+    "batching_rules",
     "lower",
-    "register_container",
-    "register_rewrite",
+    "lowering_rule",
+    "over_images",
 ]

@@ -1,7 +1,7 @@
-"""Runs of linear layers and activations on stacked weights: the batched matrix products of the plan.
+"""Linear layers and activations on stacked weights: the batched matrix products of the plan.
 
-``h`` is ``[n, B, F]`` with the agents in front. All layers of a run share alike, so that agents are
-grouped by slot once a run and not once a layer.
+``h`` is ``[n, B, F]``, the agents in front. All layers of one call have the same slot map. So agents are sorted by
+slot once a call, not once a layer.
 """
 
 from __future__ import annotations
@@ -14,14 +14,11 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from functional_marl import _torch_compat
-from functional_marl._clean_context import neutral
 from functional_marl._sharing import Sharing
+from functional_marl._slots import gather_slots, index_tensor
 
 __all__ = [
     "Affine",
-    "gather_slots",
-    "index_tensor",
     "one",
     "product",
     "run_dense",
@@ -31,54 +28,32 @@ __all__ = [
 ]
 
 # --- size rules ----------------------------------------------------------------------------------------
-# Measured against torchrl's MultiAgentMLP on one thread, 16 -> H -> H -> 4, as (agents, H, batch);
-# benchmarks/ measures them again.
+# Measured on one thread, 16 -> H -> H -> 4; a case is written as (agents, H, batch). benchmarks/ measures them again.
 
-# Feature-major products, baddbmm(b, W, h) with h [n, F, B], over batch-major ones: forward 1.09x at 3,64,16,
-# 1.05x at 64,64,16, 1.00x at 3,512,512; and their weight gradients are contiguous: with backward 1.28x at
-# 64,64,32 and 512,64,256. With small batches they lose: forward 0.3x at 64,64,1.
+# From this batch size on, products are feature-major: baddbmm(b, W, h) with h [n, F, B]. Speed over batch-major
+# products: forward 1.09x at 3,64,16, 1.05x at 64,64,16, 1.00x at 3,512,512. Their weight gradients are contiguous:
+# forward and backward 1.28x at 64,64,32 and at 512,64,256. Small batches are slower: forward 0.3x at 64,64,1.
 FEATURE_MAJOR_FROM = 16
-# Agents are taken in chunks of about 1 MB of activations once these pass 16 MB, since fresh pages cost
-# more than the products: forward at 512,64,256 2.4x against 1.7x whole, with backward 2.5x against 1.4x.
-# Below it chunks lose: 64,64,32 1.4x against 1.5x whole.
+# Activations above 16 MB are computed in chunks of agents of about 1 MB: new memory pages cost more than the products.
+# Speed over torchrl's MultiAgentMLP: forward at 512,64,256 2.4x in chunks, 1.7x whole; with backward 2.5x and 1.4x.
+# Small activations are slower in chunks: 64,64,32 1.4x in chunks, 1.5x whole.
 CHUNK_ABOVE = 16 << 20
 CHUNK = 1 << 20
-# Uneven clusters: copying weights to every agent is fastest for a small team, a loop over slots else.
+# Slots of different sizes: up to this many agents, copying weights to every agent is fastest; else a loop over slots.
 GATHER_UP_TO = 8
 
 
 @dataclass(frozen=True)
 class Affine:
-    """One linear layer by the names of its leaves, and the activations that follow it."""
+    """One linear layer by the names of its leaves, their slot map, and the activations behind it."""
 
     weight: str  # [S, out, in]
     bias: str | None  # [S, out]
+    sharing: Sharing
     activations: tuple[Callable[[Tensor], Tensor], ...] = ()
 
 
-# --- slots ---------------------------------------------------------------------------------------------
-
-
-@lru_cache(maxsize=1024)
-def _kept_index(values: tuple[int, ...], device: torch.device) -> Tensor:
-    with neutral():
-        return torch.tensor(values, device=device)
-
-
-def index_tensor(values: tuple[int, ...], device: torch.device) -> Tensor:
-    """An index tensor, kept: a list as index would be copied to the device at each call."""
-    if torch.compiler.is_dynamo_compiling() or _torch_compat.dispatch_modes():
-        return torch.tensor(values, device=device)  # made under a mode it may be fake, and must not be kept
-    return _kept_index(values, device)
-
-
-def gather_slots(leaf: Tensor, sharing: Sharing) -> Tensor:
-    """``[S, *leaf] -> [n, *leaf]``: each agent's row; a view where no copy is needed."""
-    if sharing.is_independent:
-        return leaf
-    if sharing.is_shared:
-        return leaf.expand(sharing.n_agents, *leaf.shape[1:])
-    return leaf.index_select(0, index_tensor(sharing.slots, leaf.device))
+# --- agents sorted by slot ------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -86,9 +61,9 @@ class _Clusters:
     """Agents sorted by slot."""
 
     order: tuple[int, ...]  # agents, slot by slot
-    back: tuple[int, ...]  # its inverse
+    back: tuple[int, ...]  # the inverse of order
     used: tuple[int, ...]  # slots that have agents
-    sizes: tuple[int, ...]  # agents in each of them
+    sizes: tuple[int, ...]  # how many agents each used slot has
 
 
 def _clusters(sharing: Sharing) -> _Clusters:
@@ -100,14 +75,14 @@ def _clusters(sharing: Sharing) -> _Clusters:
     return _Clusters(order, back, tuple(members), tuple(len(agents) for agents in members.values()))
 
 
-_kept_clusters = lru_cache(maxsize=1024)(_clusters)  # dynamo warns of a cache and looks through it
+_kept_clusters = lru_cache(maxsize=1024)(_clusters)  # not under dynamo: it ignores the cache and warns
 
 
 # --- evaluation ----------------------------------------------------------------------------------------
 
 
 def run_dense(layers: Sequence[Affine], params: Mapping[str, Tensor], h: Tensor, sharing: Sharing) -> Tensor:
-    """``[n, B, F] -> [n, B, F_out]``: agent ``i`` through the layers with the weights of slot ``sharing[i]``."""
+    """``[n, B, F] -> [n, B, F_out]``: agent ``i`` uses the weights of slot ``sharing[i]``."""
     weights = [(params[a.weight], None if a.bias is None else params[a.bias], a.activations) for a in layers]
     if sharing.is_independent:
         return _stacked(weights, h)
@@ -127,7 +102,7 @@ def run_dense(layers: Sequence[Affine], params: Mapping[str, Tensor], h: Tensor,
         h = _stacked(weights, h.reshape(slots, n // slots * batch, h.shape[2]))
         h = h.reshape(n, batch, h.shape[2])
     else:
-        # unbind, for indexing a weight once a slot makes backward add full-size zeros once a slot
+        # unbind, not an index a slot: the backward of an index adds zeros of the full size, once a slot
         rows = [(w.unbind(0), [None] * w.shape[0] if b is None else b.unbind(0), acts) for w, b, acts in weights]
         pieces = h.split(list(groups.sizes))
         h = torch.cat([_slot([(w[s], b[s], acts) for w, b, acts in rows], piece) for s, piece in enumerate(pieces)])
@@ -135,13 +110,13 @@ def run_dense(layers: Sequence[Affine], params: Mapping[str, Tensor], h: Tensor,
 
 
 def run_shared(layers: Sequence[Affine], params: Mapping[str, Tensor], h: Tensor) -> Tensor:
-    """``[..., F] -> [..., F_out]`` through layers that all agents share: leaves ``[1, *leaf]``."""
+    """``[..., F] -> [..., F_out]`` with layers that all agents share: leaves ``[1, *leaf]``."""
     weights = [(params[a.weight], None if a.bias is None else params[a.bias], a.activations) for a in layers]
     return one(weights, h)
 
 
 def run_dense_whole(layers: Sequence[Affine], params: Mapping[str, Tensor], h: Tensor, sharing: Sharing) -> Tensor:
-    """``[B, F] -> [n, B, F_out]`` for an input that all agents see whole: once a slot, then to the agents."""
+    """``[B, F] -> [n, B, F_out]`` for one input that all agents see: computed once a slot, then gathered."""
     first = params[layers[0].weight]
     out = _stacked(
         [(params[a.weight], None if a.bias is None else params[a.bias], a.activations) for a in layers],
@@ -158,26 +133,27 @@ def _gathered(bias: Tensor | None, sharing: Sharing) -> Tensor | None:
 
 
 def one(weights: _Weights, h: Tensor) -> Tensor:
-    """``[..., F] -> [..., F_out]`` with one network's weights ``[1, out, in]``: contiguous, rows as they stand.
+    """``[..., F] -> [..., F_out]`` with one network's weights ``[1, out, in]``. The output is contiguous.
 
-    One axis of rows, for ``F.linear`` over three takes 1.3 to 1.9 times as long with its backward.
+    All leading axes become one axis of rows. ``F.linear`` over three axes takes 1.3 to 1.9 times as long, forward and
+    backward.
     """
     lead, features = h.shape[:-1], h.shape[-1]
     rows = math.prod(lead)
     if torch.compiler.is_dynamo_compiling() or isinstance(rows, torch.SymInt) or rows >= FEATURE_MAJOR_FROM:
         h = _rows([(w.squeeze(0), b, acts) for w, b, acts in weights], h.reshape(rows, features))
-    else:  # a view less a layer
+    else:  # one view fewer in each layer
         h = product(weights, h.reshape(1, rows, features))
     return h.reshape(*lead, h.shape[-1])
 
 
 def _rows(weights: _Weights, h: Tensor) -> Tensor:
     """``[R, F] -> [R, F_out]`` with one network's weights ``[out, in]`` and biases ``[out]`` or ``[1, out]``."""
-    fused = not torch.compiler.is_dynamo_compiling()  # addmm keeps inductor from fusing
+    fused = not torch.compiler.is_dynamo_compiling()  # inductor fuses mm and add, but nothing with addmm
     for weight, bias, activations in weights:
         if bias is None:
             h = torch.mm(h, weight.t())
-        else:  # its backward gives contiguous gradients
+        else:  # the gradients of these products are contiguous
             h = torch.addmm(bias, h, weight.t()) if fused else torch.mm(h, weight.t()) + bias
         for act in activations:
             h = act(h)
@@ -193,7 +169,7 @@ def _stacked(weights: _Weights, h: Tensor) -> Tensor:
     size = batch * width * h.element_size()
     if agents * size > CHUNK_ABOVE and agents > 1:
         chunk = max(1, CHUNK // size)
-        # split, for its backward writes each gradient once
+        # split, because its backward writes each gradient once
         rows = [(w.split(chunk), [None] * agents if b is None else b.split(chunk), acts) for w, b, acts in weights]
         pieces = h.split(chunk)
         return torch.cat([product([(w[c], b[c], acts) for w, b, acts in rows], x) for c, x in enumerate(pieces)])
@@ -212,7 +188,7 @@ def product(weights: _Weights, h: Tensor) -> Tensor:
     for weight, bias, activations in weights:
         if bias is None:
             h = torch.bmm(h, weight.mT)
-        else:  # [1, out] broadcasts as it is, and a view costs 1 us
+        else:  # [1, out] broadcasts without a view, and a view costs 1 us
             h = torch.baddbmm(bias if bias.shape[0] == 1 else bias.unsqueeze(1), h, weight.mT)
         for act in activations:
             h = act(h)
@@ -220,7 +196,7 @@ def product(weights: _Weights, h: Tensor) -> Tensor:
 
 
 def traced(weights: _Weights, h: Tensor) -> Tensor:
-    """As :func:`product`, in a trace: no rule of sizes, and no baddbmm, which keeps inductor from fusing."""
+    """:func:`product` in a trace: one layout for all sizes, and no baddbmm, with which inductor fuses nothing."""
     h = h.mT
     for weight, bias, activations in weights:
         h = torch.bmm(weight, h) if bias is None else torch.bmm(weight, h) + bias.unsqueeze(2)

@@ -1,36 +1,37 @@
-"""What a step of the plan gets and gives.
+"""What the rules of the plan return, and what a step of the plan takes and returns.
 
-A value is ``(h, mapped)``: mapped, the agents are in front, ``h: [n, *what one agent sees]``; not mapped,
-all agents see the same ``h``.
+A value between steps is a pair ``(h, mapped)``. If ``mapped`` is true, the agents are the first axis:
+``h: [n, *what one agent sees]``. If it is false, all agents see the same ``h``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-import torch
 from torch import Tensor
 
-from functional_marl._lowering.dense import gather_slots
+from functional_marl._errors import Unsupported
+from functional_marl._lowering.dense import Affine
 from functional_marl._sharing import Sharing
+from functional_marl._slots import gather_slots
 
 __all__ = [
+    "Activation",
+    "Cell",
+    "Fusible",
+    "Layer",
     "Leaves",
+    "Lowered",
+    "PassThrough",
+    "Pointwise",
     "Run",
     "Step",
-    "Unsupported",
     "Value",
-    "channels_apart",
-    "channels_together",
-    "linear_of",
-    "linear_rows",
-    "plain_layout",
+    "WholeNetwork",
+    "check_shape",
 ]
-
-
-class Unsupported(Exception):
-    """This module has no rule; the message says which and why."""
 
 
 @dataclass
@@ -43,27 +44,23 @@ class Run:
     key: Tensor | None
     randomness: str
     train: bool
-    site: int = 0
-
-
-Value = tuple[Tensor, bool]
-Step = Callable[[Run, Tensor, bool], Value]
+    site: int = 0  # how many dropouts have run
 
 
 @dataclass(frozen=True)
 class Leaves:
-    """A layer's leaves: full names and slot maps by attribute."""
+    """The parameters and buffers of one layer: full names and slot maps by attribute."""
 
     names: dict[str, str]
     slots: dict[str, Sharing]
 
     @property
     def shared(self) -> bool:
-        """Whether all agents have the same leaves."""
+        """Whether all agents share all leaves of the layer."""
         return all(sharing.is_shared for sharing in self.slots.values())
 
     def rows(self, run: Run, attribute: str) -> Tensor | None:
-        """The leaf as ``[k, *leaf]``, ``k`` 1 if the layer is shared and else ``n``; None if it has none."""
+        """The leaf as ``[k, *leaf]``, or None if the layer has none. ``k`` is 1 if the layer is shared, else ``n``."""
         name = self.names.get(attribute)
         if name is None:
             return None
@@ -71,37 +68,56 @@ class Leaves:
         return leaf if self.shared else gather_slots(leaf, self.slots[attribute])
 
 
-def linear_of(run: Run, leaves: Leaves, weight: str, bias: str) -> Callable[[Tensor], Tensor]:
-    """``[n, B, F] -> [n, B, F_out]`` with every agent's weight; rows of one product where all share."""
-    w = leaves.rows(run, weight)
-    assert w is not None
-    return linear_rows(w, leaves.rows(run, bias))
+# --- what a rule returns -------------------------------------------------------------------------------
+
+Value = tuple[Tensor, bool]
+Step = Callable[[Run, Tensor, bool], Value]
+Activation = Callable[[Tensor], Tensor]
+# The inputs, each [n, ...] or None, under the module's own argument names -> outputs [n, ...]
+Cell = Callable[..., Any]
 
 
-def linear_rows(weight: Tensor, bias: Tensor | None) -> Callable[[Tensor], Tensor]:
-    """``[n, ..., F] -> [n, ..., F_out]`` with weights ``[k, out, in]``, where ``k`` is ``n`` or 1."""
-    w, b = weight.mT, None if bias is None else bias.unsqueeze(1)
+@dataclass(frozen=True)
+class Pointwise:
+    """An elementwise layer: a function that leaves its input unchanged, and perhaps one that writes over it."""
 
-    def product(h: Tensor) -> Tensor:
-        x = h.reshape(w.shape[0], -1, h.shape[-1]) if h.numel() else h.reshape(w.shape[0], 0, h.shape[-1])
-        out = torch.bmm(x, w) if b is None else torch.baddbmm(b, x, w)
-        return out.reshape(*h.shape[:-1], out.shape[-1])
-
-    return product
+    function: Activation
+    in_place: Activation | None = None
 
 
-def channels_together(x: Tensor) -> Tensor:
-    """``[k, B, C, ...] -> [B, k * C, ...]``."""
-    return x[0] if x.shape[0] == 1 else x.transpose(0, 1).flatten(1, 2)
+@dataclass(frozen=True)
+class Fusible:
+    """A step that takes the activations behind it into itself.
+
+    Its output must be a new tensor that no backward needs, because the first activation may write over it.
+    """
+
+    make: Callable[[Sequence[Activation]], Step]
 
 
-def channels_apart(x: Tensor, k: int) -> Tensor:
-    """``[B, k * C, ...] -> [k, B, C, ...]``."""
-    return x[None] if k == 1 else x.unflatten(1, (k, -1)).transpose(0, 1)
+@dataclass(frozen=True)
+class PassThrough:
+    """A step that may return its input or a view of it. A plan of these alone is refused."""
+
+    step: Step
 
 
-def plain_layout(h: Tensor, mapped: bool) -> Tensor:
-    """Images ``[n, B, C, H, W]`` without channels_last, which is the plan's alone: ``.view`` works as by the loop."""
-    if mapped and h.ndim == 5 and h.stride(-1) != 1:
-        return channels_apart(channels_together(h).contiguous(), h.shape[0])
-    return h
+@dataclass(frozen=True)
+class WholeNetwork:
+    """A module with several inputs or outputs. It has a plan only if it is the whole network."""
+
+    cell: Cell
+
+
+Layer = Affine | Fusible | Pointwise | PassThrough | Step
+Lowered = Layer | Sequence[Layer] | WholeNetwork
+
+
+def check_shape(tensor: Tensor, *shape: int) -> None:
+    """Check an input of a whole network. The plan does not broadcast: the module broadcasts, or raises its own error.
+
+    Raises:
+        Unsupported: another shape.
+    """
+    if tensor.shape != shape:
+        raise Unsupported(f"an input {list(tensor.shape[1:])} beside others that need {list(shape[1:])}")

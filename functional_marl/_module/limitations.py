@@ -1,4 +1,4 @@
-"""What the module of one agent may not be, and what ``torch.func.vmap`` cannot do with its parts."""
+"""Which modules are refused as the module of one agent, and which parts ``torch.func.vmap`` cannot run."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from torch.overrides import BaseTorchFunctionMode
 from functional_marl import _torch_compat
 from functional_marl._errors import StructureError
 
-__all__ = ["ATTENDING", "check_parts", "differentiable_attention", "renorms", "unruled_part", "why_not_vmap"]
+__all__ = ["ATTENDING", "check_parts", "differentiable_attention", "lacks_batching_rule", "renorms", "why_not_vmap"]
 
-_LOOPED = (nn.RNNBase, nn.LSTMCell)
+_WITHOUT_RULE = (nn.RNNBase, nn.LSTMCell)
 ATTENDING = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerEncoder)
 
 
 def check_parts(module: nn.Module, what: str = "build") -> None:
-    """Refuse a module of one agent with a part that takes no leaves from outside.
+    """Refuse a module that has a part which cannot take its leaves from outside.
 
     Raises:
         StructureError: names the part, and what to write instead.
@@ -38,14 +38,14 @@ def check_parts(module: nn.Module, what: str = "build") -> None:
 
 
 def why_not_vmap(name: str, part: nn.Module) -> str:
-    """Why ``torch.func.vmap`` cannot run a module with this part, or runs it wrongly; or nothing."""
+    """Why ``torch.func.vmap`` cannot run a module with this part, or computes it wrongly; else an empty string."""
     kind = type(part).__name__
     where = f" ({name!r})" if name else ""
-    if isinstance(part, _LOOPED):
+    if isinstance(part, _WITHOUT_RULE):
         return f"torch.func.vmap has no batching rule for {kind}{where}"
     if part._backward_hooks or part._backward_pre_hooks:
         return f"torch.func.vmap leaves out the backward hooks of {kind}{where}"
-    # Mapped weights lose the padding index, and mapped indices count in the frequencies of all agents.
+    # With mapped weights the padding index is lost. With mapped indices each agent's frequencies count all agents.
     if isinstance(part, nn.Embedding) and (part.padding_idx is not None or part.scale_grad_by_freq):
         return f"torch.func.vmap trains {kind}{where} wrongly with padding_idx or scale_grad_by_freq"
     return ""
@@ -56,18 +56,18 @@ def renorms(part: nn.Module) -> bool:
     return isinstance(part, (nn.Embedding, nn.EmbeddingBag)) and part.max_norm is not None
 
 
-def unruled_part(part: nn.Module) -> bool:
-    """Whether vmap lacks a rule for it, of the kind that _strategies/batching_rules.py has."""
+def lacks_batching_rule(part: nn.Module) -> bool:
+    """Whether vmap lacks a rule for this part, and _strategies/batching_rules.py has one."""
     if isinstance(part, (nn.GRUCell, nn.RNNCell, nn.Bilinear, _torch_compat.WeightNorm)):
         return True
     return any(isinstance(hook, WeightNorm) for hook in part._forward_pre_hooks.values())
 
 
 def differentiable_attention() -> contextlib.AbstractContextManager[Any]:
-    """Keep torch's attention off its inference kernel inside functorch transforms.
+    """Inside, torch's attention does not use its inference kernel while a transform of ``torch.func`` is active.
 
-    It asks ``requires_grad``, which a tensor mapped by vmap does not show, and then takes a kernel that has
-    no derivative and no batching rule. Any torch function mode, local to the thread, says no to it.
+    That kernel has no derivative and no batching rule. torch uses it if no tensor requires grad, and a tensor
+    mapped by vmap does not show whether it does. With any torch function mode on, torch does not use it.
     """
     if torch.compiler.is_dynamo_compiling() or _torch_compat.in_transform():
         return BaseTorchFunctionMode()

@@ -1,50 +1,78 @@
-"""A factory made of a module: copies of it that their own resets draw anew."""
+"""Initialising a given module again: a copy of it, filled by its own ``reset_parameters``."""
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable, Iterator, Mapping
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from functional_marl._errors import StructureError
-from functional_marl._module.stateless import fill, is_float, named_tensors, parameter
+from functional_marl._module.leaves import LeafNames, as_parameter, get_leaves, is_float, set_leaves
 
-__all__ = ["Redraw"]
+__all__ = ["ResetFactory", "call_resets", "in_construction_order", "mark_unfilled", "unfilled_names"]
 
 
-class Redraw:
-    """A factory made of a module and its skeleton: copies redrawn by their own ``reset_parameters``."""
+def call_resets(parts: Iterable[nn.Module]) -> None:
+    """Call ``reset_parameters``, or else ``_reset_parameters``, of each part that has one."""
+    for part in parts:
+        reset = getattr(part, "reset_parameters", None) or getattr(part, "_reset_parameters", None)
+        if callable(reset):
+            reset()
 
-    def __init__(self, module: nn.Module, skeleton: nn.Module) -> None:
-        params, self.param_aliases = named_tensors(module, "_parameters")
-        self.leaves = {k: (p.shape, p.dtype, p.device) for k, p in params.items()}
-        self.integers = {k: p for k, p in params.items() if not is_float(p)}  # no NaN to mark these: kept
-        self.buffers, self.buffer_aliases = named_tensors(module, "_buffers")
-        self.skeleton = skeleton
+
+def in_construction_order(module: nn.Module) -> Iterator[nn.Module]:
+    """The parts of a module in their order and before the whole, as constructors initialise them."""
+    for child in module.children():
+        yield from in_construction_order(child)
+    yield module
+
+
+def mark_unfilled(leaf: Tensor, device: torch.device | None = None) -> Tensor:
+    """A leaf full of NaN, which no reset writes. A leaf of integers cannot hold NaN: a copy of it."""
+    return torch.full_like(leaf, torch.nan, device=device) if is_float(leaf) else leaf.detach().clone()
+
+
+def unfilled_names(leaves: Mapping[str, Tensor]) -> list[str]:
+    """The leaves that still hold NaN: no reset has filled all of them."""
+    return [name for name, leaf in leaves.items() if bool(leaf.detach().isnan().any())]
+
+
+class ResetFactory:
+    """A factory made of a module: each call gives a copy of it, initialised by its own resets.
+
+    Args:
+        module: one agent's module.
+        empty: the same without leaves, from which the copies are made.
+    """
+
+    def __init__(self, module: nn.Module, empty: nn.Module) -> None:
+        self.names = LeafNames.of(module)
+        leaves = {name: leaf.detach() for name, leaf in get_leaves(module, self.names).items()}
+        self.devices = {name: leaves[name].device for name in self.names.params}
+        # integers keep their numbers; of the others only shape and dtype are needed
+        self.params = {
+            name: leaves[name].to("meta") if is_float(leaves[name]) else leaves[name] for name in self.names.params
+        }
+        self.buffers = {name: leaves[name] for name in self.names.buffers}
+        self.empty = empty
 
     def __call__(self) -> nn.Module:
-        """A copy whose leaves its own resets have filled."""
-        module = copy.deepcopy(self.skeleton)
-        # NaN marks what no reset has filled.
-        fresh = {
-            k: parameter(
-                self.integers[k].clone()
-                if k in self.integers
-                else torch.full(shape, torch.nan, dtype=dtype, device=device)
-            )
-            for k, (shape, dtype, device) in self.leaves.items()
-        }
-        fill(module, fresh, self.param_aliases)
-        fill(module, {k: b.clone() for k, b in self.buffers.items()}, self.buffer_aliases)
-        for part in reversed(list(module.modules())):  # the parts before the whole, as constructors do
-            reset = getattr(part, "reset_parameters", None) or getattr(part, "_reset_parameters", None)
-            if callable(reset):
-                reset()
-        bare = [k for k, p in fresh.items() if bool(torch.isnan(p.detach()).any())]
-        if bare:
+        """A copy whose leaves its own resets have filled.
+
+        Raises:
+            StructureError: names the leaves that no reset fills.
+        """
+        module = copy.deepcopy(self.empty)
+        params = {name: as_parameter(mark_unfilled(leaf, self.devices[name])) for name, leaf in self.params.items()}
+        buffers = {name: buffer.clone() for name, buffer in self.buffers.items()}
+        set_leaves(module, self.names, {**params, **buffers})
+        call_resets(reversed(list(module.modules())))  # the parts before the whole, as constructors do
+        unfilled = unfilled_names(params)
+        if unfilled:
             raise StructureError(
-                f"build: a module was given, and no reset_parameters() fills {bare}; give a factory instead: "
+                f"build: a module was given, and no reset_parameters() fills {unfilled}; give a factory instead: "
                 "a function that builds the module anew"
             )
         return module

@@ -1,12 +1,10 @@
-"""The network of one agent without its numbers: what a factory builds, as names, shapes and a skeleton."""
+"""What one agent's module is, without its numbers: names, shapes, ties and initial buffers of its leaves."""
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import itertools
 import pickle
-import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -14,202 +12,115 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
-from functional_marl import _torch_compat
-from functional_marl._clean_context import neutral, ordinary_tensors
-from functional_marl._errors import RandomnessError, StructureError
+from functional_marl._clean_context import no_active_modes
+from functional_marl._errors import StructureError
 from functional_marl._module import limitations as limits
-from functional_marl._module.replay import InitTrace, ordinary, record
-from functional_marl._module.reset import Redraw
-from functional_marl._module.stateless import (
-    StatelessModule,
-    copied,
-    counted,
-    emptied,
-    fill,
-    forget_flat_weights,
-    materialise,
-    named_tensors,
+from functional_marl._module.init import Build, build_repeatably, run_factory
+from functional_marl._module.lazy import materialise
+from functional_marl._module.leaves import (
+    LeafNames,
+    as_parameter,
+    copy_without_leaves,
+    deep_copy,
+    get_leaves,
     nearest_parameters,
-    parameter,
-    plain_tensors,
-    written,
+    remove_leaves,
+    set_leaves,
 )
-from functional_marl._module.write_detection import Code, DataWrites, Writes, read_code
-from functional_marl._randomness.use_generator import GlobalState, drawing_from
+from functional_marl._module.recording import record_init
+from functional_marl._module.replay import InitTrace, in_plain_context
+from functional_marl._module.reset import ResetFactory
+from functional_marl._module.stateless import StatelessCaller
 
-__all__ = ["Build", "Leaf", "ModuleSpec"]
+__all__ = ["Build", "LeafSpec", "ModuleSpec"]
 
-Build = Callable[[], nn.Module]
-
-
-_NOT_PICKLED = (
-    *("_attends", "_code", "_last", "_local", "_recurrent", "_renormed", "_tape", "_traced", "_tracked", "_unruled"),
-)
+_NOT_PICKLED = ("_init_trace", "_last", "stateless")
 
 
 @dataclass(frozen=True)
-class Leaf:
-    """What one agent has under a name."""
+class LeafSpec:
+    """One agent's leaf without its numbers."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
 
 
 class ModuleSpec:
-    """Names, shapes, ties, initial buffers and the skeleton of the module that a factory builds.
+    """One agent's module as a value: what its leaves are, how it is built, and how it is called.
 
     Args:
-        build: a factory of one agent's module, or a module, which is copied and never touched.
-        example: a tuple of one agent's inputs, run once through a lazy module to give it its shapes.
+        build: a factory of one agent's module, or a module, which is copied and not changed.
+        example: a tuple of one agent's inputs. A lazy module is called on it once, to get its shapes.
     """
 
-    # The module drawn last: a factory that returns it again makes no fresh ones.
+    # The module that the factory returned last. A factory that returns it again builds no new ones.
     _last: Callable[[], nn.Module | None] = staticmethod(lambda: None)
 
-    @neutral()
+    @no_active_modes()
     def __init__(self, build: Build | nn.Module, example: tuple[Any, ...] | None) -> None:
         self.example = example
         if isinstance(build, nn.Module):
             limits.check_parts(build)
-            pattern = copied(build)
+            pattern = deep_copy(build)
             materialise(pattern, example)
-            self.build: Build | None = Redraw(pattern, emptied(pattern))
+            self.build: Build | None = ResetFactory(pattern, copy_without_leaves(pattern))
         elif callable(build):
             self.build = build
         else:
             raise StructureError(
                 f"build: expected a function that returns an nn.Module, or a module, got {type(build).__name__}"
             )
-        state = GlobalState()
-        module = self.draw(0)
-        if state.moved() and not _same_leaves(module, self.draw(0)):  # another thread moves it, too
-            state.restore()
-            raise RandomnessError(
-                "build: the factory draws from torch's global generator where no key can serve it, as in a thread that "
-                "it starts or in an extension; draw in the factory itself, by torch's functions"
-            )
-        limits.check_parts(module)
-        plain = plain_tensors(module)
-        other = self.draw(1) if plain or next(module.buffers(), None) is not None else module
-        again = plain_tensors(other)
-        lost = [k for k, t in plain.items() if t.grad_fn is not None or not _same(t, again.get(k))]
-        if lost:
-            raise StructureError(
-                f"build: the plain tensor attributes {lost} are drawn, or computed from parameters, in the factory; "
-                "all agents would have those of one draw: make them buffers (register_buffer), or compute them in "
-                "forward"
-            )
+        module, random = build_repeatably(self.init_module)
         self._describe(module)
-        self._empty = emptied(module)
+        self.random_buffers = tuple(name for name in random if name in self.buffers)  # their initial values need a key
+        self._empty = copy_without_leaves(module)
         self._prepare()
-        # A buffer that two draws give differently is random: its initial value needs a key.
-        again = named_tensors(other, "_buffers")[0]
-        self.random_buffers = tuple(k for k, b in self.buffers.items() if not _same(b, again.get(k)))
 
     @classmethod
-    def of(cls, module: nn.Module) -> ModuleSpec:
-        """The template of a module as it is: nothing is drawn now, and its resets need not fill every leaf.
+    def from_module(cls, module: nn.Module) -> ModuleSpec:
+        """The spec of a module as it is: nothing is initialised now, and its resets need not fill every leaf.
 
-        The module is taken over, and loses its tensors: it becomes the skeleton.
+        The spec keeps the module itself and removes its leaves.
         """
-        template = cls.__new__(cls)
-        template.example = None
-        template.random_buffers = ()
-        template._describe(module)
-        template._empty = module
-        template.build = Redraw(module, module)
-        for part in module.modules():
-            for place in (part._parameters, part._buffers):
-                place.update(dict.fromkeys(place))
-            forget_flat_weights(part)
-        template._prepare()
-        return template
+        spec = cls.__new__(cls)
+        spec.example = None
+        spec.random_buffers = ()
+        spec._describe(module)
+        spec._empty = module
+        spec.build = ResetFactory(module, module)
+        remove_leaves(module)
+        spec._prepare()
+        return spec
 
     def _describe(self, module: nn.Module) -> None:
-        params, self.param_aliases = named_tensors(module, "_parameters")
-        self.buffers, self.buffer_aliases = named_tensors(module, "_buffers")
-        self.params = {k: Leaf(tuple(p.shape), p.dtype) for k, p in params.items()}
-        # the parameter whose device and dtype a buffer takes, or ""
-        self.beside = nearest_parameters(self.buffers, params)
-        self.never_vmap = next(filter(None, itertools.starmap(limits.why_not_vmap, module.named_modules())), "")
+        self.names = LeafNames.of(module)
+        leaves = {name: leaf.detach() for name, leaf in get_leaves(module, self.names).items()}
+        self.params = {k: LeafSpec(tuple(leaves[k].shape), leaves[k].dtype) for k in self.names.params}
+        self.buffers = {k: leaves[k] for k in self.names.buffers}  # their initial values
+        self.aliases = self.names.aliases  # the further names of tied leaves: {alias: first name}
+        # buffer -> the parameter whose device and dtype it takes, or ""
+        self.nearest_param = nearest_parameters(self.buffers, {k: leaves[k] for k in self.names.params})
+        self.why_not_vmap = next(filter(None, itertools.starmap(limits.why_not_vmap, module.named_modules())), "")
         # train -> why "auto" does not map this module, or ""
-        self.no_vmap = {False: self.never_vmap, True: self.never_vmap}
+        self.no_vmap = {False: self.why_not_vmap, True: self.why_not_vmap}
         self.unmapped: set[tuple[Any, ...]] = set()  # the kinds of calls that vmap failed on
         self.warned = False  # whether the user knows that "auto" takes the loop
 
     def _prepare(self) -> None:
-        """What is not pickled: the skeletons in use, one pair a thread and one pair for dynamo, made when needed."""
-        self._tape: tuple[InitTrace | None] | None = None  # recorded at the first init_params
-        self._local = threading.local()
-        self._recurrent = any(isinstance(part, nn.RNNBase) for _, part in self.modules())
-        self._attends = any(isinstance(part, limits.ATTENDING) for _, part in self.modules())
-        # torch scales these weights in place in the forward
-        self._renormed = [
-            self.param_aliases.get(name, name)
-            for name in (f"{path}.weight".lstrip(".") for path, part in self.modules() if limits.renorms(part))
-        ]
-        self._tracked: list[str] = []
-        self._unruled: bool | None = None
-        self._code: Code | None = None
-        self._traced: tuple[StatelessModule, StatelessModule] | None = None
+        """Make what is not pickled."""
+        self._init_trace: tuple[InitTrace | None] | None = None  # recorded at the first init_params
+        self.stateless = StatelessCaller(self._empty, self.buffers, self.aliases)
 
-    @_torch_compat.constant_result
-    def _have_traced(self) -> None:
-        """Make the pair for dynamo, which runs this while it traces: see below."""
-        if self._traced is None:
-            self._traced = (StatelessModule(self._empty, False), StatelessModule(self._empty, True))
-            self._tracked = [
-                name
-                for path, part in self._traced[True].module.named_modules()
-                if part.training and getattr(part, "track_running_stats", False)
-                for name in (f"{path}.{buffer}".lstrip(".") for buffer in part._buffers)
-                if name in self.buffers
-            ]
+    # --- initialisation --------------------------------------------------------------------------------
 
-    def show_constants(self, train: bool) -> None:
-        """Let dynamo see the plain tensors ahead of a transform, in which strict export cannot take them in."""
-        self._have_traced()
-        assert self._traced is not None
-        for constant in self._traced[train].constants:
-            constant.dim()
-
-    def tracked(self) -> list[str]:
-        """The buffers that a training step is known to change, for dynamo, which sees no writes."""
-        self._have_traced()
-        return self._tracked
-
-    @_torch_compat.constant_result
-    def unruled(self) -> bool:
-        """Whether torch.func.vmap lacks a rule for a part, of the kind that _strategies/batching_rules.py has."""
-        if self._unruled is None:
-            self._unruled = any(limits.unruled_part(part) for _, part in self.modules())
-        return self._unruled
-
-    def bare(self) -> bool:
-        """Whether a mapped call needs nothing but parameters put in their places."""
-        special = self.buffers or self._recurrent or self._attends or self._renormed
-        return not (special or self.unruled() or self.writes())
-
-    @ordinary_tensors()
-    def draw(self, seed: int) -> nn.Module:
-        """A freshly initialised module, a function of the seed alone.
+    def init_module(self, seed: int) -> nn.Module:
+        """A newly initialised module, a function of the seed alone.
 
         Raises:
-            StructureError: the network was unpickled without its factory, or the factory gives no module.
+            StructureError: there is no factory, or it gives no module, or the same module twice.
         """
-        if self.build is None:
-            raise StructureError(
-                "this network was unpickled and its factory could not be pickled (a lambda or a local function): "
-                "apply works, fresh parameters do not; define the factory at the top level of a module"
-            )
-        with drawing_from(seed):
-            module = self.build()
-            if not isinstance(module, nn.Module):  # pyright: ignore[reportUnnecessaryIsInstance]
-                raise StructureError(f"build: expected a function that returns an nn.Module, got {module!r}")
-            if not isinstance(self.build, Redraw):
-                materialise(module, self.example)
+        module = run_factory(self.build, self.example, seed)
         if module is self._last():
             raise StructureError(
                 "build: the function returned the same module twice; return a new one each time, or pass the "
@@ -218,127 +129,28 @@ class ModuleSpec:
         self._last = weakref.ref(module)
         return module
 
-    def tape(self) -> InitTrace | None:
-        """How to fill one slot's leaves without building a module, if the factory is of that kind."""
-        if self._tape is None:
-            if not ordinary():  # another call may find it so
+    def init_trace(self) -> InitTrace | None:
+        """The recorded initialisation, which fills one slot's leaves without building a module; None if impossible."""
+        if self._init_trace is None:
+            if not in_plain_context():  # in another context it may be possible
                 return None
-            self._tape = (None if self.build is None else record(self.draw),)
-        return self._tape[0]
+            self._init_trace = (None if self.build is None else record_init(self.init_module),)
+        return self._init_trace[0]
 
-    def skeleton(self, train: bool) -> StatelessModule:
-        """One of this thread's skeletons in one of the two modes that no call is using."""
-        local = self._local.__dict__
-        if "skeletons" not in local:
-            local["skeletons"] = ([], [])
-        kept: list[StatelessModule] = local["skeletons"][train]
-        for skeleton in kept:
-            if not skeleton.busy:
-                return skeleton
-        kept.append(StatelessModule(self._empty, train))
-        return kept[-1]
+    # --- the module ------------------------------------------------------------------------------------
 
-    def call(
-        self,
-        params: Mapping[str, Tensor],
-        buffers: dict[str, Tensor],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        train: bool,
-    ) -> Any:
-        """One agent's forward. ``buffers`` is updated with what the module leaves in its place.
-
-        Other attributes that a forward sets on the module are forgotten.
-
-        Raises:
-            StructureError: the module writes into its parameters.
-        """
-        # Dynamo cannot trace a deepcopy and gets a pair of its own (it traces one thread at a time).
-        # `torch.compiler.is_compiling` would not do: it is true for all threads while one compiles.
-        if torch.compiler.is_dynamo_compiling():
-            self._have_traced()
-            assert self._traced is not None
-            traced = self._traced[train]
-            if self.writes():  # in a trace no write is seen
-                params = {name: param.clone() for name, param in params.items()}
-            if self.stores():
-                traced.lend_traced()
-            out = self._call(lambda t: functional_call(traced.module, t, args, kwargs), params, buffers)
-            if self.stores():
-                traced.restore_traced()
-            return out
-        skeleton, writes = self.skeleton(train), self.writes()
-        first = not (skeleton.tried or torch.compiler.is_compiling())
-        if not (first or writes):
-            return self._call(lambda t: skeleton.call(t, args, kwargs), params, buffers)
-        # Clones: a write shows in their version, and nobody loses a number.
-        params = {name: counted(param) for name, param in params.items()}
-        given = dict(buffers)
-        data = DataWrites() if first or self.takes_data() else None
-        with data or contextlib.nullcontext():
-            out = self._call(lambda t: skeleton.call(t, args, kwargs), params, buffers)
-        changed = [name for name, param in params.items() if written(param) and name not in self._renormed]
-        if data is not None and data.taken:
-            changed += [name for name, param in params.items() if data.wrote(param)]
-            # another tensor in its place is how a change of a buffer shows that no version shows
-            buffers.update({name: b.view(b.shape) for name, b in buffers.items() if data.wrote(given[name])})
-            if any(map(data.wrote, skeleton.constants)):
-                skeleton.make()
-        if changed:
-            raise StructureError(
-                f"params: the module writes into {sorted(set(changed))} in its forward, and apply may not change "
-                "parameters; compute a new tensor there, or make them buffers"
-            )
-        skeleton.tried = data is None or not data.taken  # what takes `.data` is watched at every call
-        return out
-
-    def _read(self) -> Code:
-        if self._code is None:
-            self._code = read_code(self._empty)
-        return self._code
-
-    @_torch_compat.constant_result
-    def writes(self) -> bool:
-        """Whether a forward may write into its leaves, as far as its code shows."""
-        return self._read().writes is not Writes.NEVER
-
-    @_torch_compat.constant_result
-    def takes_data(self) -> bool:
-        """Whether it may do so through ``.data``."""
-        return self._read().writes is Writes.UNCOUNTED
-
-    @_torch_compat.constant_result
-    def stores(self) -> bool:
-        """Whether it may write into anything that the module holds."""
-        return self._read().stores
-
-    def _call(
-        self,
-        forward: Callable[[dict[str, Tensor]], Any],
-        params: Mapping[str, Tensor],
-        buffers: dict[str, Tensor],
-    ) -> Any:
-        tensors = {**params, **buffers}
-        for name in self._renormed:
-            tensors[name] = tensors[name].clone()
-        for alias, name in (*self.param_aliases.items(), *self.buffer_aliases.items()):
-            tensors[alias] = tensors[name]
-        with limits.differentiable_attention() if self._attends else contextlib.nullcontext():
-            out = forward(tensors)
-        for name in buffers:
-            buffers[name] = tensors[name]
-        return out
-
-    def module(self, params: Mapping[str, Tensor], buffers: Mapping[str, Tensor]) -> nn.Module:
+    def make_module(self, params: Mapping[str, Tensor], buffers: Mapping[str, Tensor]) -> nn.Module:
         """An ordinary module in evaluation mode that holds copies of these tensors."""
         module = copy.deepcopy(self._empty).eval()
-        fill(module, {k: parameter(p.detach().clone()) for k, p in params.items()}, self.param_aliases)
-        fill(module, {k: b.detach().clone() for k, b in buffers.items()}, self.buffer_aliases)
+        leaves = {k: as_parameter(p.detach().clone()) for k, p in params.items()}
+        set_leaves(module, self.names, {**leaves, **{k: b.detach().clone() for k, b in buffers.items()}})
         return module
 
-    def modules(self) -> Iterator[tuple[str, nn.Module]]:
+    def named_modules(self) -> Iterator[tuple[str, nn.Module]]:
         """The submodules by name, for reading only."""
         return self._empty.named_modules()
+
+    # --- pickling --------------------------------------------------------------------------------------
 
     def __getstate__(self) -> dict[str, Any]:
         state = {k: v for k, v in self.__dict__.items() if k not in _NOT_PICKLED}
@@ -355,27 +167,8 @@ class ModuleSpec:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         if state["_empty"] is None:
-            self._empty = emptied(self.draw(0))
+            self._empty = copy_without_leaves(self.init_module(0))
         self._prepare()
-
-
-def _same(a: Tensor, b: Tensor | None) -> bool:
-    if a.is_meta:
-        return True
-    if b is None or a.shape != b.shape:
-        return False
-    try:
-        return bool(((a == b) | ((a != a) & (b != b))).all())
-    except RuntimeError:  # fake tensors have no numbers
-        return True
-
-
-def _same_leaves(a: nn.Module, b: nn.Module) -> bool:
-    return all(
-        _same(leaf, named_tensors(b, kind)[0].get(name))
-        for kind in ("_parameters", "_buffers")
-        for name, leaf in named_tensors(a, kind)[0].items()
-    )
 
 
 def _pickles(value: Any) -> bool:

@@ -1,13 +1,15 @@
-"""How all agents are evaluated: the loop defines the meaning, the other ways are proved equal to it.
+"""How all agents are evaluated. The loop defines the meaning; every other strategy is proved equal to it.
 
-Each way is one function ``Call -> Result``.
+A strategy is a class of :class:`Evaluator`. Its ``prepare(net, train)`` gives an evaluator, or ``Unsupported(reason)``;
+the evaluator's ``evaluate(call)`` gives a result, or ``Unsupported(reason)``.
 """
 
+from functional_marl._strategies.auto import STRATEGIES as STRATEGIES
+from functional_marl._strategies.auto import NetworkEvaluator as NetworkEvaluator
+from functional_marl._strategies.auto import prepare as prepare
+from functional_marl._strategies.auto import supports as supports
 from functional_marl._strategies.base import Call as Call
+from functional_marl._strategies.base import Evaluator as Evaluator
 from functional_marl._strategies.base import Result as Result
-from functional_marl._strategies.loop import evaluate_loop as evaluate_loop
-from functional_marl._strategies.plan import evaluate_plan as evaluate_plan
-from functional_marl._strategies.vmap_fast_path import apply_directly as apply_directly
-from functional_marl._strategies.vmap_support import evaluate_mapped as evaluate_mapped
 
-__all__ = ["Call", "Result", "apply_directly", "evaluate_loop", "evaluate_mapped", "evaluate_plan"]
+__all__ = ["STRATEGIES", "Call", "Evaluator", "NetworkEvaluator", "Result", "prepare", "supports"]

@@ -1,29 +1,43 @@
-"""What an evaluation gets and gives."""
+"""What every strategy gets, returns and offers."""
 
 from __future__ import annotations
 
+import abc
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
+from functional_marl._errors import RandomnessError, StructureError, Unsupported
 from functional_marl._layout.inputs import Inputs
-from functional_marl._network import Network
+from functional_marl._network_settings import NetworkSettings
 from functional_marl._pytrees import Tree
 
-__all__ = ["Call", "Result"]
+__all__ = ["FALLBACK_ERRORS", "FINAL_ERRORS", "Call", "Evaluator", "Result", "Single", "failure_of", "sparse_layout"]
+
+# What torch raises where it has no batching rule, or where a module does not get what it needs.
+FALLBACK_ERRORS = (RuntimeError, ValueError, NotImplementedError, IndexError)
+# Of these, the errors that are the answer: no other strategy is tried.
+FINAL_ERRORS = (StructureError, RandomnessError, torch.OutOfMemoryError)
 
 
 @dataclass(frozen=True)
 class Call:
     """One call of ``apply``, checked: parameters, state and inputs fit the network."""
 
-    net: Network
+    net: NetworkSettings
     params: dict[str, Tensor]  # [S, *leaf]
     state: dict[str, Tensor]  # [S, *leaf]
     inputs: Inputs
     key: Tensor | None  # [2]
     train: bool
     mutable: bool
+
+    def tensors(self) -> tuple[Any, ...]:
+        """All leaves of the call: parameters, state and inputs."""
+        return (*self.params.values(), *self.state.values(), *self.inputs.leaves)
 
 
 @dataclass(frozen=True)
@@ -32,3 +46,50 @@ class Result:
 
     outputs: Tree
     state: dict[str, Tensor]  # [n, *leaf]; empty unless the call is mutable
+
+
+# params and one input ``[*B, n, F]`` -> the output with the agents in its place, or None
+Single = Callable[[Mapping[str, Any], Tensor], Tensor | None]
+
+
+def _no_fast_path(params: Mapping[str, Any], x: Tensor) -> Tensor | None:
+    return None
+
+
+class Evaluator(abc.ABC):
+    """A strategy that is prepared for one network in one mode, training or evaluation.
+
+    Attributes:
+        single: the fast path of a call with one input tensor, no key, no state and no keyword inputs. It checks the
+            call itself, and returns None where it does not apply: then :meth:`evaluate` takes the call.
+    """
+
+    name: ClassVar[str]  # as in ``strategy=``
+    single: Single = staticmethod(_no_fast_path)
+
+    @classmethod
+    @abc.abstractmethod
+    def prepare(cls, net: NetworkSettings, train: bool) -> Evaluator | Unsupported:
+        """The evaluator, or why this strategy can serve no call of the network in this mode."""
+
+    @abc.abstractmethod
+    def evaluate(self, call: Call) -> Result | Unsupported:
+        """All agents' outputs, or why this strategy cannot serve this call."""
+
+    def describe(self) -> str:
+        """How the next call is evaluated, for ``fm.tabulate``."""
+        return self.name
+
+
+def sparse_layout(call: Call) -> torch.layout | None:
+    """The layout of the first input that is not dense, or None. Batched operations take dense tensors."""
+    for leaf in call.inputs.leaves:
+        if isinstance(leaf, Tensor) and leaf.layout is not torch.strided:
+            return leaf.layout
+    return None
+
+
+def failure_of(strategy: str, error: Exception) -> str:
+    """An error that a strategy raised, in one line."""
+    line = (str(error).splitlines() or [""])[0]
+    return f"{strategy} raised {type(error).__name__}: {line if len(line) <= 100 else f'{line[:97]}...'}"

@@ -1,10 +1,11 @@
-"""What users read where the loop is slow, or where a map of their own cannot go through a module."""
+"""Messages for users: why "auto" takes the loop, and why a map of their own cannot go through a module."""
 
 from __future__ import annotations
 
 import contextlib
 import inspect
 import warnings
+import weakref
 from typing import Any
 
 import torch
@@ -12,32 +13,36 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from functional_marl._errors import RandomnessError, StrategyWarning, StructureError
-from functional_marl._network import Network
+from functional_marl._module.spec import ModuleSpec
+from functional_marl._network_settings import NetworkSettings
 from functional_marl._strategies.base import Call
-from functional_marl._strategies.loop import draws_in_loop, evaluate_loop
+from functional_marl._strategies.loop import evaluate_loop, is_random_call
 from functional_marl._torch_compat import constant_result, randomness_of_maps
 
-__all__ = ["explained", "warn_of_loop"]
+__all__ = ["clearer_error", "warn_of_loop"]
 
 _INSTEAD = {nn.GRU: "fm.nets.gru", nn.LSTM: "fm.nets.lstm", nn.LSTMCell: "fm.nets.lstm"}
 _RECURRENT = ("gru", "lstm", "rnn_tanh", "rnn_relu", "lstm_cell")
 
 
-def _instead(net: Network) -> str:
-    """The networks of ours that vmap and the plan know, for recurrent layers that they do not."""
+def _instead(net: NetworkSettings) -> str:
+    """Our networks that vmap and the plan can evaluate, in place of recurrent layers that they cannot."""
     found = {
         f"{ours} in place of nn.{kind.__name__}": None
-        for _, part in net.module_spec.modules()
+        for _, part in net.module_spec.named_modules()
         for kind, ours in _INSTEAD.items()
         if isinstance(part, kind)
     }
     return " and ".join(found)
 
 
+_warned: weakref.WeakSet[ModuleSpec] = weakref.WeakSet()  # the modules that users were warned of
+
+
 @constant_result  # dynamo runs this while it traces
-def warn_of_loop(net: Network, why: str) -> None:
-    """Say once a template that "auto" takes the loop, at the line outside of this package that called."""
-    if net.module_spec.warned or net.n_agents == 1:
+def warn_of_loop(net: NetworkSettings, why: str) -> None:
+    """Warn once a module that "auto" takes the loop, at the line outside of this package that called."""
+    if net.module_spec in _warned or net.n_agents == 1:
         return
     frame, level = inspect.currentframe(), 1
     while frame is not None and frame.f_globals.get("__name__", "").startswith(("functional_marl.", "torch.")):
@@ -45,23 +50,23 @@ def warn_of_loop(net: Network, why: str) -> None:
     ours = _instead(net)
     warnings.warn(
         f"{net.n_agents} agents are evaluated one after the other: {why}; {f'use {ours}, or ' if ours else ''}"
-        'say strategy="loop" if this is meant',
+        'set strategy="loop" if this is intended',
         StrategyWarning,
         stacklevel=level,
     )
-    net.module_spec.warned = True
+    _warned.add(net.module_spec)
 
 
-def explained(call: Call, error: RuntimeError) -> Exception | None:
-    """A clearer error for what failed in a map over populations that the user put around apply, if there is one."""
+def clearer_error(call: Call, error: RuntimeError) -> Exception | None:
+    """A clearer error for a failure inside a map over populations that the user put around apply, if there is one."""
     if torch.compiler.is_dynamo_compiling() or isinstance(error, RandomnessError):
         return None
     kinds = randomness_of_maps()
     if not kinds:
         return None
-    if call.key is None and "error" in kinds and draws_in_loop(call):
+    if call.key is None and "error" in kinds and is_random_call(call):
         return RandomnessError(
-            "the module draws from torch's global generator inside of torch.func.vmap; map over keys too: "
+            "the module samples from torch's global generator inside torch.func.vmap; map over keys too: "
             "torch.func.vmap(lambda params, key: fm.apply(net, params, x, key=key, ...))(params, fm.split(key, P)), "
             'or give torch.func.vmap randomness="different"'
         )
@@ -78,7 +83,7 @@ def explained(call: Call, error: RuntimeError) -> Exception | None:
 
 
 class _Failing(TorchFunctionMode):
-    """Keeps the name of the function that failed."""
+    """Keeps the name of the function that raised."""
 
     name = ""
 

@@ -1,4 +1,4 @@
-"""The loop over agents: what every network means. It shares no code with the faster ways."""
+"""Strategy "loop": one agent after the other. It defines the meaning, and shares no code with the faster strategies."""
 
 from __future__ import annotations
 
@@ -11,13 +11,43 @@ from torch import Tensor
 
 from functional_marl import _torch_compat
 from functional_marl._errors import RandomnessError, StructureError
-from functional_marl._module.stateless import counted, written
+from functional_marl._module.write_detection import clone_counting_writes, was_written
+from functional_marl._network_settings import NetworkSettings
 from functional_marl._pytrees import Tree, flatten, leaf_names
-from functional_marl._randomness.keyed_dropout import ForbidRandomOps, run_keyed
-from functional_marl._randomness.rng_state import Alike, rng_states, set_rng_states
-from functional_marl._strategies.base import Call, Result
+from functional_marl._randomness.forbid_random_ops import ForbidRandomOps
+from functional_marl._randomness.keyed_dropout import run_keyed
+from functional_marl._randomness.rng_state import rng_states, set_rng_states
+from functional_marl._randomness.same_samples import SameSamples
+from functional_marl._strategies.base import FALLBACK_ERRORS, FINAL_ERRORS, Call, Evaluator, Result, sparse_layout
 
-__all__ = ["buffers_changed", "draws_in_loop", "evaluate_loop", "plain"]
+__all__ = ["LoopEvaluator", "buffers_changed", "evaluate_loop", "is_random_call", "plain"]
+
+
+class LoopEvaluator(Evaluator):
+    """The loop, for every network and every call."""
+
+    name = "loop"
+
+    @classmethod
+    def prepare(cls, net: NetworkSettings, train: bool) -> LoopEvaluator:
+        """The loop needs nothing prepared."""
+        return cls()
+
+    def evaluate(self, call: Call) -> Result:
+        """One agent after the other.
+
+        Raises:
+            StructureError: an operation of the module takes no sparse input.
+        """
+        try:
+            return evaluate_loop(call)
+        except FALLBACK_ERRORS as error:
+            layout = sparse_layout(call)
+            if layout is None or isinstance(error, FINAL_ERRORS):
+                raise
+            what = f"inputs: {layout} fails in the loop over agents; give x.to_dense(): {error}"
+            raise StructureError(what) from error
+
 
 _PLAIN = (bool, int, float, complex, str, bytes, enum.Enum, torch.dtype, torch.device, torch.Size)
 
@@ -26,7 +56,7 @@ def evaluate_loop(call: Call) -> Result:
     """Agent ``i`` computes ``module(params[leaf][slot[leaf][i]], x_i)``, one after the other."""
     if call.key is None and call.net.randomness != "different" and _traced():
         try:
-            return _loop(call, drawless=True)
+            return _loop(call, not_random=True)
         except RandomnessError:
             if call.net.randomness == "error":
                 raise
@@ -36,10 +66,10 @@ def evaluate_loop(call: Call) -> Result:
     return _loop(call)
 
 
-def draws_in_loop(call: Call) -> bool:
-    """Whether a call without a key draws, before anything else fails."""
+def is_random_call(call: Call) -> bool:
+    """Whether a call without a key samples random numbers before anything else fails."""
     try:
-        _loop(call, drawless=True)
+        _loop(call, not_random=True)
     except RandomnessError:
         return True
     except Exception:
@@ -48,17 +78,17 @@ def draws_in_loop(call: Call) -> bool:
 
 
 _NOT_TRACED = (
-    'randomness="same": a traced loop over agents cannot draw the same for each of them from the global generator; '
-    "give apply a key="
+    'randomness="same": a traced loop over agents cannot sample the same numbers for each of them from the global '
+    "generator; give apply a key="
 )
 
 
-def _loop(call: Call, drawless: bool = False) -> Result:
+def _loop(call: Call, not_random: bool = False) -> Result:
     outputs: list[Tree] = []
     buffers: list[dict[str, Tensor]] = []
-    alike = call.key is None and call.net.randomness == "same" and not drawless
+    alike = call.key is None and call.net.randomness == "same" and not not_random
     start = rng_states((*call.inputs.leaves, *call.params.values())) if alike else None
-    own = Alike() if alike and not torch.compiler.is_dynamo_compiling() else None
+    own = SameSamples() if alike and not torch.compiler.is_dynamo_compiling() else None
     for agent in range(call.net.n_agents):
         if start is not None:
             set_rng_states(start)
@@ -66,7 +96,7 @@ def _loop(call: Call, drawless: bool = False) -> Result:
             own.next_agent()
         try:
             with own or contextlib.nullcontext():
-                output, after = _one_agent(call, agent, drawless)
+                output, after = _one_agent(call, agent, not_random)
         except Exception as error:
             if not torch.compiler.is_dynamo_compiling():
                 error.add_note(
@@ -79,21 +109,21 @@ def _loop(call: Call, drawless: bool = False) -> Result:
     return Result(_stack_outputs(outputs), state)
 
 
-def _one_agent(call: Call, agent: int, drawless: bool) -> tuple[Tree, dict[str, Tensor]]:
+def _one_agent(call: Call, agent: int, not_random: bool) -> tuple[Tree, dict[str, Tensor]]:
     net = call.net
     params = {name: leaf[net.sharing[name][agent]] for name, leaf in call.params.items()}
-    clone = torch.clone if call.mutable else counted
+    clone = torch.clone if call.mutable else clone_counting_writes
     before = {name: clone(leaf[net.state_sharing[name][agent]]) for name, leaf in call.state.items()}
     args, kwargs = call.inputs.of_agent(agent)
     after = dict(before)
 
     def run() -> Any:
-        return net.module_spec.call(params, after, args, kwargs, call.train)
+        return net.module_spec.stateless.call(params, after, args, kwargs, call.train)
 
     if call.key is not None:
         stream = agent if net.randomness == "different" else 0
         output = run_keyed(run, call.key, stream, net.randomness == "error")
-    elif drawless:
+    elif not_random:
         output = run_keyed(run, torch.empty(0), 0, True)
     elif net.randomness == "error":
         with ForbidRandomOps('randomness="error" forbids it; choose "same" or "different", or train=False'):
@@ -101,8 +131,8 @@ def _one_agent(call: Call, agent: int, drawless: bool) -> tuple[Tree, dict[str, 
     else:
         output = run()
     if not call.mutable:
-        # The clones are this call's own: a write shows in the version of the tensor, or as another tensor.
-        changed = [name for name in before if after[name] is not before[name] or written(before[name])]
+        # The clones belong to this call. A write shows in a clone's version, or as another tensor in its place.
+        changed = [name for name in before if after[name] is not before[name] or was_written(before[name])]
         if changed:
             raise StructureError(buffers_changed(changed))
     return output, after
@@ -117,12 +147,12 @@ def _seen(call: Call, agent: int) -> str:
 
 
 def _traced() -> bool:
-    """Whether a tracer records the call: it sees each draw, and no generator that is put back between them."""
-    return torch.compiler.is_dynamo_compiling() or _torch_compat.proxied()
+    """Whether a tracer records the call. It records each random operation, and no restored generator state."""
+    return torch.compiler.is_dynamo_compiling() or _torch_compat.in_proxy_tracer()
 
 
 def buffers_changed(names: list[str]) -> str:
-    """The message for a module that writes into its buffers where nobody takes the new ones."""
+    """The message for a module that writes into its buffers where nothing returns the new ones."""
     return (
         f"state: the module changed its buffers {names} and apply would lose them; take the new state, "
         "y, state = apply(..., state=state, mutable=True), or call with train=False"
@@ -130,10 +160,10 @@ def buffers_changed(names: list[str]) -> str:
 
 
 def plain(leaf: Any) -> Any:
-    """A leaf of an output that is no tensor, if it is one that cannot hold a tensor either.
+    """A leaf of an output that is no tensor and cannot hold one.
 
     Raises:
-        StructureError: it may; of a distribution or a dataclass vmap would give what it maps inside.
+        StructureError: it may hold one; vmap would leave its own wrappers in a distribution or a dataclass.
     """
     if not isinstance(leaf, _PLAIN):
         raise StructureError(

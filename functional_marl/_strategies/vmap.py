@@ -1,238 +1,162 @@
-"""``torch.func.vmap`` over the functional call of one agent: any module that has batching rules."""
+"""Strategy "vmap": all agents by ``torch.func.vmap``, for any module whose operations have batching rules."""
 
 from __future__ import annotations
 
-import contextlib
-import threading
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.func import vmap
 
-from functional_marl import _torch_compat
-from functional_marl._errors import RandomnessError, StructureError
-from functional_marl._lowering import gather_slots
-from functional_marl._module.stateless import counted, written
-from functional_marl._network import Network
-from functional_marl._pytrees import Tree, flatten
-from functional_marl._randomness.keyed_dropout import run_keyed
-from functional_marl._sharing import Sharing
-from functional_marl._strategies.base import Call, Result
-from functional_marl._strategies.batching_rules import Rules
-from functional_marl._strategies.loop import buffers_changed, plain
-from functional_marl._strategies.vmap_faults import Watch
-from functional_marl._torch_compat import any_autocast
+from functional_marl._errors import RandomnessError, Unsupported
+from functional_marl._network_settings import NetworkSettings
+from functional_marl._pytrees import structure
+from functional_marl._randomness.rng_state import rng_states, set_rng_states
+from functional_marl._strategies.base import (
+    FALLBACK_ERRORS,
+    FINAL_ERRORS,
+    Call,
+    Evaluator,
+    Result,
+    sparse_layout,
+)
+from functional_marl._strategies.loop import evaluate_loop
+from functional_marl._strategies.torch_compile import try_vmap
+from functional_marl._strategies.vmap_call import evaluate_vmap
+from functional_marl._strategies.vmap_fast_path import VmapFastPath
+from functional_marl._strategies.vmap_faults import VmapFault
+from functional_marl._torch_compat import any_autocast, backward_hooked, constant_result
 
-__all__ = [
-    "FALLBACK_ERRORS",
-    "FINAL_ERRORS",
-    "activation_bytes",
-    "evaluate_vmap",
-    "in_chunks",
-    "quiet",
-    "widest_leaf",
-]
+__all__ = ["VmapEvaluator"]
 
-# What torch raises where it has no batching rule, or where a module does not get what it needs.
-FALLBACK_ERRORS = (RuntimeError, ValueError, NotImplementedError, IndexError)
-# Of these, what is an answer and no failure of this way.
-FINAL_ERRORS = (StructureError, RandomnessError, torch.OutOfMemoryError)
+_MOST = 1000  # kinds of calls that are remembered
 
 
-# Agents are mapped in chunks of about 2 MB of activations once these pass 16 MB and no gradient is recorded: a forward
-# of 512 agents of width 64 at batch 256 takes 78 ms for 151 and 17 MB for 101, of 4,096 at batch 32 88 ms for 137 and
-# 17 MB for 102. Below it chunks lose, and under backward they add up full-size gradients, up to 28x as slow.
-CHUNK_ABOVE = 16 << 20
-CHUNK = 2 << 20
+class VmapEvaluator(Evaluator):
+    """vmap over one network in one mode, and what is known about which calls it computes correctly."""
 
+    name = "vmap"
 
-def widest_leaf(net: Network) -> int:
-    """The most features that a leaf ``[S, features, ...]`` gives."""
-    return max((shape[1] for shape in net.param_shapes.values() if len(shape) > 1), default=1)
+    def __init__(self, net: NetworkSettings, train: bool) -> None:
+        self.net, self.train = net, train
+        self.failure = ""  # why vmap failed last, on any kind of call
+        self.failed: set[tuple[Any, ...]] = set()  # the kinds of calls that it failed on
+        self.watched: set[tuple[Any, ...]] = set()  # the kinds of calls that it is known to compute as the loop
+        fast = VmapFastPath.of(net, train, lambda: bool(self.failure))
+        if fast is not None:
+            self.single = fast
 
+    @classmethod
+    def prepare(cls, net: NetworkSettings, train: bool) -> VmapEvaluator | Unsupported:
+        """Unsupported where vmap has no rule for a part of the module, or computes it wrongly."""
+        why = net.module_spec.why_not_vmap
+        return Unsupported(why) if why else cls(net, train)
 
-def activation_bytes(x: Tensor, widest: int) -> int:
-    """About how much a layer's output takes for all agents: a row of the widest leaf for each row of the input."""
-    return x.numel() // max(1, x.shape[-1] if x.ndim else 1) * widest * x.element_size()
-
-
-def in_chunks(size: int) -> bool:
-    """Whether agents with activations of so many bytes are mapped in chunks."""
-    return size > CHUNK_ABOVE and not torch.is_grad_enabled()
-
-
-def _chunk(call: Call) -> int:
-    """How many agents to map at a time."""
-    n = call.net.n_agents
-    inputs = [leaf for leaf in call.inputs.leaves if isinstance(leaf, Tensor)]
-    if call.train or call.mutable or call.net.randomness == "same" or not inputs or torch.compiler.is_compiling():
-        return n  # "same": chunks would draw apart
-    size = max(activation_bytes(x, widest_leaf(call.net)) for x in inputs)
-    return min(n, max(1, CHUNK * n // size)) if in_chunks(size) else n
-
-
-def evaluate_vmap(call: Call, watch: bool = False) -> Result:
-    """All agents in one mapped call.
-
-    What agents share goes in unmapped, so that a centralized network with shared parameters is evaluated
-    once and its output expanded; where a random draw tells agents apart, vmap maps from there on.
-
-    Raises:
-        VmapFault: with ``watch``, for what vmap computes wrongly.
-    """
-    net, key, train, mutable, inputs = call.net, call.key, call.train, call.mutable, call.inputs
-    if torch.compiler.is_dynamo_compiling():
-        net.module_spec.show_constants(train)
-    tensors, dims = _mapped(call.params, net.sharing)
-    first_buffer = len(tensors)
-    if call.state:  # in training buffers change apart, so each agent needs its own
-        state, state_dims = _mapped(call.state, net.state_sharing, every=train or mutable)
-        tensors += [buffer.clone() if mutable else counted(buffer) for buffer in state]
-        dims += state_dims
-    first_input = len(tensors)
-    places = [k for k, leaf in enumerate(inputs.leaves) if isinstance(leaf, Tensor)]
-    tensors += [inputs.leaves[k].clone() for k in places]  # the module may write into its input
-    dims += [inputs.dims[k] for k in places]
-    unruled = net.module_spec.unruled() or any_autocast()
-    apart = key is not None and net.randomness == "different"
-    if apart:
-        tensors.append(torch.arange(net.n_agents, device=_device(call)))
-        dims.append(0)
-    rebuild_output: list[Callable[[Sequence[Any]], Tree]] = []
-    constants: list[Any] = []
-    changed: list[str] = []
-
-    def one_agent(*mine: Tensor) -> list[Tensor]:
-        seen = list(inputs.leaves)
-        for k, x in zip(places, mine[first_input : first_input + len(places)], strict=True):
-            seen[k] = x
-        args, kwargs = inputs.rebuild(seen)
-        own = dict(zip(call.params, mine[:first_buffer], strict=True))
-        before = dict(zip(call.state, mine[first_buffer:first_input], strict=True))
-        after = dict(before)
-
-        def run() -> Any:
-            with Watch() if watch else contextlib.nullcontext():
-                return net.module_spec.call(own, after, args, kwargs, train)
-
-        with Rules() if unruled else contextlib.nullcontext():
-            output = run() if key is None else run_keyed(run, key, mine[-1] if apart else 0, net.randomness == "error")
-        if not mutable:
-            changed.extend(name for name, buffer in before.items() if after[name] is not buffer or written(buffer))
-        if isinstance(output, Tensor):  # spares 2 us of trees
-            return [output, *after.values()] if mutable else [output]
-        out_leaves, rebuild = flatten(output)
-        rebuild_output.append(rebuild)
-        constants[:] = (None if isinstance(leaf, Tensor) else plain(leaf) for leaf in out_leaves)
-        mapped = [leaf for leaf in out_leaves if isinstance(leaf, Tensor)]
-        return mapped + list(after.values()) if mutable else mapped
-
-    results = _map_chunks(one_agent, net.n_agents, _chunk(call), net.randomness, tensors, dims)
-    if changed:
-        raise StructureError(buffers_changed(list(dict.fromkeys(changed))))
-    if not rebuild_output:
-        return Result(results[0], dict(zip(call.state, results[1:], strict=True)) if mutable else {})
-    ready = iter(results)
-    outputs = rebuild_output[0]([next(ready) if constant is None else constant for constant in constants])
-    return Result(outputs, dict(zip(call.state, ready, strict=True)) if mutable else {})
-
-
-class _Quiet:
-    """Leaves out torch's warning at each call of an op that has no batching rule.
-
-    torch has one flag for the whole process, and it can only be written: it goes back to torch's default,
-    on, when the last call that is under way has ended.
-    """
-
-    def __init__(self) -> None:
-        self.lock = threading.Lock()
-        self.under_way = 0
-
-    def __enter__(self) -> None:
-        with self.lock:
-            self.under_way += 1
-            _torch_compat.warn_of_fallback(False)
-
-    def __exit__(self, *exception: object) -> None:
-        with self.lock:
-            self.under_way -= 1
-            if self.under_way == 0:
-                _torch_compat.warn_of_fallback(True)
-
-
-quiet = _Quiet()
-
-
-def _map_chunks(
-    function: Callable[..., list[Tensor]],
-    n: int,
-    chunk: int,
-    randomness: Any,
-    tensors: list[Tensor],
-    dims: list[int | None],
-) -> list[Tensor]:
-    """:func:`_map`, of so many agents at a time; what all share is evaluated once and expanded all the same."""
-    if chunk == n or all(dim is None for dim in dims):
-        return _map(function, n, randomness, tensors, dims)
-    pieces: list[list[Tensor]] = []
-    for start in range(0, n, chunk):
-        size = min(chunk, n - start)
-        own = [t if d is None else t.narrow(d, start, size) for t, d in zip(tensors, dims, strict=True)]
-        pieces.append(_map(function, size, randomness, own, dims))
-    return [torch.cat(parts) for parts in zip(*pieces, strict=True)]
-
-
-def _map(
-    function: Callable[..., list[Tensor]], n: int, randomness: Any, tensors: list[Tensor], dims: list[int | None]
-) -> list[Tensor]:
-    """``torch.func.vmap`` of a function of tensors to a list of tensors, ``[n, ...]`` each, without its warning."""
-    if torch.compiler.is_dynamo_compiling():
-        return _traceable(function, n, randomness, tensors, dims)
-    with quiet:
-        primitives = _torch_compat.primitives
-        if primitives is None or torch.compiler.is_compiling():
-            return _traceable(function, n, randomness, tensors, dims)
-        # Public vmap flattens trees and checks for 129 us a call; what it calls itself takes 5 us.
-        primitives.load()
-        add, remove = primitives.add, primitives.remove
-        level = primitives.enter(n, randomness)
+    def evaluate(self, call: Call) -> Result | Unsupported:
+        """All agents in one mapped call; unsupported where vmap is known to fail or to compute something else."""
+        layout = sparse_layout(call)
+        if layout is not None:
+            return Unsupported(f"it takes dense tensors, got {layout}; give x.to_dense()")
+        why = self._unsupported_in_trace(call) if torch.compiler.is_dynamo_compiling() else _hooked()
+        if why:
+            return Unsupported(why)
         try:
-            outputs = function(*[t if d is None else add(t, d, level) for t, d in zip(tensors, dims, strict=True)])
-            return [remove(output, level, n, 0) for output in outputs]
-        finally:
-            primitives.leave()
+            return self._watched(call)
+        except VmapFault as fault:
+            return Unsupported(str(fault))
+        except FALLBACK_ERRORS as error:
+            if call.net.randomness == "error" and not isinstance(error, FINAL_ERRORS):
+                _raise_named(call)
+            raise
+
+    def known_failure(self, call: Call) -> str:
+        """Why vmap is known to fail on calls of this kind, or "".
+
+        It may serve other kinds: a branch on a flag, a sharing under which a weight is not mapped.
+        """
+        return _hooked() or (self.failure if self.failure and _kind(call) in self.failed else "")
+
+    def _unsupported_in_trace(self, call: Call) -> str:
+        """A graph is traced once and cannot fall back: what failed on any kind of call is not tried in it."""
+        if _hooked():
+            return _hooked()
+        if self.net.module_spec.stateless.may_write_by_data():
+            return "torch.func.vmap refuses `.data`, and a trace takes no mode that serves it"
+        if not self.last_failure():
+            try_vmap(self, call)
+        return self.last_failure()
+
+    @constant_result
+    def last_failure(self) -> str:
+        """Why vmap failed last, for dynamo, which would guard on an attribute."""
+        return self.failure
+
+    def remember_failure(self, call: Call, why: str) -> None:
+        """From now on calls of this kind are not tried."""
+        self.failure = why
+        self.failed.add(_kind(call))
+
+    def _watched(self, call: Call) -> Result:
+        """The mapped call. The first call of a kind is watched for operations that vmap computes wrongly.
+
+        Raises:
+            VmapFault: it contains such an operation.
+        """
+        if torch.compiler.is_dynamo_compiling():
+            return evaluate_vmap(call)
+        leaves = [(x.shape, x.dtype) if isinstance(x, Tensor) else repr(x) for x in call.inputs.leaves]
+        kind = (*_settings(call), torch.is_grad_enabled(), *leaves)
+        try:
+            if kind in self.watched:
+                return evaluate_vmap(call)
+        except TypeError:  # symbolic sizes have no hash: such a call is watched every time
+            return _watch(call)
+        result = _watch(call)
+        if len(self.watched) > _MOST:
+            self.watched.clear()
+        self.watched.add(kind)
+        return result
 
 
-def _traceable(
-    function: Callable[..., list[Tensor]], n: int, randomness: Any, tensors: list[Tensor], dims: list[int | None]
-) -> list[Tensor]:
-    """The same by the public function, as tracers expect it.
-
-    Everything is mapped at axis 0, for torch.export loses the others where an input is an output; and
-    something is mapped in any case, for public vmap insists.
-    """
-    front = [t if d is None else t.movedim(d, 0) for t, d in zip(tensors, dims, strict=True)]
-    index = torch.arange(n, device=front[0].device if front else None)
-    in_dims = (*(None if d is None else 0 for d in dims), 0)
-    return list(vmap(lambda *mine: function(*mine[:-1]), in_dims=in_dims, randomness=randomness)(*front, index))
+def _watch(call: Call) -> Result:
+    before = rng_states(call.tensors(), needed=False) if call.key is None else {}
+    try:
+        return evaluate_vmap(call, watch=True)
+    except VmapFault:
+        set_rng_states(before)
+        raise
 
 
-def _mapped(leaves: dict[str, Tensor], slots: Any, every: bool = False) -> tuple[list[Tensor], list[int | None]]:
-    """Leaves ``[S, *leaf]`` as vmap takes them: unmapped where all agents share, else ``[n, *leaf]``."""
-    values: list[Tensor] = []
-    dims: list[int | None] = []
-    for name, leaf in leaves.items():
-        sharing: Sharing = slots[name]
-        whole = sharing.is_shared and not every
-        values.append(leaf[0] if whole else gather_slots(leaf, sharing))
-        dims.append(None if whole else 0)
-    return values, dims
+def _hooked() -> str:
+    return "torch.func.vmap leaves out global backward hooks" if backward_hooked() else ""
 
 
-def _device(call: Call) -> torch.device:
-    for leaf in (*call.params.values(), *call.inputs.leaves):
-        if isinstance(leaf, Tensor):
-            return leaf.device
-    return torch.device("cpu")
+def _raise_named(call: Call) -> None:
+    """Raise the loop's error for a random operation under ``randomness="error"``: vmap's does not name it."""
+    if torch.compiler.is_dynamo_compiling():
+        return
+    try:
+        evaluate_loop(call)
+    except RandomnessError:
+        raise
+    except FALLBACK_ERRORS:
+        return
+
+
+def _kind(call: Call) -> tuple[Any, ...]:
+    """All that a module can see of a call except numbers and sizes: calls of one kind fail alike."""
+    leaves = [(leaf.ndim, leaf.dtype) if isinstance(leaf, Tensor) else _constant(leaf) for leaf in call.inputs.leaves]
+    slots = tuple(sharing.is_shared for sharing in call.net.sharing.values())
+    return (*_settings(call), call.net.randomness, tuple(call.inputs.dims), slots, *leaves)
+
+
+def _settings(call: Call) -> tuple[Any, ...]:
+    """What a forward may branch on besides the leaves of its inputs. A trace has no structure to compare."""
+    traced = torch.compiler.is_dynamo_compiling()
+    tree = None if traced else structure(call.inputs.rebuild(call.inputs.leaves))
+    dtypes = tuple([leaf.dtype for leaf in (*call.params.values(), *call.state.values())])
+    return (call.train, call.mutable, call.key is None, any_autocast(), tree, dtypes)
+
+
+def _constant(leaf: Any) -> Any:
+    # numbers and strings may differ at every call
+    return leaf if leaf is None or isinstance(leaf, bool) else type(leaf)

@@ -19,7 +19,6 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from functional_marl._errors import StructureError
 from functional_marl._torch_compat import current_level, is_mapped
 
 __all__ = ["VmapFault", "Watch", "situations", "table"]
@@ -49,15 +48,8 @@ _GRAPH: dict[Any, str] = {
 }
 
 
-class VmapFault(StructureError):
-    """The module does something that vmap computes otherwise than a loop; "auto" then takes the loop."""
-
-    def __init__(self, fault: str) -> None:
-        super().__init__(fault)
-        self.fault = fault
-
-    def __str__(self) -> str:
-        return f'strategy="vmap": {self.fault}; use "auto", which takes the loop, or "loop"'
+class VmapFault(RuntimeError):
+    """The module does something that vmap computes otherwise than the loop; the message says what."""
 
 
 @functools.cache

@@ -8,11 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from functional_marl._checks import Params
-from functional_marl._init_params import init_params, init_state
-from functional_marl._network import Network, Randomness, Strategy, network
-from functional_marl._pytrees import Tree, flatten, tree_map
+from functional_marl._init_params import init_params
+from functional_marl._init_state import init_state
+from functional_marl._network import Network, network
+from functional_marl._network_settings import Randomness, StrategyName
+from functional_marl._pytrees import Params, Tree, flatten, tree_map
 from functional_marl._sharing import SharingSpec
+from functional_marl._strategies import supports
 from functional_marl.laws.subject import LIBRARY, Ops, Subject
 from functional_marl.laws.zoo import ZOO, Entry, Spec
 
@@ -65,7 +67,7 @@ def subject(
     agent_dims: int | tuple[int | None, ...] | None = None,
     out_agent_dim: int | None = None,
     randomness: Randomness = "different",
-    strategy: Strategy = "auto",
+    strategy: StrategyName = "auto",
     seed: int = 0,
     ops: Ops = LIBRARY,
 ) -> Subject:
@@ -107,7 +109,7 @@ def subject(
         randomness=randomness,
         strategy=strategy,
     )
-    planned = not any(isinstance(plan, str) for plan in net.plans)
+    planned = supports(net, "plan")
     ways = {"auto": True, "loop": True, "vmap": entry.vmap, "plan": planned}
     generator = torch.Generator().manual_seed(seed)
 

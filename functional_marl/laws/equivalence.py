@@ -11,10 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from functional_marl._checks import Params
 from functional_marl._errors import SharingError
 from functional_marl._lowering import dense
-from functional_marl._pytrees import tree_map
+from functional_marl._pytrees import Params, tree_map
 from functional_marl._sharing import Sharing
 from functional_marl.laws.law import Broken, agree, broken, law, zero
 from functional_marl.laws.subject import LIBRARY, Ops, Subject

@@ -7,8 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from functional_marl._checks import Params
-from functional_marl._pytrees import tree_map
+from functional_marl._pytrees import Params, tree_map
 from functional_marl.laws.law import agree, broken, differ, law
 from functional_marl.laws.subject import Subject
 

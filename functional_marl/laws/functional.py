@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from functional_marl._apply import apply
 from functional_marl._checks import check_params, check_state
-from functional_marl._init_params import init_state
-from functional_marl._module.stateless import parameter
+from functional_marl._init_state import init_state
+from functional_marl._module.leaves import as_parameter
 from functional_marl._network import Network
 from functional_marl._tensordict import as_flat_dict
 
@@ -29,7 +29,7 @@ class Functional(nn.Module):
         self.net = net
         for name, leaf in params.items():
             copy = leaf.detach().clone()
-            self._put(name, parameter(copy), "_parameters")
+            self._put(name, as_parameter(copy), "_parameters")
         for name, leaf in state.items():
             self._put(name, leaf.detach().clone(), "_buffers")
 

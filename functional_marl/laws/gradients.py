@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from functional_marl._checks import Params
+from functional_marl._pytrees import Params
 from functional_marl.laws.law import agree, broken, differ, law
 from functional_marl.laws.subject import Subject
 

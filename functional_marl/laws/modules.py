@@ -214,7 +214,7 @@ def _core(case: Facade, eager: Any, x: Tensor) -> None:
     one = x.flatten(position, position + 1) if case.centralized else x.select(position, 0)
     build = case.module(lazy=True)._build_one
     with torch.random.fork_rng(devices=[]):
-        given = {"sharing": net.spec, "centralized": net.centralized, "agent_dim": net.agent_dim}
+        given = {"sharing": net.sharing_spec, "centralized": net.centralized, "agent_dim": net.agent_dim}
         lazy = case.ops.network(build, case.n_agents, example=one, randomness=net.randomness, **given)
     fresh = case.ops.init_params(lazy, case.seed)
     shapes = {name: list(leaf.shape) for name, leaf in fresh.items()}

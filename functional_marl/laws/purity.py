@@ -68,7 +68,7 @@ def _watched(s: Subject) -> Subject:
     settings = ("n_agents", "centralized", "agent_dim", "out_agent_dim", "randomness", "strategy")
     given = {name: getattr(s.net, name) for name in settings}
     assert s.build is not None
-    net = s.ops.network(_Watched(s.build), sharing=s.net.spec, example=s.net.module_spec.example, **given)
+    net = s.ops.network(_Watched(s.build), sharing=s.net.sharing_spec, example=s.net.module_spec.example, **given)
     return replace(s, net=net)
 
 
@@ -129,7 +129,9 @@ def _leaves_a_module(s: Subject) -> None:
         return
     before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
     try:
-        net = s.ops.network(module, s.n, sharing=s.net.spec, centralized=s.net.centralized, agent_dim=s.net.agent_dim)
+        net = s.ops.network(
+            module, s.n, sharing=s.net.sharing_spec, centralized=s.net.centralized, agent_dim=s.net.agent_dim
+        )
     except StructureError:
         return
     s.ops.init_params(net, s.key())

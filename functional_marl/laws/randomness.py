@@ -9,9 +9,8 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from functional_marl._checks import Params
 from functional_marl._errors import RandomnessError
-from functional_marl._pytrees import Tree
+from functional_marl._pytrees import Params, Tree
 from functional_marl.laws.law import Broken, agree, broken, differ, law
 from functional_marl.laws.subject import Subject
 

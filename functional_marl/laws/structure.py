@@ -53,10 +53,10 @@ def presets_are_explicit_maps(s: Subject) -> None:
     for preset, slots in (("shared", [0] * s.n), ("independent", list(range(s.n)))):
         settings = {"centralized": s.net.centralized, "example": s.net.module_spec.example}
         named, explicit = (s.ops.network(s.build, s.n, sharing=each, **settings) for each in (preset, slots))
-        if named.spec != explicit.spec:
-            broken(f"sharing={preset!r}: expected {explicit.spec}, got {named.spec}")
-        if any(sharing != Sharing(slots) for sharing in named.spec.values()):
-            broken(f"sharing={preset!r}: expected {slots}, got {named.spec}")
+        if named.sharing_spec != explicit.sharing_spec:
+            broken(f"sharing={preset!r}: expected {explicit.sharing_spec}, got {named.sharing_spec}")
+        if any(sharing != Sharing(slots) for sharing in named.sharing_spec.values()):
+            broken(f"sharing={preset!r}: expected {slots}, got {named.sharing_spec}")
         by_name, by_map = s.ops.init_params(named, s.key()), s.ops.init_params(explicit, s.key())
         agree(by_name, by_map, f"init_params of {preset!r} and {slots}: params", exact=True)
 
@@ -87,7 +87,7 @@ def nothing_is_aliased(s: Subject) -> None:
     trees = [s.of_agent(i) for i in range(s.n)]
     _apart(s.ops.stack_agents(trees, sharing=s.net.sharing), trees, "stack_agents")
     _apart(s.ops.stack_agents(trees[0], n_agents=s.n), trees, "stack_agents")
-    for new in (s.net.spec, "independent"):
+    for new in (s.net.sharing_spec, "independent"):
         _apart(s.ops.reshare(s.net, s.own, new)[1], s.own, f"reshare to {new}")
     module: nn.Module = s.ops.agent_module(s.net, s.own, 0, s.state if s.state else None)
     _apart([*module.parameters(), *module.buffers()], (s.own, s.state), "agent_module")
@@ -100,8 +100,8 @@ def nothing_is_aliased(s: Subject) -> None:
         slots = [list(range(s.n))]
         net: Any = s.ops.network(s.build, s.n, sharing=slots[0], example=s.net.module_spec.example)
         slots[0][:] = [0] * s.n
-        if any(list(sharing) != list(range(s.n)) for sharing in net.spec.values()):
-            broken(f"network: its slot maps changed with the caller's list: {net.spec}")
+        if any(list(sharing) != list(range(s.n)) for sharing in net.sharing_spec.values()):
+            broken(f"network: its slot maps changed with the caller's list: {net.sharing_spec}")
 
 
 @law(35, "factory", "settings")

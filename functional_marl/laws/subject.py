@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from functional_marl._apply import apply
-from functional_marl._checks import Params
 from functional_marl._groups.group_data import group_agents, ungroup_agents
 from functional_marl._groups.group_map import group_map
-from functional_marl._init_params import init_params, init_state
-from functional_marl._layout.inputs import with_agent_ids
+from functional_marl._init_params import init_params
+from functional_marl._init_state import init_state
+from functional_marl._layout.agent_ids import with_agent_ids
 from functional_marl._network import Network, network
 from functional_marl._parameters import (
     agent_module,
@@ -27,7 +27,7 @@ from functional_marl._parameters import (
     stack_agents,
     unstack_agents,
 )
-from functional_marl._pytrees import Tree, flatten, tree_map
+from functional_marl._pytrees import Params, Tree, flatten, tree_map
 from functional_marl._sharing import Sharing, resolve
 from functional_marl.laws.law import broken
 from functional_marl.random import fold_in, split

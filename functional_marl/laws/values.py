@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from functional_marl._pytrees import Tree, flatten, tree_map
+from functional_marl._strategies import supports
 from functional_marl.laws.case import Case
 from functional_marl.laws.cases import moved
 from functional_marl.laws.functional import Functional
@@ -47,8 +48,8 @@ def subject_of(case: Case, random: bool) -> Subject:
     ways = {
         "auto": True,
         "loop": True,
-        "vmap": not any(net.module_spec.no_vmap.values()),
-        "plan": not any(isinstance(plan, str) for plan in net.plans),
+        "vmap": supports(net, "vmap"),
+        "plan": supports(net, "plan"),
     }
     return Subject(
         name=f"{case!r}.functional()",

@@ -1,7 +1,7 @@
 """``MultiAgentNetBase``: an ``nn.Module`` around the functional core, for torchrl users.
 
-The module owns the registration of parameters and nothing else: ``forward`` ends in one ``fm.apply`` on the
-tensors that are registered at that moment.
+The module registers parameters, by a ``ParameterStore``. ``forward`` ends in one ``fm.apply`` on the tensors that are
+registered at that moment.
 """
 
 from __future__ import annotations
@@ -14,48 +14,47 @@ from typing import Any, TypeVar, cast, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from functional_marl._apply import apply
 from functional_marl._arguments import as_flag, as_index, shown
 from functional_marl._errors import StructureError
-from functional_marl._lowering import Plan
+from functional_marl._module.lazy import is_lazy
+from functional_marl._module.leaves import get_leaves
 from functional_marl._module.limitations import check_parts
-from functional_marl._network import Network, Randomness, network_of
+from functional_marl._network import Network, network_of
+from functional_marl._network_settings import Randomness
 from functional_marl._sharing import SharingSpec
-from functional_marl.nn import _init as drawing
-from functional_marl.nn import _storage as storage
-from functional_marl.nn._agent_axis_check import reads_agents, warn_apart
-from functional_marl.nn._edit_tracker import Watch, stay
-from functional_marl.nn._parameter_store import HOOKS, Registered
-from functional_marl.nn._storage import Params, is_lazy
+from functional_marl._strategies import supports
+from functional_marl.nn._agent_axis_warning import reads_agent_axis, warn_reads_agent_axis
+from functional_marl.nn._edit_tracker import EditTracker, keep_mode
+from functional_marl.nn._initialization import init_slots
+from functional_marl.nn._parameter_store import ParameterStore, ignore_template_buffers
 
 __all__ = ["MultiAgentNetBase", "merges_agents", "repeatable"]
 
-_REMADE = ("_net", "_nets", "_known", "_handles", "_hooked", "_watch")  # after a copy or unpickling
+_REMADE = ("_edits", "_net", "_nets")  # after a copy or unpickling
 
-Check = TypeVar("Check", bound=Callable[..., Tensor])
-Make = TypeVar("Make", bound=Callable[..., nn.Module])
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 
-def merges_agents(check: Check) -> Check:
-    """Mark a ``_pre_forward_check`` that does what the core does: check ``agent_dim``, merge where centralized."""
+def merges_agents(check: Function) -> Function:
+    """Mark a ``_pre_forward_check`` that only repeats the core: it checks ``agent_dim`` and merges if centralized."""
     check.merges_agents = True  # pyright: ignore
     return check
 
 
-def repeatable(make: Make) -> Make:
-    """Mark a ``_build_single_net`` that may be called more often than there are slots, to see what it draws."""
+def repeatable(make: Function) -> Function:
+    """Mark a ``_build_single_net`` that may be called more often than there are slots, to record what it does."""
     make.repeatable = True  # pyright: ignore
     return make
 
 
-class MultiAgentNetBase(Registered):
+class MultiAgentNetBase(nn.Module):
     """The network of ``n_agents`` agents as an ``nn.Module``: ``[*B, n, F] -> [*B, n, F_out]``.
 
     A subclass gives the network of one agent, ``_build_single_net(device=..., **kwargs)``, and
-    ``_pre_forward_check(inputs)``, which checks the input and, where it is centralized, merges the agent
-    axis away. Subclasses written for torchrl work unchanged.
+    ``_pre_forward_check(inputs)``, which checks the input and, if the network is centralized, merges the agent
+    axis into another. Subclasses written for torchrl work unchanged.
 
     Args:
         n_agents: how many agents.
@@ -65,18 +64,18 @@ class MultiAgentNetBase(Registered):
             (``[0, 0, 1]``, ``{"0.*": "shared", "*": [0, 0, 1]}``, a ``Sharing``): every leaf is then stored
             as ``[S, *leaf]``, also where ``S`` is 1.
         agent_dim: where input and output carry the agents.
-        vmap_randomness: ``"error"``, ``"same"`` or ``"different"`` draws for the agents, under every sharing.
+        vmap_randomness: ``"error"``, ``"same"`` or ``"different"`` random numbers for the agents, under every sharing.
         use_td_params: True: the parameters are ``params``, a ``TensorDictParams``, with ``state_dict`` keys
             ``params.0.weight``. False: ``_empty_net`` holds them, with keys ``_empty_net.0.weight``.
         **kwargs: for ``_build_single_net``.
 
-    Edits of the one-agent module are seen by the next eager call: ``dropout.p = 0.2``, an activation replaced,
-    ``eval()`` of one layer; a compiled call sees none. Edits of its leaves (a new layer, pruning, a
-    parametrization, quantization) are taken under ``share_params=True`` with ``use_td_params=False``, where it holds
-    what an agent computes with; elsewhere the next call refuses them.
+    The next eager call sees edits of the one-agent module: ``dropout.p = 0.2``, an activation replaced,
+    ``eval()`` of one layer. A compiled call sees none. Edits of its leaves (a new layer, pruning, a
+    parametrization, quantization) are accepted under ``share_params=True`` with ``use_td_params=False``, where that
+    module holds the leaves of an agent. Otherwise the next call raises.
 
-    With buffers and ``use_td_params=True`` torchrl's checkpoints hold the buffers of its template too, as meta
-    tensors. Ours do not; torchrl's load here, and ours load there with ``strict=False``, all numbers in place.
+    With buffers and ``use_td_params=True`` torchrl's checkpoints hold the buffers of its one-agent module too, as meta
+    tensors. Ours do not. torchrl's checkpoints load here, and ours load there with ``strict=False``, with all numbers.
 
     Raises:
         TypeError: ``centralized``, ``share_params`` or ``agent_dim`` is missing. SharingError (a ValueError):
@@ -89,6 +88,10 @@ class MultiAgentNetBase(Registered):
     >>> mlp(torch.zeros(5, 3, 4)).shape, mlp.state_dict()["params.0.weight"].shape
     (torch.Size([5, 3, 2]), torch.Size([2, 2, 4]))
     """
+
+    of_several_agents = True  # no other network may use it as the module of one agent
+    _empty_net: nn.Module
+    _compared = False  # whether a call was compared with that of torchrl
 
     def __init__(
         self,
@@ -118,25 +121,16 @@ class MultiAgentNetBase(Registered):
         self.use_td_params = as_flag(use_td_params, "use_td_params")
         self._vmap_randomness = vmap_randomness
         self._build_kwargs = kwargs
-        n_slots = n_agents if self.share_params is False else 1
-        if not isinstance(self.share_params, bool):
-            n_slots = 0  # known when the leaves are
-        first, layout, rows = drawing.draw(
-            self._build_one, n_slots or 1, hasattr(type(self)._build_single_net, "repeatable")
-        )
-        self._layout = layout
-        self._sharing = self._slot_maps()
-        if not n_slots:
-            count = max((s.n_slots for s in self._sharing.values()), default=1)
-            slots = [storage.take(self._build_one(), layout) for _ in range(count - 1)]
+        repeats = hasattr(type(self)._build_single_net, "repeatable")
+        one, names, rows = init_slots(self._build_one, n_agents if self.share_params is False else 1, repeats)
+        self._store = ParameterStore(names, n_agents, self.share_params, self.use_td_params)
+        if not isinstance(self.share_params, bool):  # only now it is known how many slots there are
+            slots = [get_leaves(self._build_one(), names) for _ in range(self._store.n_slots - 1)]
             rows = {name: [row[0], *(slot[name] for slot in slots)] for name, row in rows.items()}
-        likes = storage.take(first, layout)
-        self.initialized = not any(map(is_lazy, likes.values()))
-        leaves = {name: self._stored(name, like, rows[name]) for name, like in likes.items()}
-        self._register(first, leaves)
+        self.initialized = not any(map(is_lazy, get_leaves(one, names).values()))
+        self._store.register(self._modules, one, rows)
+        self.register_load_state_dict_post_hook(ignore_template_buffers)
         self._prepare()
-
-    _compared = False  # whether a call was compared with torchrl's way
 
     def _build_one(self) -> nn.Module:
         one = self._build_single_net(**self._build_kwargs)
@@ -151,60 +145,53 @@ class MultiAgentNetBase(Registered):
 
     @abc.abstractmethod
     def _pre_forward_check(self, inputs: Tensor) -> Tensor:
-        """Check the input, and merge the agent axis away if the network is centralized."""
+        """Check the input, and merge the agent axis into another if the network is centralized."""
 
     @property
     def vmap_randomness(self) -> str:
-        """Whether agents draw alike in a call: ``"error"``, ``"same"`` or ``"different"``."""
+        """Which random numbers agents get in a call: ``"error"``, ``"same"`` or ``"different"``."""
         return self._vmap_randomness
 
     # --- the network -----------------------------------------------------------------------------------
 
     def _prepare(self) -> None:
-        """What is made anew after construction, copy and unpickling: the network, and what is known as live."""
+        """Make what is new after construction, copy and unpickling: the network, and what notices changes."""
         self._nets: dict[int, Network] = {}
         self._check_is_own = hasattr(type(self)._pre_forward_check, "merges_agents")
-        self._hooked = self._hooks()
-        self._watch = Watch(self._empty_net, self._layout.names)
-        if "params" in self._modules:
-            self._known: list[Any] = [cast(Params, self._modules["params"]).__dict__["_param_td"]]
+        self._edits = EditTracker(self._empty_net, self._store.names.all)
+        self._store.remember(self._modules)
         if self.initialized:
             self._net = self._make_network()
 
-    def _hooks(self) -> set[str]:
-        """The kinds of hooks on the template; torch counts the handles that it gave out, so that we look seldom."""
-        self._handles = RemovableHandle.next_id
-        return {k for part in self._empty_net.modules() for k, table in part.__dict__.items() if k in HOOKS and table}
-
     def _make_network(self) -> Network:
-        """The network for the functional core: the template with one slot's leaves, on no device."""
-        return self._network_of({k: leaf.to("meta") for k, leaf in self._leaves().items()})
+        """The network for the functional core: the one-agent module with one slot's leaves, on no device."""
+        return self._network_of({k: leaf.to("meta") for k, leaf in self._store.leaves(self._modules).items()})
 
     def _network_of(self, leaves: dict[str, Tensor]) -> Network:
-        one = self._one_agent(leaves)
+        one = self._store.one_agent(self._modules, leaves)
         if any(part.training is not one.training for part in one.modules()):
-            for child in one.children():  # the whole is told its mode; these keep theirs
-                child.__dict__["train"] = stay
+            for child in one.children():  # a call sets the mode of the whole; these keep theirs
+                child.__dict__["train"] = keep_mode
         return network_of(
             one,
             n_agents=self.n_agents,
-            sharing={glob.escape(name): slots for name, slots in self._sharing.items()},
+            sharing={glob.escape(name): slots for name, slots in self._store.sharing.items()},
             centralized=self.centralized,
             agent_dim=self.agent_dim,
             randomness=cast(Randomness, self._vmap_randomness),
         )
 
     def _current(self) -> Network:
-        """The network; made anew when somebody has edited the template, or put hooks on it or taken them off."""
+        """The network, made again if somebody has edited the one-agent module or its hooks."""
         if torch.compiler.is_compiling():
             return self._net
-        if not self._watch.unchanged() or (RemovableHandle.next_id != self._handles and self._hooks() != self._hooked):
-            self._check_template()
+        if not self._edits.unchanged():
+            self._store.take_over_edits(self._modules, self._edits.known_parts)
             self._prepare()
         return self._net
 
     def _placed(self, ndim: int, seen_whole: bool) -> Network:
-        """The network behind a subclass's check: agents are where they were in the input ahead of it."""
+        """The network after a subclass's check: the agents are at the axis that they had in the input before it."""
         if seen_whole and not self.centralized:
             return self._net
         position = self.agent_dim % ndim
@@ -231,11 +218,12 @@ class MultiAgentNetBase(Registered):
         """
         if not self.initialized:
             raise StructureError("functional: the lazy leaves have no shapes yet; call the module once")
-        shared = self.share_params is True
+        slot_axis = self._store.slot_axis
         params, state = (
-            {k: (leaf[None] if shared else leaf).detach().clone() for k, leaf in part.items()} for part in self._live()
+            {k: (leaf if slot_axis else leaf[None]).detach().clone() for k, leaf in part.items()}
+            for part in self._store.live(self._modules)
         )
-        net = self._network_of({k: leaf.detach().clone() for k, leaf in self._leaves().items()})
+        net = self._network_of({k: leaf.detach().clone() for k, leaf in self._store.leaves(self._modules).items()})
         return net, params, state
 
     # --- the call --------------------------------------------------------------------------------------
@@ -249,7 +237,7 @@ class MultiAgentNetBase(Registered):
             self._materialise(x)
         net = self._current()
         if self._check_is_own:
-            seen = x  # the core checks and merges the same
+            seen = x  # the core does the same
         else:
             seen = self._pre_forward_check(x)
             if not isinstance(seen, Tensor):  # pyright: ignore[reportUnnecessaryIsInstance]
@@ -260,36 +248,40 @@ class MultiAgentNetBase(Registered):
         return self._evaluate(net, (seen,), None)
 
     def _compare(self, net: Network, seen: Tensor, position: int) -> None:
-        """Warn if torchrl would compute something else: it calls a shared module on all agents at once."""
+        """Warn if torchrl would compute something else: it calls a shared module once on all agents."""
         if torch.compiler.is_compiling():
             return
         self._compared = True
-        known = hasattr(type(self)._build_single_net, "repeatable") or isinstance(net.plans[False], Plan)
-        if known or self.share_params is not True or self.centralized or self._hooked:
+        known = hasattr(type(self)._build_single_net, "repeatable") or supports(net, "plan")
+        if known or self.share_params is not True or self.centralized or self._edits.hooked:
             return
-        params, buffers = ({k: leaf.detach()[None] for k, leaf in part.items()} for part in self._live())
+        live = self._store.live(self._modules)
+        params, buffers = ({k: leaf.detach()[None] for k, leaf in part.items()} for part in live)
 
         def whole(x: Tensor) -> Any:
-            return self._one_agent({k: leaf[0] for k, leaf in (*params.items(), *buffers.items())}).eval()(x)
+            leaves = {k: leaf[0] for k, leaf in (*params.items(), *buffers.items())}
+            return self._store.one_agent(self._modules, leaves).eval()(x)
 
-        if reads_agents(lambda x: apply(net, params, x, state=buffers), whole, seen, position):
-            warn_apart(self)
+        if reads_agent_axis(lambda x: apply(net, params, x, state=buffers), whole, seen, position):
+            warn_reads_agent_axis(self)
 
     def _evaluate(self, net: Network, inputs: tuple[Any, ...], kwargs: dict[str, Any] | None) -> Any:
         """Apply the network to the tensors that are registered now; in training their buffers are updated."""
-        params, buffers = self._live()
-        if self.share_params is True:
+        modules = self.__dict__["_modules"]
+        params, buffers = self._store.live(modules)
+        shared = self.share_params is True
+        if shared:
             params = {name: leaf.unsqueeze(0) for name, leaf in params.items()}
-        train = self.__dict__["_modules"]["_empty_net"].training
+        train = modules["_empty_net"].training
         if not buffers:
             return apply(net, params, *inputs, train=train, kwargs=kwargs)
-        state = {name: leaf.unsqueeze(0) for name, leaf in buffers.items()} if self.share_params is True else buffers
+        state = {name: leaf.unsqueeze(0) for name, leaf in buffers.items()} if shared else buffers
         if not train:
             return apply(net, params, *inputs, state=state, kwargs=kwargs)
         out, after = apply(net, params, *inputs, state=state, train=True, mutable=True, kwargs=kwargs)
         with torch.no_grad():
             for name, buffer in buffers.items():
-                buffer.copy_(after[name].squeeze(0) if self.share_params is True else after[name])
+                buffer.copy_(after[name].squeeze(0) if shared else after[name])
         return out
 
     @staticmethod
@@ -315,6 +307,66 @@ class MultiAgentNetBase(Registered):
 
         return torch.vmap(one, in_dims, out_dims, randomness, chunk_size=chunk_size)
 
+    # --- the parameters --------------------------------------------------------------------------------
+
+    @property
+    def params(self) -> Any:
+        """All leaves: a ``TensorDictParams``, or a TensorDict of what the one-agent module holds now."""
+        modules: dict[str, Any] = self.__dict__["_modules"]
+        return modules["params"] if "params" in modules else self._store.as_tensordict(self._store.leaves(modules))
+
+    @params.setter
+    def params(self, value: Any) -> None:
+        self.__dict__["_modules"]["params"] = value
+
+    def get_stateful_net(self, copy: bool = True) -> nn.Module:
+        """The one-agent module holding the stacked parameters, for ``torch.nn.init``.
+
+        Its tensors are the parameters themselves: a change in place is a change of this module. It
+        cannot be called where parameters are stacked.
+
+        Args:
+            copy: return a copy of the one-agent module, and not that module itself.
+
+        >>> from functional_marl.nn import MultiAgentMLP
+        >>> mlp = MultiAgentMLP(4, 2, 3, centralized=False, share_params=False, depth=0)
+        >>> _ = torch.nn.init.zeros_(mlp.get_stateful_net()[0].weight)
+        >>> bool((mlp.params["0", "weight"] == 0).all())
+        True
+        """
+        return self._store.stateful_net(self._modules, copy)
+
+    def from_stateful_net(self, stateful_net: nn.Module) -> None:
+        """Copy the numbers of a module from :meth:`get_stateful_net`, if they were changed out of place.
+
+        Raises:
+            RuntimeError: its leaves are not the leaves of this network; names those that differ.
+        """
+        if not isinstance(stateful_net, nn.Module):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise TypeError(f"stateful_net: expected a module from get_stateful_net, got {shown(stateful_net)}")
+        self._store.copy_from(self._modules, stateful_net)
+
+    def reset_parameters(self) -> None:
+        """Initialise every parameter again, by ``reset_parameters`` or else by the factory; buffers by those resets.
+
+        Under the same ``torch.manual_seed`` the numbers are those of torchrl's ``reset_parameters``. Nothing
+        happens while lazy leaves have no shape.
+        """
+        self._store.reset(self._modules, self._build_one)
+
+    def _materialise(self, x: Tensor) -> None:
+        """Give the lazy leaves their shapes and first numbers."""
+        seen = self._pre_forward_check(x)
+        one_input = seen if self.centralized else seen.select(self.agent_dim % x.ndim, 0)
+        self._store.materialise(self._modules, one_input.detach())
+        self.initialized = True
+        self._prepare()
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any, **kwargs: Any) -> None:
+        if not self.initialized:
+            self._store.materialise_as(self._modules, state_dict, prefix)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
     # --- life of a module ------------------------------------------------------------------------------
 
     def __repr__(self) -> str:
@@ -331,12 +383,12 @@ class MultiAgentNetBase(Registered):
 
 
 def _as_sharing(spec: Any) -> Any:
-    """A sharing as it is, and numpy's bools as Python's."""
+    """A sharing, with a bool of NumPy as one of Python."""
     return bool(spec) if type(spec).__name__ in ("bool", "bool_") else spec
 
 
 def _joined(inputs: tuple[Any, ...]) -> Tensor:
-    """Several inputs next to each other on the last axis.
+    """Several inputs, concatenated on the last axis.
 
     Raises:
         TypeError: no input, or one that is no tensor. StructureError: shapes that differ ahead of the last axis.

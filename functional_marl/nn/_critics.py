@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from functional_marl._arguments import as_flag, as_index, shown
 from functional_marl._errors import StructureError
 from functional_marl.nn._layer_options import check_class, check_device
-from functional_marl.nn._single_agent import MLP
+from functional_marl.nn._single_agent_mlp import MLP
 
 __all__ = ["CrossCriticGroupSpec", "CrossGroupCritic"]
 
@@ -24,7 +24,7 @@ NestedKey = str | tuple[str, ...]
 class CrossCriticGroupSpec:
     """One group of agents as :class:`CrossGroupCritic` sees it.
 
-    ``obs_dim`` numbers are observed by each of ``n_agents`` agents, found under ``obs_key``; their values
+    Each of its ``n_agents`` agents observes ``obs_dim`` numbers. The observations are under ``obs_key``, the values
     are written under ``value_key``.
 
     >>> CrossCriticGroupSpec(8, 2, ("medics", "observation"), ("medics", "state_value")).n_agents
@@ -46,7 +46,7 @@ class CrossCriticGroupSpec:
 
 
 class _CrossGroupNet(nn.Module):
-    """Encoders, one a group; a trunk over all agents of all groups; value heads. Tensors in, tensors out."""
+    """One encoder for each group, a trunk over all agents of all groups, value heads. Tensors in, tensors out."""
 
     def __init__(
         self,
@@ -111,10 +111,10 @@ class _CrossGroupNet(nn.Module):
         for (name, shape), x in zip(self.shapes.items(), observations, strict=True):
             if x.shape[-2:] != shape:
                 raise ValueError(f"group {name!r}: expected observations [*B, {shape[0]}, {shape[1]}], got {x.shape}")
-            code: Tensor = self.encoders[name](x)
-            encoded.append(code.detach() if name in self.detached else code)
-        team = torch.cat(encoded, -2)  # [*B, n, D]
-        mixed = self.trunk(team.flatten(-2, -1)).unflatten(-1, team.shape[-2:])
+            encoding: Tensor = self.encoders[name](x)
+            encoded.append(encoding.detach() if name in self.detached else encoding)
+        joint = torch.cat(encoded, -2)  # [*B, n, D]
+        mixed = self.trunk(joint.flatten(-2, -1)).unflatten(-1, joint.shape[-2:])
         parts = mixed.split([n for n, _ in self.shapes.values()], -2)
         return tuple(self._head(name)(part) for name, part in zip(self.shapes, parts, strict=True))
 
@@ -125,20 +125,20 @@ class _CrossGroupNet(nn.Module):
 class CrossGroupCritic(TensorDictModule):
     """Values of all agents from the observations of all groups, in and out of a TensorDict.
 
-    Each group has an encoder ``F_g -> d_model``; an MLP sees the encodings of all agents at once; a head
-    gives each agent its value ``[*B, n_g, 1]``.
+    Each group has an encoder ``F_g -> d_model``. An MLP sees the encodings of all agents at once. A head gives
+    each agent its value ``[*B, n_g, 1]``.
 
     Args:
-        group_map: group name -> :class:`CrossCriticGroupSpec`; its order is that of the inputs.
+        group_map: group name -> :class:`CrossCriticGroupSpec`, in the order of the inputs.
         d_model: the width of the encodings.
         trunk_depth, trunk_cells: the hidden layers of the MLP.
         activation_class: for encoders and MLP.
-        share_params: one head for all groups, and not one a group.
-        detach_groups: groups that the values see, but that get no gradient from them.
+        share_params: one head for all groups, instead of one for each.
+        detach_groups: groups that the values depend on, but whose encoders and observations get no gradient.
         device: where to make the parameters.
 
     Raises:
-        ValueError: ``detach_groups`` names no group; at the call: observations of another shape.
+        ValueError: a name in ``detach_groups`` that is no group; at the call, observations of another shape.
 
     MAPPO's centralized critic (Yu et al. 2022, arXiv:2103.01955) over several groups;
     ``torchrl.modules.CrossGroupCritic``.

@@ -1,22 +1,19 @@
-"""``check_marl_grouping`` under torchrl's name."""
+"""``check_group_map`` under torchrl's name, with torchrl's argument names."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from functional_marl._groups.group_map import check_group_map
+from functional_marl._groups.checks import check_group_map
 
 __all__ = ["check_marl_grouping"]
 
 
 def check_marl_grouping(group_map: Mapping[str, Sequence[str]], agent_names: Iterable[str]) -> None:
-    """Raise unless the groups are a partition of the agents; :func:`functional_marl.check_group_map`.
+    """:func:`functional_marl.check_group_map` under the name of ``torchrl.envs.utils.check_marl_grouping``.
 
     Raises:
-        GroupingError (a ValueError): no agents, two of one name, more groups than agents, an empty group, an
-            unknown agent, one given twice, or one in no group.
-
-    After ``torchrl.envs.utils.check_marl_grouping`` (pytorch.org/rl).
+        GroupingError (a ValueError): the groups are no partition of the agents.
 
     >>> check_marl_grouping({"team": ["a", "b"], "solo": ["c"]}, ["a", "b", "c"])
     """

@@ -1,4 +1,4 @@
-"""Mixers: the values of all agents' chosen actions to the value of the joint action."""
+"""Mixers: from the value of each agent's chosen action to the value of the joint action."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ class Mixer(nn.Module):
 
     Args:
         n_agents: how many agents.
-        needs_state: whether a global state ``[*B, *state_shape]`` is the second input.
-        state_shape: its shape; an int is one axis.
+        needs_state: whether the second input is a global state ``[*B, *state_shape]``.
+        state_shape: the shape of the state; an int is one axis.
         device: where the parameters are.
 
     Raises:
-        StructureError: an argument that is none of the above.
-        ValueError, at the call: the number or the shapes of the inputs are others than these.
+        StructureError: a wrong argument.
+        ValueError: at the call, another number of inputs, or inputs of other shapes.
 
     After ``torchrl.modules.models.multiagent.Mixer`` (pytorch.org/rl).
 
@@ -45,12 +45,14 @@ class Mixer(nn.Module):
         self.n_agents = as_index(n_agents, "n_agents", 1)
         self.device = device
         self.needs_state = as_flag(needs_state, "needs_state")
-        lone = not isinstance(state_shape, Iterable) or isinstance(state_shape, str)
-        self.state_shape = (as_index(state_shape, "state_shape", 1),) if lone else as_shape(state_shape, "state_shape")
+        if isinstance(state_shape, Iterable) and not isinstance(state_shape, str):
+            self.state_shape = as_shape(state_shape, "state_shape")
+        else:
+            self.state_shape = (as_index(state_shape, "state_shape", 1),)
 
     def forward(self, *inputs: Tensor) -> Tensor:
         """``values: [*B, n, 1]`` and, if needed, ``state: [*B, *state_shape]`` ``-> [*B, 1]``."""
-        values, state = self._checked(inputs)
+        values, state = self._values_and_state(inputs)
         out = self.mix(values, state)
         expected = (*values.shape[:-2], 1)
         if not isinstance(out, Tensor) or out.shape != expected:  # pyright: ignore[reportUnnecessaryIsInstance]
@@ -58,16 +60,16 @@ class Mixer(nn.Module):
             raise ValueError(f"mix: expected an output of shape {list(expected)}, got {got}")
         return out
 
-    def _checked(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, Tensor | None]:
+    def _values_and_state(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, Tensor | None]:
         if not all(isinstance(x, Tensor) for x in inputs):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise TypeError(f"inputs: expected tensors, got {', '.join(map(shown, inputs))}")
         if len(inputs) != 1 + self.needs_state:
-            told = (
+            what = (
                 "Mixer that needs state was passed more than 2 inputs or fewer: expected values and state"
                 if self.needs_state
                 else "Mixer that doesn't need state was passed more than 1 input or none: expected values alone"
             )
-            raise ValueError(f"{told}, got {len(inputs)} inputs of shapes {[list(x.shape) for x in inputs]}")
+            raise ValueError(f"{what}, got {len(inputs)} inputs of shapes {[list(x.shape) for x in inputs]}")
         values, state = inputs[0], inputs[1] if self.needs_state else None
         tail = self.state_shape
         if state is not None and (state.ndim < len(tail) or tuple(state.shape[state.ndim - len(tail) :]) != tail):
@@ -86,7 +88,7 @@ class Mixer(nn.Module):
 
     def mix(self, chosen_action_value: Tensor, state: Any) -> Tensor:
         """The value of the joint action: ``[*B, n, 1]``, ``[*B, *state_shape]`` or None ``-> [*B, 1]``."""
-        raise NotImplementedError(f"{type(self).__name__}.mix: a subclass gives it")
+        raise NotImplementedError(f"{type(self).__name__}.mix: expected a subclass that defines it")
 
 
 class VDNMixer(Mixer):
@@ -94,10 +96,10 @@ class VDNMixer(Mixer):
 
     Args:
         n_agents: how many agents.
-        device: kept for torchrl's signature; there are no parameters.
+        device: has no effect, as there are no parameters; torchrl's class has it.
 
     Raises:
-        ValueError, at the call: a second input, or another shape.
+        ValueError: at the call, a second input, or an input of another shape.
 
     Value decomposition networks (Sunehag et al. 2017, arXiv:1706.05296); ``torchrl.modules.VDNMixer``.
 
@@ -114,9 +116,9 @@ class VDNMixer(Mixer):
 
 
 class QMixer(Mixer):
-    """A monotonic mixing network whose weights a global state gives: ``[*B, n, 1], [*B, *S] -> [*B, 1]``.
+    """A monotonic mixing network with weights from a global state: ``[*B, n, 1], [*B, *S] -> [*B, 1]``.
 
-    The output does not fall when one agent's value rises, whatever the parameters and the state.
+    When one agent's value rises, the output does not fall, for all parameters and states.
 
     Args:
         state_shape: ``S``, the shape of the state; an int is one axis.
@@ -125,7 +127,7 @@ class QMixer(Mixer):
         device: where to make the parameters.
 
     Raises:
-        ValueError, at the call: not two inputs, or other shapes.
+        ValueError: at the call, not two inputs, or inputs of other shapes.
 
     QMIX (Rashid et al. 2018, arXiv:1803.11485); ``torchrl.modules.QMixer``.
 
@@ -151,7 +153,7 @@ class QMixer(Mixer):
         )
 
     def mix(self, chosen_action_value: Tensor, state: Tensor) -> Tensor:
-        """Two layers with weights from the state, made non-negative; biases of either sign."""
+        """Two layers. Their weights come from the state and are not negative; their biases may be."""
         batch = chosen_action_value.shape[:-2]
         flat = state.reshape(*batch, self.state_dim)
         w_1 = self.hyper_w_1(flat).abs().unflatten(-1, (self.n_agents, self.embed_dim))  # [*B, n, E]

@@ -1,4 +1,4 @@
-"""``MultiAgentMLP`` and ``MultiAgentConvNet``."""
+"""``MultiAgentMLP`` and ``MultiAgentConvNet``: an ``MLP`` or a ``ConvNet`` for each agent."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from functional_marl._arguments import as_flag, as_index
 from functional_marl._sharing import SharingSpec
 from functional_marl.nn._base import MultiAgentNetBase, merges_agents, repeatable
 from functional_marl.nn._layer_options import as_features, check_class
-from functional_marl.nn._single_agent import MLP, ConvNet
+from functional_marl.nn._single_agent_convnet import ConvNet
+from functional_marl.nn._single_agent_mlp import MLP
 
 __all__ = ["MultiAgentConvNet", "MultiAgentMLP"]
 
@@ -21,19 +22,19 @@ class MultiAgentMLP(MultiAgentNetBase):
     """An MLP for each agent: ``[*B, n, F] -> [*B, n, F_out]``.
 
     Args:
-        n_agent_inputs: ``F``; None finds it at the first call.
+        n_agent_inputs: ``F``; with None the first call determines it.
         n_agent_outputs: ``F_out``.
         n_agents: how many agents.
-        centralized: each agent sees the inputs of all, ``n * F`` numbers.
+        centralized: each agent sees the inputs of all agents, ``n * F`` numbers.
         share_params: True, False, or any sharing: see :class:`MultiAgentNetBase`.
         device: where to make the parameters.
         depth, num_cells, activation_class: the hidden layers, as in :class:`MLP`.
-        use_td_params: where the parameters are registered: see :class:`MultiAgentNetBase`.
+        use_td_params: how the parameters are stored: see :class:`MultiAgentNetBase`.
         **kwargs: further options of :class:`MLP`, and ``vmap_randomness``.
 
     Raises:
-        TypeError: ``centralized`` or ``share_params`` is missing. ValueError, at the call: another number of
-            agents.
+        TypeError: ``centralized`` or ``share_params`` is missing.
+        ValueError: at the call, another number of agents.
 
     After ``torchrl.modules.MultiAgentMLP`` (pytorch.org/rl).
 
@@ -114,17 +115,17 @@ class MultiAgentConvNet(MultiAgentNetBase):
 
     Args:
         n_agents: how many agents.
-        centralized: each agent sees the images of all, ``n * C`` channels.
+        centralized: each agent sees the images of all agents, ``n * C`` channels.
         share_params: True, False, or any sharing: see :class:`MultiAgentNetBase`.
-        in_features: ``C``; None finds it at the first call.
+        in_features: ``C``; with None the first call determines it.
         device: where to make the parameters.
         num_cells, kernel_sizes, strides, paddings, activation_class: the layers, as in :class:`ConvNet`.
-        use_td_params: where the parameters are registered: see :class:`MultiAgentNetBase`.
+        use_td_params: how the parameters are stored: see :class:`MultiAgentNetBase`.
         **kwargs: further options of :class:`ConvNet`, and ``vmap_randomness``.
 
     Raises:
-        TypeError: ``centralized`` or ``share_params`` is missing. ValueError, at the call: fewer than four
-            axes, or another number of agents.
+        TypeError: ``centralized`` or ``share_params`` is missing.
+        ValueError: at the call, fewer than four axes, or another number of agents.
 
     After ``torchrl.modules.MultiAgentConvNet`` (pytorch.org/rl).
 
@@ -183,11 +184,12 @@ class MultiAgentConvNet(MultiAgentNetBase):
     def forward(self, *inputs: Tensor) -> Tensor:
         """``[*B, n, C, H, W] -> [*B, n, F]``.
 
-        Without a batch each agent's layers see ``[C, H, W]``; where all agents share the network a batch of one, for
-        in torchrl agents are the batch there: norms, ``nn.Flatten`` and ``nn.Softmax(1)`` tell the two apart.
+        Without a batch axis each agent's layers see ``[C, H, W]``. Where all agents share the network they see a batch
+        of one: in torchrl the agents are the batch there. Norms, ``nn.Flatten`` and ``nn.Softmax(1)`` give different
+        results for ``[C, H, W]`` and ``[1, C, H, W]``.
         """
-        alone = bool(inputs) and all(isinstance(x, Tensor) and x.ndim == 4 for x in inputs)  # pyright: ignore
-        if alone and self.share_params is True and not self.centralized:
+        unbatched = bool(inputs) and all(isinstance(x, Tensor) and x.ndim == 4 for x in inputs)  # pyright: ignore
+        if unbatched and self.share_params is True and not self.centralized:
             return super().forward(*(x.unsqueeze(0) for x in inputs)).squeeze(0)
         return super().forward(*inputs)
 

@@ -1,4 +1,4 @@
-"""``apply`` against a loop over agents: sharings, strategies, shapes, purity, errors, and the ways back to the loop."""
+"""``apply`` against a loop over agents: sharings, strategies, shapes, purity, errors, and fallbacks to the loop."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ STRATEGIES: list[Any] = ["auto", "loop", "vmap", "plan"]
 
 
 class Does(nn.Module):
-    """A linear layer whose forward a test supplies."""
+    """A linear layer, and a function of it and the input as forward."""
 
     def __init__(self, function: Callable[[Any, Tensor], Any]) -> None:
         super().__init__()
@@ -55,7 +55,7 @@ def close(got: Any, expected: Any) -> None:
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize("sharing", SHARINGS.values(), ids=SHARINGS)
-def test_apply_is_the_loop_over_agents(sharing: Any, strategy: Any) -> None:
+def test_apply_equals_a_loop_over_agents(sharing: Any, strategy: Any) -> None:
     net = fm.network(mlp, N, sharing=sharing, strategy=strategy, agent_dim=0)
     params = fm.init_params(net, 0)
     for shape in ((4,), (5, 4), (20, 4), (2, 3, 4), (0, 4), (2, 0, 4)):
@@ -69,7 +69,7 @@ def test_apply_is_the_loop_over_agents(sharing: Any, strategy: Any) -> None:
     [[0], fm.Sharing([1], 3), [0, 0, 0, 1, 2, 2, 1], [3, 1, 2, 0], [1, 0] * 6, [0] * 9 + [1], [0, 1, 1, 0, 2] * 3],
     ids=str,
 )
-def test_teams_of_any_size_and_clusters_of_any_form(sharing: Any, strategy: Any) -> None:
+def test_teams_and_clusters_of_any_size(sharing: Any, strategy: Any) -> None:
     n = len(sharing)
     net = fm.network(mlp, n, sharing=sharing, strategy=strategy, agent_dim=0)
     params = fm.init_params(net, 0)
@@ -79,7 +79,7 @@ def test_teams_of_any_size_and_clusters_of_any_form(sharing: Any, strategy: Any)
 
 
 @pytest.mark.parametrize("sharing", ["independent", [0, 1, 2, 3, 4, 4, 3, 2, 1, 0]], ids=str)
-def test_agents_taken_in_chunks_are_agents(sharing: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_agents_in_chunks_compute_the_same(sharing: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dense, "CHUNK_ABOVE", 1)
     monkeypatch.setattr(dense, "CHUNK", 3 * 5 * 5 * 8)  # three agents of five rows of width 5
     net = fm.network(mlp, 10, sharing=sharing, agent_dim=0)
@@ -89,7 +89,7 @@ def test_agents_taken_in_chunks_are_agents(sharing: Any, monkeypatch: pytest.Mon
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize("sharing", SHARINGS.values(), ids=SHARINGS)
-def test_centralized_agents_share_an_input_and_not_their_parameters(sharing: Any, strategy: Any) -> None:
+def test_centralized_agents_share_the_input_but_not_parameters(sharing: Any, strategy: Any) -> None:
     wide = lambda: nn.Sequential(nn.Linear(N * 4, 5), nn.Tanh(), nn.Linear(5, 2)).double()
     net = fm.network(wide, N, sharing=sharing, strategy=strategy, centralized=True)
     params = {name: leaf.requires_grad_() for name, leaf in fm.init_params(net, 0).items()}
@@ -111,7 +111,7 @@ def test_centralized_agents_share_an_input_and_not_their_parameters(sharing: Any
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_params_come_as_any_mapping_in_any_order(strategy: Any) -> None:
+def test_params_may_be_any_mapping_in_any_order(strategy: Any) -> None:
     net = fm.network(mlp, N, strategy=strategy)
     params, x = fm.init_params(net, 0), numbers(5, N, 4)
     expected = looped(net, params, x).detach()
@@ -158,7 +158,7 @@ def _returns_a_view(linear: Any, x: Tensor) -> Tensor:
 @pytest.mark.parametrize("strategy", ["auto", "loop", "vmap"])
 @pytest.mark.parametrize("agent_dim", [1, None])
 @pytest.mark.parametrize("function", [_writes_input, _returns_input, _returns_a_view])
-def test_inputs_and_params_are_as_before(function: Any, agent_dim: Any, strategy: Any) -> None:
+def test_inputs_and_params_are_unchanged(function: Any, agent_dim: Any, strategy: Any) -> None:
     net = does(function, strategy=strategy, agent_dim=(agent_dim,), out_agent_dim=0)
     params, x = fm.init_params(net, 0), numbers(5, N, 4)
     x_before, params_before = x.clone(), copied(params)
@@ -182,7 +182,7 @@ def test_outputs_are_new_tensors(sharing: Any, strategy: Any) -> None:
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_evaluation_draws_nothing(strategy: Any) -> None:
+def test_evaluation_uses_no_random_numbers(strategy: Any) -> None:
     net = fm.network(lambda: nn.Sequential(mlp(), nn.Dropout(0.5)), N, strategy=strategy)
     params, x = fm.init_params(net, 0), numbers(5, N, 4)
     with generators_untouched():
@@ -197,7 +197,7 @@ class Bad(Exception):
 
 @pytest.mark.parametrize("strategy", ["auto", "loop", "vmap"])
 @pytest.mark.parametrize("error", [Bad("mine"), ValueError("mine"), RuntimeError("mine"), KeyError("mine")], ids=repr)
-def test_what_a_module_raises_comes_out_and_the_next_call_is_sound(error: Exception, strategy: Any) -> None:
+def test_an_error_of_the_module_is_raised_and_the_next_call_is_correct(error: Exception, strategy: Any) -> None:
     broken = [True]
 
     def function(linear: Any, x: Tensor) -> Tensor:
@@ -216,7 +216,7 @@ def test_what_a_module_raises_comes_out_and_the_next_call_is_sound(error: Except
     close(fm.apply(net, params, x), looped(net, params, x).detach())
 
 
-# --- the way back to the loop --------------------------------------------------------------------------
+# --- fallback to the loop ------------------------------------------------------------------------------
 
 
 def _branches(linear: Any, x: Tensor) -> Tensor:
@@ -234,7 +234,7 @@ def _draws_then_branches(linear: Any, x: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("sharing", FLAT_SHARINGS.values(), ids=FLAT_SHARINGS)
 @pytest.mark.parametrize("function", [_branches, _reads_numbers])
-def test_modules_that_vmap_cannot_map_are_looped(function: Any, sharing: Any) -> None:
+def test_auto_falls_back_to_the_loop_if_vmap_cannot_map_the_module(function: Any, sharing: Any) -> None:
     net = does(function, sharing=sharing, agent_dim=0)
     params, x = fm.init_params(net, 0), numbers(N, 5, 4)
     assert "loop" not in fm.tabulate(net)
@@ -246,7 +246,7 @@ def test_modules_that_vmap_cannot_map_are_looped(function: Any, sharing: Any) ->
 
 
 @pytest.mark.parametrize("train", [False, True])
-def test_a_seed_means_the_same_at_the_first_call_as_later_and_as_in_the_loop(train: bool) -> None:
+def test_a_seed_gives_the_same_numbers_at_the_first_call_later_and_in_the_loop(train: bool) -> None:
     net = does(_draws_then_branches)
     params, x = fm.init_params(net, 0), numbers(5, N, 4)
     results: list[tuple[Tensor, Tensor]] = []
@@ -260,14 +260,14 @@ def test_a_seed_means_the_same_at_the_first_call_as_later_and_as_in_the_loop(tra
 
 
 @pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
-def test_what_has_no_batching_rule_is_looped_from_the_start(kind: Any) -> None:
+def test_auto_uses_the_loop_at_once_for_layers_without_a_batching_rule(kind: Any) -> None:
     net = fm.network(lambda: kind(4, 3), N, agent_dim=0)
     assert f"loop (torch.func.vmap has no batching rule for {kind.__name__}" in fm.tabulate(net)
-    with pytest.raises(fm.StructureError, match=f'strategy="vmap": .*{kind.__name__}.*; use "auto" or "loop"'):
+    with pytest.raises(fm.StructureError, match=f'strategy="vmap": .*{kind.__name__}.*; use "auto"'):
         fm.apply(net.replace(strategy="vmap"), fm.init_params(net, 0), torch.zeros(N, 2, 4))
 
 
-def test_what_vmap_would_train_wrongly_is_looped_too() -> None:
+def test_vmap_raises_for_layers_that_it_trains_wrongly() -> None:
     builds = (lambda: nn.Embedding(4, 3, padding_idx=0), lambda: nn.Embedding(4, 3, scale_grad_by_freq=True))
     for build in builds:
         net = fm.network(build, N, strategy="vmap")
@@ -275,7 +275,7 @@ def test_what_vmap_would_train_wrongly_is_looped_too() -> None:
             fm.apply(net, fm.init_params(net, 0), torch.zeros(N, 2, dtype=torch.int64))
 
 
-def test_an_input_that_a_module_does_not_take_is_not_left_out_in_silence() -> None:
+def test_an_input_that_the_module_does_not_take_raises() -> None:
     for strategy in STRATEGIES:
         net = fm.network(mlp, N, strategy=strategy)
         params, x = fm.init_params(net, 0), numbers(5, N, 4)
@@ -295,18 +295,18 @@ def test_a_cell_may_share_its_hidden_state(strategy: Any) -> None:
 @pytest.mark.parametrize(
     ("build", "inputs", "message"),
     [
-        (mlp, (3,), '^strategy="plan": the plan takes tensors; use "auto", which takes another way'),
+        (mlp, (3,), '^strategy="plan": the plan takes tensors; use "auto", which takes another strategy'),
         (mlp, (numbers(2, N, 4), numbers(2, N, 4)), '^strategy="plan": the plan takes one tensor; use "auto"'),
         (lambda: nn.GRUCell(4, 5), [numbers(2, N, 4)] * 4, r'^strategy="plan": .* positional arguments .*; use "auto"'),
     ],
 )
-def test_inputs_that_a_plan_does_not_take_are_refused(build: Any, inputs: Any, message: str) -> None:
+def test_inputs_that_a_plan_does_not_take_raise(build: Any, inputs: Any, message: str) -> None:
     net = fm.network(build, N, strategy="plan", out_agent_dim=0)
     with pytest.raises(fm.StructureError, match=message):
         fm.apply(net, fm.init_params(net, 0), *inputs)
 
 
-def test_a_plan_that_cannot_be_is_refused_and_says_why() -> None:
+def test_a_module_without_a_plan_raises_the_reason() -> None:
     net = does(_branches, strategy="plan")
     with pytest.raises(fm.StructureError, match=r'strategy="plan": .*Does.*; use "auto"'):
         fm.apply(net, fm.init_params(net, 0), numbers(5, N, 4))
@@ -317,7 +317,7 @@ def test_a_plan_that_cannot_be_is_refused_and_says_why() -> None:
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize("agents", [1, 2, 4])
-def test_params_of_another_number_of_agents_are_refused(agents: int, strategy: Any) -> None:
+def test_params_of_another_number_of_agents_raise(agents: int, strategy: Any) -> None:
     net = fm.network(mlp, N, strategy=strategy)
     wrong = fm.init_params(fm.network(mlp, agents), 0)
     message = rf"params\['0.weight'\]: expected \[3, 5, 4\], got \[{agents}, 5, 4\]\n(.*\n)*.*the network has 3 agents"
@@ -342,13 +342,13 @@ def test_params_of_another_number_of_agents_are_refused(agents: int, strategy: A
         (lambda p: mlp(), "expected a dict of dotted names to tensors"),
     ],
 )
-def test_params_that_do_not_fit_are_named_before_the_module_runs(change: Any, message: str) -> None:
+def test_wrong_params_are_named_before_the_module_runs(change: Any, message: str) -> None:
     net = fm.network(mlp, N)
     with pytest.raises(fm.StructureError, match=message):
         fm.apply(net, change(fm.init_params(net, 0)), "never looked at")
 
 
-def test_a_bad_key_is_refused() -> None:
+def test_a_wrong_key_raises() -> None:
     net = fm.network(mlp, N)
     with pytest.raises(fm.StructureError, match=r"key: expected an int64 tensor of shape \[2\]"):
         fm.apply(net, fm.init_params(net, 0), numbers(5, N, 4), key=torch.zeros(3, 2, dtype=torch.int64))
@@ -374,7 +374,7 @@ class Holder:
         (lambda linear, x: {"y": linear(x), "n": x.detach().numpy}, "tree of tensors and plain values, got a "),
     ],
 )
-def test_outputs_that_hold_tensors_out_of_sight_are_refused(function: Any, message: str, strategy: Any) -> None:
+def test_outputs_with_tensors_inside_unknown_objects_raise(function: Any, message: str, strategy: Any) -> None:
     net = does(function, strategy=strategy)
     with pytest.raises(fm.StructureError, match=message):
         fm.apply(net, fm.init_params(net, 0), numbers(5, N, 4))
@@ -391,7 +391,7 @@ def test_outputs_that_hold_tensors_out_of_sight_are_refused(function: Any, messa
         (lambda linear, x: (x,) if bool(x.sum() > 0) else (x, x), "outputs: agents return different trees"),
     ],
 )
-def test_agents_whose_outputs_differ_in_form_are_refused(function: Any, message: str, strategy: Any) -> None:
+def test_agents_with_outputs_of_different_structure_raise(function: Any, message: str, strategy: Any) -> None:
     net = does(function, strategy=strategy)
     for odd in torch.eye(N, dtype=torch.float64):
         x = (odd - 0.5)[:, None].expand(5, N, 4)  # the sum is above 0 for one agent

@@ -1,5 +1,5 @@
-"""Dropout for many agents: one meaning of "same", "different" and "error", with a key and without, under every
-sharing and in every way of evaluating."""
+"""Dropout for many agents: "same", "different" and "error" mean the same with a key and without, under every sharing
+and every strategy."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import functional_marl as fm
 from functional_marl._randomness.keyed_dropout import run_keyed
+from functional_marl._strategies.plan import PlanEvaluator
 from tests.builders import FLAT_SHARINGS, N, generators_untouched, numbers
 
 KEY = fm.key(7)
@@ -22,7 +23,7 @@ KINDS: list[Any] = ["different", "same"]
 
 
 def layers() -> nn.Module:
-    """Made of known layers: has a plan."""
+    """A module of known layers, which has a plan."""
     return nn.Sequential(
         nn.Dropout(0.3), nn.Linear(4, 8), nn.Tanh(), nn.Dropout(0.5), nn.AlphaDropout(0.2), nn.Linear(8, 2)
     ).double()
@@ -60,13 +61,13 @@ CASES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
 
 
 def supported(net: fm.Network) -> bool:
-    return net.strategy != "plan" or not isinstance(net.plans[True], str)
+    return net.strategy != "plan" or isinstance(PlanEvaluator.prepare(net, True), PlanEvaluator)
 
 
 @pytest.mark.parametrize("sharing", FLAT_SHARINGS.values(), ids=FLAT_SHARINGS)
 @pytest.mark.parametrize("randomness", KINDS)
 @pytest.mark.parametrize("case", CASES)
-def test_each_agent_draws_from_its_stream_of_the_key(case: str, randomness: Any, sharing: Any) -> None:
+def test_each_agent_has_its_own_stream_of_the_key(case: str, randomness: Any, sharing: Any) -> None:
     build, shape = CASES[case]
     net = fm.network(build, N, sharing=sharing, randomness=randomness, agent_dim=0)
     params, x = fm.init_params(net, 0), numbers(N, *shape)
@@ -87,7 +88,7 @@ def test_each_agent_draws_from_its_stream_of_the_key(case: str, randomness: Any,
 @pytest.mark.parametrize("centralized", [False, True])
 @pytest.mark.parametrize("sharing", FLAT_SHARINGS.values(), ids=FLAT_SHARINGS)
 @pytest.mark.parametrize("key", [KEY, None], ids=["key", "no key"])
-def test_same_and_different_say_whether_agents_draw_alike(
+def test_same_and_different_decide_whether_agents_have_equal_masks(
     sharing: Any, centralized: bool, strategy: Any, key: Any
 ) -> None:
     wide = lambda: nn.Sequential(nn.Dropout(0.5), nn.Linear(8 * N if centralized else 8, 3)).double()
@@ -112,14 +113,14 @@ def test_same_and_different_say_whether_agents_draw_alike(
 
 
 class Rolls(nn.Module):
-    """No parameters, no inputs: what tells agents apart is their draws."""
+    """No parameters and no inputs: agents differ in their random numbers only."""
 
     def forward(self) -> Tensor:
         return F.dropout(torch.ones(16), 0.5, self.training)
 
 
 @pytest.mark.parametrize("randomness", KINDS)
-def test_agents_of_no_tensors_draw_too(randomness: Any) -> None:
+def test_agents_without_tensors_have_random_numbers_too(randomness: Any) -> None:
     net = fm.network(Rolls, N, randomness=randomness, out_agent_dim=0)
     drawn = {s: fm.apply(net.replace(strategy=s), {}, key=KEY, train=True) for s in ("loop", "vmap", "auto")}
     assert torch.equal(drawn["vmap"], drawn["loop"])
@@ -129,9 +130,7 @@ def test_agents_of_no_tensors_draw_too(randomness: Any) -> None:
 
 @pytest.mark.parametrize("randomness", KINDS)
 @pytest.mark.parametrize("sharing", FLAT_SHARINGS.values(), ids=FLAT_SHARINGS)
-def test_the_public_vmap_serves_where_a_tracer_expects_it(
-    sharing: Any, randomness: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_traced_call_uses_the_public_vmap(sharing: Any, randomness: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     same: Any = {"randomness": randomness, "strategy": "vmap", "out_agent_dim": 0}
     net, whole = fm.network(layers, N, sharing=sharing, **same), fm.network(only_dropout, N, agent_dim=None, **same)
     params, x = fm.init_params(net, 0), numbers(6, N, 4)
@@ -150,7 +149,7 @@ def test_the_public_vmap_serves_where_a_tracer_expects_it(
 @pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize("key", [KEY, None], ids=["key", "no key"])
 @pytest.mark.parametrize("sharing", FLAT_SHARINGS.values(), ids=FLAT_SHARINGS)
-def test_error_forbids_draws_in_training_and_only_there(sharing: Any, strategy: Any, key: Any) -> None:
+def test_error_raises_for_dropout_in_training_only(sharing: Any, strategy: Any, key: Any) -> None:
     net = fm.network(layers, N, sharing=sharing, randomness="error", strategy=strategy)
     params, x = fm.init_params(net, 0), numbers(5, N, 4)
     with generators_untouched():
@@ -164,7 +163,7 @@ def test_error_forbids_draws_in_training_and_only_there(sharing: Any, strategy: 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize("randomness", KINDS)
-def test_without_a_key_the_seed_of_torch_decides(randomness: Any, strategy: Any) -> None:
+def test_without_a_key_the_seed_of_torch_is_used(randomness: Any, strategy: Any) -> None:
     net = fm.network(layers, N, randomness=randomness, strategy=strategy)
     params, x = fm.init_params(net, 0), numbers(5, N, 4)
     outputs: list[Tensor] = []
@@ -200,7 +199,7 @@ def test_dropout_of_all_agents_has_the_right_rate_and_no_correlation(key: Any, p
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_masks_depend_on_key_and_agent_and_on_nothing_else(strategy: Any) -> None:
+def test_masks_depend_only_on_the_key_and_the_agent(strategy: Any) -> None:
     def dropped(n_agents: int, sharing: Any, key: Any) -> Tensor:
         net = fm.network(lambda: nn.Sequential(nn.Linear(1, 8), nn.Dropout(0.5)), n_agents, sharing=sharing)
         ones = {"0.weight": torch.zeros(net.param_shapes["0.weight"]), "0.bias": torch.ones(net.param_shapes["0.bias"])}
@@ -215,7 +214,7 @@ def test_masks_depend_on_key_and_agent_and_on_nothing_else(strategy: Any) -> Non
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_shared_is_independent_with_equal_parameters_in_training_too(strategy: Any) -> None:
+def test_shared_equals_independent_with_equal_parameters_in_training(strategy: Any) -> None:
     shared = fm.network(layers, N, sharing="shared", strategy=strategy)
     params, x = fm.init_params(shared, 0), numbers(5, N, 4)
     apart, tiled = fm.reshare(shared, params, "independent")
@@ -240,7 +239,7 @@ def test_gradients_of_a_keyed_call_are_those_of_its_masks() -> None:
 
 
 @pytest.mark.parametrize("strategy", ["auto", "loop"])
-def test_other_draws_of_the_module_are_torchs_business_without_a_key(strategy: Any) -> None:
+def test_without_a_key_other_random_operations_use_torchs_generator(strategy: Any) -> None:
     class Noise(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
             return x + torch.randn_like(x)

@@ -1,4 +1,4 @@
-"""Sparse inputs: each agent alone where torch can, a clear answer where it cannot."""
+"""Sparse inputs: one agent after the other if torch can, else an error with the fix."""
 
 from __future__ import annotations
 
@@ -45,17 +45,17 @@ def test_agents_see_their_part_of_a_sparse_input(layout: Any, shape: Any, build:
 @pytest.mark.parametrize("strategy", ["vmap", "plan"])
 @pytest.mark.parametrize("sharing", ["shared", "independent", [0, 0, 1]])
 @pytest.mark.parametrize("layout", [torch.sparse_coo, torch.sparse_csr])
-def test_batched_strategies_take_none(layout: Any, sharing: Any, strategy: Any) -> None:
+def test_batched_strategies_raise_for_sparse_inputs(layout: Any, sharing: Any, strategy: Any) -> None:
     net = fm.network(linear, N, sharing=sharing, strategy=strategy)
     params, x = fm.init_params(net, 0), sparse(numbers(5, N, 4), layout)
-    message = f'strategy="{strategy}" takes dense tensors, got {layout}; give x.to_dense\\(\\), or use "auto" or "loop"'
+    message = f'strategy="{strategy}": it takes dense tensors, got {layout}; give x.to_dense\\(\\); use "auto"'
     for _ in range(2):
         with pytest.raises(fm.StructureError, match=message):
             fm.apply(net, params, x)
         fm.apply(net, params, numbers(5, N, 4))
 
 
-def test_what_torch_cannot_do_is_named() -> None:
+def test_a_layout_that_torch_cannot_compute_is_named() -> None:
     x = sparse(numbers(5, N, 4), torch.sparse_csr)
     for strategy in ("auto", "loop"):
         net = fm.network(linear, N, strategy=strategy)

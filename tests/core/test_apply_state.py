@@ -1,4 +1,4 @@
-"""Buffers go in and come out: per agent as in ordinary modules, merged where agents share, never lost in silence."""
+"""Buffers as an input and an output: as in ordinary modules for each agent, merged if agents share, never lost."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ STRATEGIES: list[Any] = ["auto", "loop", "vmap"]
 
 
 class Writes(nn.Module):
-    """One buffer of floats, one of counts and a flag; a test says how a forward changes them."""
+    """One buffer of floats, one of counts and a flag; a function changes them in forward."""
 
     mean: Tensor
     count: Tensor
@@ -68,7 +68,7 @@ MODULES: dict[str, Callable[[], nn.Module]] = {
 
 
 def merged(before: Tensors, agents: list[Tensors], sharing: dict[str, fm.Sharing]) -> Tensors:
-    """Every slot has the mean of its agents' floats and the largest of their integers; unused ones stay."""
+    """In every slot the mean of its agents' floats and the largest of their integers; unused slots stay as they are."""
     after = copied(before)
     for name, slots in sharing.items():
         for slot in range(slots.n_slots):
@@ -87,7 +87,7 @@ def strategy(request: pytest.FixtureRequest) -> Any:
 
 @pytest.mark.parametrize("sharing", FLAT_SHARINGS.values(), ids=FLAT_SHARINGS)
 @pytest.mark.parametrize("name", MODULES)
-def test_two_steps_of_training_change_buffers_as_every_agents_module(name: str, sharing: Any, strategy: Any) -> None:
+def test_two_training_steps_change_buffers_as_single_agents_do(name: str, sharing: Any, strategy: Any) -> None:
     net = fm.network(MODULES[name], N, sharing=sharing, strategy=strategy, agent_dim=0)
     params, state = fm.init_params(net, 0), fm.init_state(net)
     for step in range(2):
@@ -108,7 +108,7 @@ def test_two_steps_of_training_change_buffers_as_every_agents_module(name: str, 
 
 @pytest.mark.parametrize("sharing", FLAT_SHARINGS.values(), ids=FLAT_SHARINGS)
 @pytest.mark.parametrize("name", MODULES)
-def test_changes_that_nobody_takes_are_refused(name: str, sharing: Any, strategy: Any) -> None:
+def test_changed_buffers_without_mutable_raise(name: str, sharing: Any, strategy: Any) -> None:
     net = fm.network(MODULES[name], N, sharing=sharing, strategy=strategy, agent_dim=0)
     params, state = fm.init_params(net, 0), fm.init_state(net)
     before = copied(state)
@@ -121,7 +121,7 @@ def test_changes_that_nobody_takes_are_refused(name: str, sharing: Any, strategy
 
 
 class Labelled(nn.Module):
-    """Gives a tree, with a tag in it."""
+    """Returns a tree with a string in it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -131,7 +131,7 @@ class Labelled(nn.Module):
         return {"tag": "a", "y": (self.inner(x), x.sum())}
 
 
-def test_the_state_comes_beside_a_tree_of_outputs(strategy: Any) -> None:
+def test_the_state_is_returned_beside_a_tree_of_outputs(strategy: Any) -> None:
     net = fm.network(Labelled, N, sharing="shared", strategy=strategy, agent_dim=0)
     params, x = fm.init_params(net, 0), numbers(N, 6, 4)
     got, state = fm.apply(net, params, x, train=True, mutable=True)
@@ -143,7 +143,7 @@ def test_the_state_comes_beside_a_tree_of_outputs(strategy: Any) -> None:
 
 
 @pytest.mark.parametrize("sharing", FLAT_SHARINGS.values(), ids=FLAT_SHARINGS)
-def test_evaluation_gives_the_state_back_as_it_was(sharing: Any, strategy: Any) -> None:
+def test_evaluation_returns_the_state_unchanged(sharing: Any, strategy: Any) -> None:
     net = fm.network(norm, N, sharing=sharing, strategy=strategy)
     params, state = fm.init_params(net, 0), fm.init_state(net)
     state["1.running_mean"] += numbers(*state["1.running_mean"].shape)
@@ -155,7 +155,7 @@ def test_evaluation_gives_the_state_back_as_it_was(sharing: Any, strategy: Any) 
     assert same(state, before)
 
 
-def test_a_buffer_written_in_evaluation_is_refused_too(strategy: Any) -> None:
+def test_a_buffer_changed_in_evaluation_raises_too(strategy: Any) -> None:
     def change(self: Any, x: Tensor) -> None:
         self.mean = self.mean + 1
 
@@ -164,7 +164,7 @@ def test_a_buffer_written_in_evaluation_is_refused_too(strategy: Any) -> None:
         fm.apply(net, fm.init_params(net, 0), numbers(5, N, 4))
 
 
-def test_a_change_that_changes_no_number_is_a_change(strategy: Any) -> None:
+def test_a_write_that_changes_no_number_counts_as_a_change(strategy: Any) -> None:
     def change(self: Any, x: Tensor) -> None:
         self.mean.add_(0)
 
@@ -174,7 +174,7 @@ def test_a_change_that_changes_no_number_is_a_change(strategy: Any) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_a_state_left_out_is_the_initial_one_in_the_dtype_of_the_params(dtype: torch.dtype, strategy: Any) -> None:
+def test_the_default_state_is_the_initial_one_in_the_dtype_of_the_params(dtype: torch.dtype, strategy: Any) -> None:
     net = fm.network(lambda: nn.BatchNorm1d(4), N, strategy=strategy, agent_dim=0)
     params, x = fm.init_params(net, 0, dtype=dtype), numbers(N, 6, 4).to(dtype)
     y, after = fm.apply(net, params, x, train=True, mutable=True)
@@ -188,7 +188,7 @@ def test_a_state_left_out_is_the_initial_one_in_the_dtype_of_the_params(dtype: t
     }
 
 
-def test_agents_that_share_a_buffer_and_agree_keep_it_to_the_bit(strategy: Any) -> None:
+def test_a_shared_buffer_with_equal_values_is_kept_to_the_bit(strategy: Any) -> None:
     odd = torch.tensor([0.1, float("inf"), 1e300, -0.7], dtype=torch.float64)
 
     def change(self: Any, x: Tensor) -> None:
@@ -199,7 +199,7 @@ def test_agents_that_share_a_buffer_and_agree_keep_it_to_the_bit(strategy: Any) 
     assert torch.equal(after["mean"], odd[None])
 
 
-def test_buffers_may_be_shared_apart_from_the_parameters(strategy: Any) -> None:
+def test_buffers_may_have_another_sharing_than_parameters(strategy: Any) -> None:
     net = fm.network(norm, N, sharing={"1.running_*": "shared", "*": "independent"}, strategy=strategy, agent_dim=0)
     params, x = fm.init_params(net, 0), numbers(N, 6, 4)
     y, after = fm.apply(net, params, x, train=True, mutable=True)
@@ -225,7 +225,7 @@ def test_a_state_may_be_a_tensordict(strategy: Any) -> None:
     assert torch.equal(fm.apply(net, params, x, state=fm.to_tensordict(state)), fm.apply(net, params, x, state=state))
 
 
-def test_gradients_in_training_are_those_of_the_batch(strategy: Any) -> None:
+def test_gradients_in_training_equal_those_of_single_agents(strategy: Any) -> None:
     net = fm.network(norm, N, sharing=[0, 0, 1], strategy=strategy, agent_dim=0)
     params, x = fm.init_params(net, 0), numbers(N, 6, 4)
     got, expected = by_apply(net, params, x, train=True), by_agents(net, params, x, train=True)
@@ -243,7 +243,7 @@ def test_gradients_in_training_are_those_of_the_batch(strategy: Any) -> None:
         (lambda s: 3, "expected a dict of dotted names to tensors"),
     ],
 )
-def test_states_that_do_not_fit_are_named(change: Any, message: str) -> None:
+def test_a_wrong_state_is_named(change: Any, message: str) -> None:
     net = fm.network(norm, N)
     with pytest.raises(fm.StructureError, match=message):
         fm.apply(net, fm.init_params(net, 0), numbers(5, N, 4), state=change(fm.init_state(net)))

@@ -1,4 +1,4 @@
-"""Initialisation inside device contexts, fake tensors, inference mode and transforms: what it gives outside."""
+"""Initialisation inside of device contexts, fake tensors, inference mode and transforms."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ BUILDS: dict[str, Build] = {
 KEYS: list[Any] = [0, fm.key(0), fm.split(0, 2)]
 
 
-@pytest.mark.parametrize("agents", [2, 6])  # built, and from a tape
+@pytest.mark.parametrize("agents", [2, 6])  # by building, and by replay
 @pytest.mark.parametrize("key", KEYS, ids=["int", "key", "keys"])
 @pytest.mark.parametrize("name", BUILDS)
 def test_on_meta_and_under_fake_tensors_the_leaves_have_shapes(name: str, key: Any, agents: int) -> None:
@@ -29,18 +29,18 @@ def test_on_meta_and_under_fake_tensors_the_leaves_have_shapes(name: str, key: A
         net = fm.network(BUILDS[name], agents)
         with context():
             inside = {**fm.init_params(net, key), **fm.init_state(net, key)}
-            there = fm.init_params(fm.network(BUILDS[name], agents), key)
-        assert there.keys() == net.param_shapes.keys()
+            both_inside = fm.init_params(fm.network(BUILDS[name], agents), key)
+        assert both_inside.keys() == net.param_shapes.keys()
         outside = {**fm.init_params(net, key), **fm.init_state(net, key)}
         assert all(leaf.is_meta or type(leaf) is not Tensor for leaf in inside.values())
         assert all(not leaf.is_meta and type(leaf) is Tensor for leaf in outside.values())
         assert [(k, t.shape, t.dtype) for k, t in inside.items()] == [(k, t.shape, t.dtype) for k, t in outside.items()]
         assert same(outside, {**fm.init_params(net, key), **fm.init_state(net, key)})
-        assert net.module_spec.tape() is not None  # which no call inside has decided
+        assert net.module_spec.init_trace() is not None  # the calls inside have not decided it
 
 
 @pytest.mark.parametrize("context", [lambda: torch.device("meta"), FakeTensorMode], ids=["meta", "fake"])
-def test_a_key_without_numbers_is_named(context: Callable[[], Any]) -> None:
+def test_a_key_without_numbers_raises(context: Callable[[], Any]) -> None:
     net = fm.network(BUILDS["linear"], N)
     with context(), pytest.raises(fm.StructureError, match=r"key: expected numbers.*outside of .*or give an int seed"):
         fm.init_params(net, fm.key(0))
@@ -58,11 +58,11 @@ def test_a_network_made_on_meta_has_no_initial_buffers() -> None:
 
 @pytest.mark.parametrize("agents", [2, 6])
 @pytest.mark.parametrize("build", BUILDS.values(), ids=BUILDS)
-def test_what_is_made_in_inference_mode_can_be_trained(build: Build, agents: int) -> None:
+def test_parameters_made_in_inference_mode_can_be_trained(build: Build, agents: int) -> None:
     expected = fm.network(build, agents)
-    for given in (build, build()):
+    for factory in (build, build()):
         with torch.inference_mode():
-            net = fm.network(given, agents)
+            net = fm.network(factory, agents)
             params, states = fm.init_params(net, 0), [fm.init_state(net), fm.init_state(net, 0)]
         assert same(params, fm.init_params(expected, 0))
         for state in states:
@@ -75,14 +75,14 @@ def test_what_is_made_in_inference_mode_can_be_trained(build: Build, agents: int
         params = {name: leaf.detach() for name, leaf in params.items()}
 
 
-def test_init_under_a_transform_gives_what_it_gives_outside() -> None:
+def test_init_under_a_transform_gives_the_same_as_outside() -> None:
     x = numbers(4, 5, 6, 4).float()
     for randomness in ("error", "same", "different"):
         net = fm.network(BUILDS["linear"], 6)
         run = lambda x: fm.apply(net, fm.init_params(net, 0), x)  # noqa: B023
         mapped = torch.func.vmap(run, randomness=randomness)(x)
         torch.testing.assert_close(mapped, torch.stack([run(one) for one in x]))
-        assert net.module_spec.tape() is not None
+        assert net.module_spec.init_trace() is not None
     net = fm.network(BUILDS["linear"], 6)
     slope = torch.func.grad(lambda s: (s * fm.init_params(net, 0)["weight"]).sum())(torch.tensor(2.0))
     torch.testing.assert_close(slope, fm.init_params(net, 0)["weight"].sum())

@@ -16,13 +16,13 @@ Build = Callable[[], nn.Module]
 
 
 class Leaves(nn.Module):
-    """Drawn and constant leaves of every dtype, as parameters and as buffers, whole and empty."""
+    """Random and constant leaves of every dtype, as parameters and as buffers, some of them empty."""
 
-    def __init__(self, looks: bool = False) -> None:
+    def __init__(self, branches: bool = False) -> None:
         super().__init__()
-        if looks and float(torch.rand(())) < 0:  # Python sees a number: no tape
+        if branches and float(torch.rand(())) < 0:  # a branch on a number: it cannot be replayed
             raise AssertionError
-        drawn: dict[str, Tensor] = {
+        leaves: dict[str, Tensor] = {
             "single": torch.randn(3, 2),
             "doubled": torch.rand(2, dtype=torch.float64),
             "halved": torch.randn(4).to(torch.bfloat16),
@@ -36,7 +36,7 @@ class Leaves(nn.Module):
             "constant": torch.arange(3),
             "zero": torch.zeros(0, dtype=torch.bool),
         }
-        for name, leaf in drawn.items():
+        for name, leaf in leaves.items():
             floats = leaf.is_floating_point() or leaf.is_complex()
             self.register_parameter(name, nn.Parameter(leaf, requires_grad=floats))
             self.register_buffer(f"{name} buffer", leaf + torch.rand(leaf.shape) if floats else leaf.clone())
@@ -47,7 +47,7 @@ class Leaves(nn.Module):
         return x
 
 
-BUILDS: dict[str, Build] = {"played": Leaves, "built": lambda: Leaves(True)}
+BUILDS: dict[str, Build] = {"replayed": Leaves, "built": lambda: Leaves(True)}
 
 
 def by_torch(build: Build, seed: int) -> dict[str, Tensor]:
@@ -64,19 +64,19 @@ def test_leaves_of_every_kind_are_those_of_the_factory(name: str, agents: int) -
     build = BUILDS[name]
     with generators_untouched():
         net, keys = fm.network(build, agents), fm.split(3, 2)
-        drawn = {**fm.init_params(net, keys), **fm.init_state(net, keys)}
-    assert (net.module_spec.tape() is not None) == (name == "played")
+        got = {**fm.init_params(net, keys), **fm.init_state(net, keys)}
+    assert (net.module_spec.init_trace() is not None) == (name == "replayed")
     for p, key in enumerate(keys):
-        assert same({k: leaf[p] for k, leaf in drawn.items()}, {**fm.init_params(net, key), **fm.init_state(net, key)})
+        assert same({k: leaf[p] for k, leaf in got.items()}, {**fm.init_params(net, key), **fm.init_state(net, key)})
         for slot, (high, low) in enumerate(fm.split(key, agents).tolist()):
             expected = by_torch(build, high << 32 | low)
-            assert same({k: leaf[p, slot] for k, leaf in drawn.items()}, expected)
-            assert all(drawn[k].shape == (2, agents, *leaf.shape) for k, leaf in expected.items())
+            assert same({k: leaf[p, slot] for k, leaf in got.items()}, expected)
+            assert all(got[k].shape == (2, agents, *leaf.shape) for k, leaf in expected.items())
 
 
 @pytest.mark.parametrize("name", BUILDS)
 @pytest.mark.filterwarnings("ignore:Initializing zero-element tensors is a no-op")
-def test_sharing_chooses_slots_and_moves_no_draw(name: str) -> None:
+def test_sharing_chooses_slots_and_changes_no_numbers(name: str) -> None:
     whole = fm.network(BUILDS[name], 5)
     some: Any = {"s*": "shared", "d*": [0, 1, 1, 0, 1], "*": "independent"}
     few = fm.network(BUILDS[name], 5, sharing=some)
@@ -89,8 +89,8 @@ def test_sharing_chooses_slots_and_moves_no_draw(name: str) -> None:
 @pytest.mark.filterwarnings("ignore:Initializing zero-element tensors is a no-op")
 def test_a_cast_changes_floats_only() -> None:
     net = fm.network(Leaves, 4)
-    for draw in (fm.init_params, fm.init_state):
-        plain, cast = draw(net, 0), draw(net, 0, dtype=torch.float64)
+    for init in (fm.init_params, fm.init_state):
+        plain, cast = init(net, 0), init(net, 0, dtype=torch.float64)
         for name, leaf in plain.items():
             assert torch.equal(cast[name], leaf.double() if leaf.is_floating_point() else leaf)
 
@@ -110,7 +110,7 @@ def test_the_buffers_of_a_key_are_those_built_with_its_parameters() -> None:
         assert torch.equal(fm.init_state(net, 4)["start"], 2 * fm.init_params(net, 4)["weight"])
 
 
-def test_a_module_with_integers_and_empty_leaves_is_drawn_anew() -> None:
+def test_a_module_instance_with_integers_and_empty_leaves() -> None:
     class Table(nn.Linear):
         def __init__(self) -> None:
             super().__init__(3, 2)

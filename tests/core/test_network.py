@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import pickle
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -17,7 +18,7 @@ from tests.builders import N, Tensors, generators_untouched, looped, mlp, number
 
 
 class PatternNames(nn.Module):
-    """Leaves that shell patterns would misread."""
+    """Leaf names with characters that are special in shell patterns."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -40,7 +41,7 @@ class Local:
     [top_level, fm.nets.mlp(4, 8, 2), fm.nets.gru(4, 4), partial(nn.Linear, 4, 2), Local(), nn.Linear(4, 4)],
     ids=["function", "mlp", "gru", "partial", "object", "module"],
 )
-def test_a_network_survives_pickling_whole(build: Any) -> None:
+def test_a_pickled_network_initialises_and_computes_the_same(build: Any) -> None:
     net = fm.network(build, N, sharing=[0, 0, 1], agent_dim=0, randomness="same")
     back: fm.Network = pickle.loads(pickle.dumps(net))
     assert repr(back) == repr(net)
@@ -60,7 +61,7 @@ def test_a_network_of_a_named_function_equals_its_pickled_self() -> None:
     assert fm.network(top_level, N, sharing="shared") != net
 
 
-def test_of_a_lambda_apply_survives_and_init_params_says_why_not() -> None:
+def test_a_pickled_network_of_a_lambda_computes_and_raises_at_init_params() -> None:
     net = fm.network(lambda: top_level(), N)
     params, x = fm.init_params(net, 0), torch.ones(2, N, 4)
     back = pickle.loads(pickle.dumps(net))
@@ -77,7 +78,7 @@ def weight_normed() -> nn.Module:
     return nn.utils.parametrizations.weight_norm(nn.Linear(4, 4))
 
 
-def test_modules_that_do_not_pickle_come_back_through_their_factory_or_not_at_all() -> None:
+def test_a_module_that_does_not_pickle_is_built_again_by_its_factory() -> None:
     net = fm.network(weight_normed, N)
     params, x = fm.init_params(net, 0), torch.ones(2, N, 4)
     back = pickle.loads(pickle.dumps(net))
@@ -95,7 +96,7 @@ def test_a_copy_of_a_network_is_the_network() -> None:
         assert same(fm.init_params(other, 0), fm.init_params(net, 0))  # pyright: ignore
 
 
-def test_names_that_read_as_patterns_survive_replace_and_pickling() -> None:
+def test_leaf_names_with_pattern_characters_survive_replace_and_pickling() -> None:
     net = fm.network(PatternNames, N, sharing={"named.a0": "shared", "*": [0, 0, 1]})
     for other in (net.replace(strategy="loop"), pickle.loads(pickle.dumps(net))):
         assert other.sharing == net.sharing
@@ -103,7 +104,7 @@ def test_names_that_read_as_patterns_survive_replace_and_pickling() -> None:
         assert other.sharing["named.a[0]"] == fm.Sharing([0, 0, 1])
 
 
-def test_a_given_factory_is_called_for_its_numbers_only_when_asked() -> None:
+def test_only_network_and_init_params_call_the_factory() -> None:
     calls: list[int] = []
 
     def build() -> nn.Module:
@@ -119,7 +120,7 @@ def test_a_given_factory_is_called_for_its_numbers_only_when_asked() -> None:
     assert len(calls) == made
 
 
-def test_eight_threads_on_one_network_do_not_disturb_each_other() -> None:
+def test_eight_threads_on_one_network_compute_their_own_results() -> None:
     net = fm.network(mlp, N, strategy="vmap")
     jobs: list[tuple[Tensors, Tensor]] = [(fm.init_params(net, i), numbers(4, N, 4, seed=i)) for i in range(8)]
     expected = [looped(net, params, x) for params, x in jobs]
@@ -150,13 +151,13 @@ def test_eight_threads_on_one_network_do_not_disturb_each_other() -> None:
         ({"sharing": {"0.*": "shared"}}, fm.SharingError, r"matches \['2.weight', '2.bias'\]"),
     ],
 )
-def test_settings_are_checked_when_the_network_is_made(given: dict[str, Any], error: Any, message: str) -> None:
+def test_wrong_settings_raise_when_the_network_is_made(given: dict[str, Any], error: Any, message: str) -> None:
     settings: dict[str, Any] = {"n_agents": N, **given}
     with pytest.raises(error, match=message):
         fm.network(mlp, **settings)
 
 
-def test_replace_gives_a_network_that_differs_in_what_was_named() -> None:
+def test_replace_changes_the_named_settings_only() -> None:
     net = fm.network(mlp, N, sharing={"0.*": "shared", "*": [0, 0, 1]}, randomness="same")
     looping = net.replace(strategy="loop")
     assert looping.sharing == net.sharing
@@ -192,9 +193,71 @@ def test_buffers_follow_the_patterns_too() -> None:
     }
 
 
-def test_making_and_initialising_moves_no_global_generator() -> None:
+def test_making_and_initialising_leave_the_global_generators_unchanged() -> None:
     with generators_untouched():
         net = fm.network(top_level, N)
         fm.init_params(net, 0)
         fm.init_state(net)
         pickle.loads(pickle.dumps(net))
+
+
+# --- what users try first -------------------------------------------------------------------------------
+
+
+def test_the_mappings_of_a_network_cannot_be_changed() -> None:
+    net = fm.network(lambda: nn.Sequential(nn.Linear(4, 2), nn.BatchNorm1d(2)), N)
+    for mapping in (net.sharing, net.state_sharing, net.param_shapes, net.state_shapes):
+        given: Any = mapping
+        before = dict(given)
+        changes: list[Any] = [
+            lambda g: g.__setitem__("w", 1),
+            lambda g: g.__delitem__(next(iter(g))),
+            lambda g: g.update(w=1),
+            lambda g: g.__ior__({"w": 1}),
+            lambda g: g.pop(next(iter(g))),
+            lambda g: g.popitem(),
+            lambda g: g.setdefault("w", 1),
+            lambda g: g.clear(),
+        ]
+        for change in changes:
+            with pytest.raises(TypeError, match=r"a network cannot be changed; net.replace\(...\) gives one"):
+                change(given)
+        assert given == before
+        assert before == given
+        for again in (pickle.loads(pickle.dumps(given)), copy.deepcopy(given)):
+            assert again == given
+            assert type(again) is type(given)
+        assert given.copy() | {"w": 1} == before | {"w": 1}
+    assert json.loads(json.dumps(net.param_shapes))["0.bias"] == [N, 2]
+
+
+def test_a_compiled_function_reads_the_mappings_of_a_network() -> None:
+    net = fm.network(mlp, N, sharing=[0, 0, 1])
+    run: Any = lambda x: x + sum(shape[0] for shape in net.param_shapes.values()) + net.sharing["0.bias"].n_slots
+    compiled: Any = torch.compile(run, fullgraph=True, backend="eager")
+    assert compiled(torch.zeros(())).item() == 10
+
+
+def test_a_network_is_no_function_and_no_module() -> None:
+    net = fm.network(mlp, N)
+    call: Any = net
+    with pytest.raises(fm.StructureError, match=r"not called itself: fm.apply\(net, params, x\)"):
+        call(fm.init_params(net, 0), numbers(5, N, 4))
+    for name, fix in (
+        ("init", r"fm.init_params\(net, key\)"),
+        ("apply", r"fm.apply\(net, params, x\)"),
+        ("parameters", r"fm.init_params"),
+        ("state_dict", r"fm.init_params"),
+    ):
+        with pytest.raises(AttributeError, match=f"'Network' object has no attribute '{name}'; write {fix}"):
+            getattr(net, name)
+    assert not hasattr(net, "nothing")
+    with pytest.raises(fm.StructureError, match=r"build: .* got a network; net.replace"):
+        fm.network(call, N)
+
+
+def test_an_example_that_is_a_shape_raises_and_names_the_fix() -> None:
+    with pytest.raises(
+        fm.StructureError, match=r"example: expected .* got \(5, 4\); give for example torch.zeros\(4\)"
+    ):
+        fm.network(lambda: nn.LazyLinear(2), N, example=(5, 4))

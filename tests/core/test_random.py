@@ -1,4 +1,4 @@
-"""Keys and keyed draws against published numbers, against Philox in Python's own integers, and in law."""
+"""Keys and random numbers against published values, against Philox in Python integers, and in distribution."""
 
 from __future__ import annotations
 
@@ -54,11 +54,11 @@ def test_philox_gives_the_published_words(counter: Any, key: Any, expected: Any,
     assert tuple(int(w) for w in fr.philox4x32(key_of(key), words)) == expected
 
 
-def test_philox_is_that_of_python_integers() -> None:
+def test_philox_is_philox_in_python_integers() -> None:
     generator = torch.Generator().manual_seed(1)
-    drawn = torch.randint(0, WORD, (200, 6), generator=generator)
+    sampled = torch.randint(0, WORD, (200, 6), generator=generator)
     edges = torch.tensor(EDGES)
-    cases = torch.cat([drawn, edges[torch.randint(0, len(EDGES), (200, 6), generator=generator)]])
+    cases = torch.cat([sampled, edges[torch.randint(0, len(EDGES), (200, 6), generator=generator)]])
     c0, c1, c2, c3 = cases[:, 2:].split(1, 1)
     got = fr.philox4x32(cases[:, :2], (c0, c1, c2, c3))
     assert [tuple(row) for row in torch.cat(got, 1).tolist()] == [
@@ -73,14 +73,14 @@ def test_a_key_holds_the_words_of_its_seed(seed: int) -> None:
     assert key.tolist() == [seed % 2**64 // WORD, seed % WORD]
 
 
-def test_an_int_is_taken_wherever_a_key_is() -> None:
+def test_an_int_is_accepted_wherever_a_key_is() -> None:
     for function in (fm.split, lambda k: fm.fold_in(k, 3), lambda k: fr.normal(k, (4,)), lambda k: fr.uniform(k, (4,))):
-        taken: Any = function
-        assert torch.equal(taken(5), taken(fm.key(5)))
+        accepts: Any = function
+        assert torch.equal(accepts(5), accepts(fm.key(5)))
 
 
 @pytest.mark.parametrize("key", [(0, 7), (ONES, ONES), (0x80000000, 3)])
-def test_children_of_a_key_are_philox_of_their_number(key: tuple[int, int]) -> None:
+def test_children_of_a_key_are_philox_of_their_index(key: tuple[int, int]) -> None:
     for data in (0, 1, ONES, WORD, 2**63, 2**64 - 1, -1, -(2**63)):
         low, high = data % WORD, data % 2**64 // WORD
         expected = list(philox(key, (low, high, 0, 0))[:2])
@@ -133,7 +133,7 @@ def words_of(key: tuple[int, int], n: int, site: int, agent: int) -> list[int]:
 
 @pytest.mark.parametrize(("site", "agent"), [(0, 0), (3, 2), (ONES, 5)])
 @pytest.mark.parametrize("n", [0, 1, 3, 4, 5, 17])
-def test_bernoulli_takes_two_draws_of_16_bits_from_each_word(n: int, site: int, agent: int) -> None:
+def test_bernoulli_uses_each_word_for_two_samples_of_16_bits(n: int, site: int, agent: int) -> None:
     key = (0x1234, 0x80000001)
     for p in (0.0, 0.1, 0.5, 1.0):
         halves = [half for w in words_of(key, n, site, agent) for half in (w % 2**16, w // 2**16)]
@@ -142,17 +142,17 @@ def test_bernoulli_takes_two_draws_of_16_bits_from_each_word(n: int, site: int, 
         assert fr.bernoulli(key_of(key), p, (n,), site, torch.tensor(agent)).tolist() == expected
 
 
-def test_agents_in_a_column_draw_each_from_its_own_stream() -> None:
+def test_agents_in_a_column_sample_each_from_its_own_stream() -> None:
     key, agents = key_of((0x1234, 7)), [5, 0, ONES]
     column = torch.tensor(agents).view(-1, 1)
     for n in (0, 3, 4, 9):
-        assert fr.words(key, n, 2, column).tolist() == [words_of((0x1234, 7), n, 2, a) for a in agents]
+        assert fr._words(key, n, 2, column).tolist() == [words_of((0x1234, 7), n, 2, a) for a in agents]
     for shape in ((), (5,), (2, 3)):
         got = fr.bernoulli(key, 0.4, shape, 2, column)
         assert torch.equal(got, torch.stack([fr.bernoulli(key, 0.4, shape, 2, a) for a in agents]))
 
 
-def test_children_and_draws_are_where_the_key_is() -> None:
+def test_children_and_samples_are_on_the_device_of_the_key() -> None:
     key = torch.empty(2, dtype=torch.int64, device="meta")
     agents = torch.arange(3).view(-1, 1)
     made = [fm.split(key, 3), fm.fold_in(key, 5), fm.fold_in(key, torch.tensor([5]))]
@@ -161,10 +161,10 @@ def test_children_and_draws_are_where_the_key_is() -> None:
     assert [leaf.device.type for leaf in made] == ["meta"] * 7
 
 
-def test_the_probability_is_rounded_to_the_nearest_that_16_bits_can_say() -> None:
+def test_the_probability_is_rounded_to_16_bits() -> None:
     half = words_of((1, 2), 1, 0, 0)[0] % 2**16
-    for p, drawn in ((half + 0.4) / 65536, False), ((half + 0.6) / 65536, True):
-        assert fr.bernoulli(key_of((1, 2)), p, (1,)).tolist() == [drawn]
+    for p, expected in ((half + 0.4) / 65536, False), ((half + 0.6) / 65536, True):
+        assert fr.bernoulli(key_of((1, 2)), p, (1,)).tolist() == [expected]
 
 
 def test_uniform_and_normal_follow_their_formulas() -> None:
@@ -175,7 +175,7 @@ def test_uniform_and_normal_follow_their_formulas() -> None:
     assert single.tolist() == [x // 2**8 / 2**24 for x in w[:6]]
     double = [(a // 2**6 * 2**27 + b // 2**5) / 2**53 for a, b in zip(w[:6], w[6:], strict=True)]
     assert fr.uniform(key_of(key), (6,), torch.float64).tolist() == double
-    # normals take the first half of the draws as radii and the second as angles
+    # the first half of the uniforms gives the radii, the second half the angles
     expected = [
         math.sqrt(-2 * math.log1p(-r)) * math.cos(2 * math.pi * a) for r, a in zip(double[:3], double[3:], strict=True)
     ]
@@ -189,18 +189,18 @@ def test_uniform_and_normal_follow_their_formulas() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 def test_uniform_stays_below_one_in_every_dtype(dtype: torch.dtype) -> None:
-    draws = fr.uniform(0, (200_000,), dtype)
-    assert draws.dtype == dtype
-    assert bool((draws >= 0).all())
-    assert bool((draws < 1).all())
+    samples = fr.uniform(0, (200_000,), dtype)
+    assert samples.dtype == dtype
+    assert bool((samples >= 0).all())
+    assert bool((samples < 1).all())
 
 
 def within(mean: float, expected: float, deviation: float, n: int) -> bool:
-    """Five standard errors of a mean: passes for good with a fixed key, one in a million without."""
+    """Whether a mean is within five standard errors: with a fixed key always, else all but one time in a million."""
     return abs(mean - expected) < 5 * deviation / math.sqrt(n)
 
 
-def test_draws_have_the_right_moments() -> None:
+def test_samples_have_the_right_moments() -> None:
     n = 100_000
     uniform, normal = fr.uniform(1, (n,), torch.float64), fr.normal(2, (n,), torch.float64)
     assert within(float(uniform.mean()), 0.5, math.sqrt(1 / 12), n)
@@ -212,7 +212,7 @@ def test_draws_have_the_right_moments() -> None:
         assert within(rate, round(p * 65536) / 65536, math.sqrt(p * (1 - p)), n)
 
 
-def test_neighbouring_draws_agents_sites_and_keys_are_uncorrelated() -> None:
+def test_neighbouring_samples_agents_sites_and_keys_are_uncorrelated() -> None:
     n = 50_000
     key = fm.key(0)
     base = fr.bernoulli(key, 0.5, (n,)).double() - 0.5
@@ -227,17 +227,17 @@ def test_neighbouring_draws_agents_sites_and_keys_are_uncorrelated() -> None:
 
 
 @pytest.mark.parametrize("shape", [(), (0,), (5,), (2, 3), (2, 0, 3)])
-def test_draws_have_the_shape_asked_for(shape: tuple[int, ...]) -> None:
-    for draws in (fr.uniform(0, shape), fr.normal(0, shape), fr.bernoulli(0, 0.5, shape)):
-        assert draws.shape == shape
+def test_samples_have_the_given_shape(shape: tuple[int, ...]) -> None:
+    for samples in (fr.uniform(0, shape), fr.normal(0, shape), fr.bernoulli(0, 0.5, shape)):
+        assert samples.shape == shape
 
 
-def test_draws_follow_the_key_through_vmap_and_touch_no_generator() -> None:
+def test_samples_follow_the_key_through_vmap_and_touch_no_generator() -> None:
     keys = fm.split(fm.key(0), 3)
     with generators_untouched():
-        for draw in (fr.uniform, fr.normal):
-            mapped = torch.vmap(lambda k: draw(k, (4,)))(keys)  # noqa: B023
-            assert torch.equal(mapped, torch.stack([draw(k, (4,)) for k in keys]))
+        for sample in (fr.uniform, fr.normal):
+            mapped = torch.vmap(lambda k: sample(k, (4,)))(keys)  # noqa: B023
+            assert torch.equal(mapped, torch.stack([sample(k, (4,)) for k in keys]))
 
 
 BAD_KEY = "key: expected an int64 tensor of shape"
@@ -269,6 +269,6 @@ BAD_KEY = "key: expected an int64 tensor of shape"
         (lambda: fr.normal(0, (2,), torch.int64), "dtype: expected one of torch.float32, .* got torch.int64"),
     ],
 )
-def test_bad_keys_and_data_are_refused(call: Any, message: str) -> None:
+def test_bad_keys_and_data_raise(call: Any, message: str) -> None:
     with pytest.raises(fm.StructureError, match=message):
         call()

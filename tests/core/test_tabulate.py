@@ -1,4 +1,4 @@
-"""The table of a network: every leaf, who shares it, how many numbers, and how it is evaluated."""
+"""The table of a network: every leaf, which agents share it, how many numbers it has, and the strategy."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_every_leaf_has_a_row_with_its_shape_and_slots(sharing: Any) -> None:
     assert f"3 agents, {total} numbers; strategy auto: " in fm.tabulate(net)
 
 
-def test_columns_stand_under_each_other() -> None:
+def test_columns_are_aligned() -> None:
     heading, *rows, _ = fm.tabulate(fm.network(mlp, 12, sharing=[0, 1] * 6)).splitlines()
     assert heading.split() == ["leaf", "shape", "agents", "->", "slots", "numbers"]
     assert {len(row) for row in rows} == {len(heading)}
@@ -63,7 +63,7 @@ class Branches(nn.Module):
         return self.linear(x) if bool(x.sum() > 0) else -self.linear(x)
 
 
-def test_the_last_line_says_how_apply_evaluates_and_why() -> None:
+def test_the_last_line_shows_the_strategy_and_the_reason() -> None:
     last = lambda net: fm.tabulate(net).splitlines()[-1]
     assert "strategy auto: plan in evaluation, plan in training" in last(fm.network(mlp, N))
     for strategy in ("loop", "vmap"):
@@ -79,8 +79,17 @@ def test_the_last_line_says_how_apply_evaluates_and_why() -> None:
     assert "in evaluation, vmap (no plan: " in last(net)  # training has not been tried
 
 
-def test_the_table_is_made_of_plain_text_and_changes_nothing() -> None:
+def test_the_table_is_plain_text_without_trailing_spaces() -> None:
     net = fm.network(mlp, N)
     assert fm.tabulate(net) == fm.tabulate(net)
     assert fm.tabulate(net.replace(sharing="shared")) != fm.tabulate(net)
     assert all(line == line.rstrip() for line in fm.tabulate(net).splitlines())
+
+
+def test_the_table_shows_why_a_chosen_strategy_cannot_be_used() -> None:
+    last = lambda net: fm.tabulate(net).splitlines()[-1]
+    planned = fm.network(lambda: nn.LSTM(4, 2), N, strategy="plan")
+    assert "strategy plan: none (plan is not possible: " in last(planned)
+    assert "none (vmap is not possible: torch.func.vmap has no batching rule for LSTM)" in last(
+        planned.replace(strategy="vmap")
+    )

@@ -1,4 +1,4 @@
-"""Private torch: one module names it, and what it gives in place of a missing name gives the same numbers."""
+"""Private torch: one module names it, and its public paths give the same numbers as the private ones."""
 
 from __future__ import annotations
 
@@ -20,16 +20,15 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 import functional_marl as fm
 from functional_marl import _torch_compat
-from functional_marl._randomness.keyed_dropout import ForbidRandomOps
-from functional_marl._strategies import apply_directly
+from functional_marl._randomness.forbid_random_ops import ForbidRandomOps
 from tests.builders import N, numbers
 
 PACKAGE = Path(fm.__file__).parent
 ROOT = PACKAGE.parent
 
-# --- one module ----------------------------------------------------------------------------------------
+# --- one module names private torch --------------------------------------------------------------------
 
-# The tables of nn.Module, which every program that walks over modules reads.
+# The tables of nn.Module, which many programs read.
 TABLES = {
     "_parameters",
     "_buffers",
@@ -42,7 +41,7 @@ TABLES = {
 # Modules of torch that may change without notice, though their names have no underscore.
 UNSTABLE = ("torch.fx.experimental", "torch.distributed", "torch.ao")
 CODE = {"__code__", "__globals__"}
-OTHERS = {"_param_td"}  # tensordict's
+TENSORDICT = {"_param_td"}
 
 
 def is_private(name: str) -> bool:
@@ -50,7 +49,7 @@ def is_private(name: str) -> bool:
 
 
 def private_names(package: Path) -> list[str]:
-    """Where a module names what is private and not the package's own."""
+    """Where a module of the package uses a private name that the package does not define."""
     trees = {path: ast.parse(path.read_text(encoding="utf-8")) for path in sorted(package.rglob("*.py"))}
     own = {name for path, tree in trees.items() if path.name != "_torch_compat.py" for name in defined(tree)}
     found: list[str] = []
@@ -59,14 +58,14 @@ def private_names(package: Path) -> list[str]:
             continue
         for node in ast.walk(tree):
             for name in foreign(node, own):
-                if path == package / "_module" / "write_detection.py" and name.endswith((".__code__", ".__globals__")):
+                if path == package / "_module" / "code_reading.py" and name.endswith((".__code__", ".__globals__")):
                     continue  # it reads the code of users' functions
                 found.append(f"{path.relative_to(package)}:{getattr(node, 'lineno', 0)} {name}")
     return found
 
 
 def defined(tree: ast.AST) -> Iterator[str]:
-    """Names that a module gives to functions, classes, variables and attributes of ``self``."""
+    """Names of the functions, classes, variables and attributes of ``self`` that a module defines."""
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef | ast.ClassDef):
             yield node.name
@@ -77,7 +76,7 @@ def defined(tree: ast.AST) -> Iterator[str]:
 
 
 def foreign(node: ast.AST, own: set[str]) -> Iterator[str]:
-    """What this node names of torch's private parts; also in strings, for ``getattr`` and the like."""
+    """Names of torch's private parts in this node; also in strings, for ``getattr`` and the like."""
     if isinstance(node, ast.Import | ast.ImportFrom):
         base = (node.module or "") if isinstance(node, ast.ImportFrom) else ""
         for target in (f"{base}.{alias.name}".strip(".") for alias in node.names):
@@ -88,7 +87,7 @@ def foreign(node: ast.AST, own: set[str]) -> Iterator[str]:
     elif isinstance(node, ast.Attribute):
         whole = ast.unparse(node)
         torch_s = whole.startswith(("torch.", "nn.", "F.")) and not whole.startswith("torch.ops.aten.")
-        unknown = is_private(node.attr) and node.attr not in own | TABLES | OTHERS
+        unknown = is_private(node.attr) and node.attr not in own | TABLES | TENSORDICT
         if (
             node.attr in CODE
             or (unknown and not whole.startswith("torch.ops.aten."))
@@ -126,7 +125,7 @@ def test_one_module_names_private_torch() -> None:
         "class Mode:\n    def _should_skip_dynamo(cls):\n        return False",
     ],
 )
-def test_the_check_would_notice(line: str, tmp_path: Path) -> None:
+def test_the_check_finds_private_names(line: str, tmp_path: Path) -> None:
     package = tmp_path / "toy"
     package.mkdir()
     (package / "_torch_compat.py").write_text(line)
@@ -136,7 +135,7 @@ def test_the_check_would_notice(line: str, tmp_path: Path) -> None:
     assert len(private_names(package)) >= 1
 
 
-# --- both ways -----------------------------------------------------------------------------------------
+# --- private and public paths --------------------------------------------------------------------------
 
 
 PUBLIC: dict[str, Any] = {
@@ -152,7 +151,7 @@ PUBLIC: dict[str, Any] = {
 
 @contextlib.contextmanager
 def public_paths() -> Generator[None]:
-    """Inside, the public paths are taken, as on a torch without the private names: in the whole process."""
+    """Inside, the whole process uses the public paths, as with a torch without the private names."""
     private = {name: getattr(_torch_compat, name) for name in PUBLIC}
     for name, value in PUBLIC.items():
         setattr(_torch_compat, name, value)
@@ -165,17 +164,17 @@ def public_paths() -> Generator[None]:
 
 @pytest.fixture(params=["private", "public"])
 def paths(request: pytest.FixtureRequest) -> Iterator[str]:
-    """The same test with the private names, and as on a torch without those that can be done without."""
+    """Runs a test twice: with the private names, and with the public paths."""
     if request.param == "private":
         yield request.param
         return
     with public_paths(), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "There is a performance drop")  # as warn_of_fallback says
+        warnings.filterwarnings("ignore", "There is a performance drop")  # see warn_of_fallback
         yield request.param
 
 
 class Odd(nn.Module):
-    """No plan lowers it, and it drops; vmap has rules for all of it."""
+    """No plan lowers it, and it has dropout. vmap has batching rules for all of it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -204,7 +203,7 @@ def normed() -> nn.Module:
 
 @pytest.mark.parametrize("build", [Odd, gru, attention, normed])
 @pytest.mark.parametrize("sharing", ["independent", "shared", [0, 1, 0]], ids=str)
-def test_values_and_gradients_are_the_loops(build: Callable[[], nn.Module], sharing: Any, paths: str) -> None:
+def test_values_and_gradients_are_those_of_the_loop(build: Callable[[], nn.Module], sharing: Any, paths: str) -> None:
     net = fm.network(build, N, sharing=sharing, strategy="vmap")
     loop = net.replace(strategy="loop")
     params, state, x = fm.init_params(net, 0), fm.init_state(net), numbers(5, N, 4)
@@ -222,15 +221,15 @@ def test_values_and_gradients_are_the_loops(build: Callable[[], nn.Module], shar
             torch.testing.assert_close(run(net, **how), run(loop, **how), rtol=1e-10, atol=1e-10)
 
 
-def test_the_direct_way_needs_the_private_map(paths: str) -> None:
+def test_the_fast_path_of_vmap_needs_the_private_names(paths: str) -> None:
     net = fm.network(lambda: nn.Sequential(nn.Linear(4, 3), nn.Softmax(-1), nn.Linear(3, 2)), N, strategy="vmap")
     params, x = fm.init_params(net, 0), torch.randn(5, N, 4)
     first = fm.apply(net, params, x)
-    assert (apply_directly(net, params, x, False) is not None) == (paths == "private")
+    assert (net.evaluators[False].single(params, x) is not None) == (paths == "private")
     assert torch.equal(fm.apply(net, params, x), first)
 
 
-def test_a_factory_draws_from_its_key(paths: str) -> None:
+def test_init_params_samples_from_the_key(paths: str) -> None:
     net = fm.network(lambda: nn.Linear(4, 2), N)
     before = torch.get_rng_state()
     a, b = fm.init_params(net, 3), fm.init_params(net, 3)
@@ -239,39 +238,39 @@ def test_a_factory_draws_from_its_key(paths: str) -> None:
     assert _torch_compat.dispatch_modes() == 0
 
 
-def test_a_key_inside_of_vmap_is_refused(paths: str) -> None:
+def test_a_key_inside_of_vmap_raises(paths: str) -> None:
     net = fm.network(lambda: nn.Linear(4, 2), N)
     with pytest.raises(fm.StructureError, match="cannot run inside vmap"):
         torch.func.vmap(lambda key: fm.init_params(net, key))(fm.split(fm.key(0), 2))
 
 
-def test_a_mode_is_left_as_it_was_entered(paths: str) -> None:
+def test_modes_are_entered_suspended_and_left(paths: str) -> None:
     with ForbidRandomOps("test") as guard:
         assert _torch_compat.dispatch_modes() == 1
-        with _torch_compat.set_aside(guard):
+        with _torch_compat.suspended(guard):
             assert _torch_compat.dispatch_modes() == (0 if paths == "private" else 1)
-        with pytest.raises(KeyError), _torch_compat.set_aside(guard):
+        with pytest.raises(KeyError), _torch_compat.suspended(guard):
             raise KeyError
         with pytest.raises(fm.RandomnessError):
             torch.rand(2)
-        with ForbidRandomOps("inner"), _torch_compat.set_aside(guard):
+        with ForbidRandomOps("inner"), _torch_compat.suspended(guard):
             assert _torch_compat.dispatch_modes() == 2
     assert _torch_compat.dispatch_modes() == 0
 
 
-def test_tracers_are_seen(paths: str) -> None:
-    seen: list[bool] = []
+def test_tracers_are_detected(paths: str) -> None:
+    traced: list[bool] = []
 
     def run(x: Tensor) -> Tensor:
-        seen.append(_torch_compat.proxied())
+        traced.append(_torch_compat.in_proxy_tracer())
         return x * 2
 
     make_fx(run)(torch.ones(2))
     run(torch.ones(2))
-    assert seen == [True, False]
+    assert traced == [True, False]
 
 
-def test_a_compiled_call_is_the_eager_one(paths: str) -> None:
+def test_a_compiled_call_gives_the_eager_result(paths: str) -> None:
     torch.compiler.reset()
     net = fm.network(lambda: nn.Sequential(nn.Linear(4, 3), nn.Dropout(0.5)), N, strategy="vmap")
     params, x = fm.init_params(net, 0), torch.randn(5, N, 4)
@@ -280,7 +279,7 @@ def test_a_compiled_call_is_the_eager_one(paths: str) -> None:
     torch.testing.assert_close(compiled(params, x), run(params, x))
 
 
-def test_wrapped_tensors_are_told_apart(paths: str) -> None:
+def test_wrapped_tensors_are_recognised(paths: str) -> None:
     seen: list[tuple[bool, bool, int]] = []
 
     def look(x: Tensor) -> Tensor:
@@ -299,7 +298,7 @@ def test_wrapped_tensors_are_told_apart(paths: str) -> None:
     assert not _torch_compat.in_transform()
 
 
-def test_the_switch_goes_back() -> None:
+def test_the_private_paths_are_restored() -> None:
     before = dict(vars(_torch_compat))
     assert _torch_compat.primitives is not None
     with pytest.raises(KeyError), public_paths():
@@ -309,8 +308,7 @@ def test_the_switch_goes_back() -> None:
         assert _torch_compat.primitives is None
 
 
-def test_without_the_flag_the_warning_shows() -> None:
-    """What the entry says of its public path."""
+def test_on_the_public_path_the_warning_shows() -> None:
     net = fm.network(lambda: nn.EmbeddingBag(5, 3), N, strategy="vmap")
     params, x = fm.init_params(net, 0), torch.zeros(4, N, 2, dtype=torch.long)
     with warnings.catch_warnings(record=True) as caught:
@@ -325,7 +323,7 @@ def test_without_the_flag_the_warning_shows() -> None:
 # --- the tested range ----------------------------------------------------------------------------------
 
 
-def test_the_oldest_torch_is_what_the_package_asks_for(compat: Any) -> None:
+def test_the_oldest_tested_torch_is_the_lower_bound_of_the_package(compat: Any) -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     oldest = min(compat.ROWS, key=lambda row: [int(n) for n in row.torch.split(".")]).torch
     (bound,) = [text for text in project["dependencies"] if text.startswith("torch>=")]
@@ -334,7 +332,7 @@ def test_the_oldest_torch_is_what_the_package_asks_for(compat: Any) -> None:
     assert pins["torch"] in [row.torch for row in compat.ROWS]
 
 
-def test_a_row_takes_the_place_of_the_one_before(compat: Any, tmp_path: Path) -> None:
+def test_a_new_row_replaces_the_old_one(compat: Any, tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text(f"before\n{compat.MARKS[0]}\n\n{compat.MARKS[1]}\nafter\n")
     old, new = compat.Versions("2.9.1", "1", "2"), compat.Versions("2.13.0", "1", "2")
@@ -353,7 +351,7 @@ def test_a_row_takes_the_place_of_the_one_before(compat: Any, tmp_path: Path) ->
     ]
 
 
-def test_both_tables_are_there_and_alike(compat: Any) -> None:
+def test_both_pages_have_the_same_table(compat: Any) -> None:
     tables = []
     for name in ("README.md", "COMPATIBILITY.md"):
         _, _, rest = (ROOT / name).read_text(encoding="utf-8").partition(compat.MARKS[0])
@@ -365,5 +363,5 @@ def test_both_tables_are_there_and_alike(compat: Any) -> None:
 
 @pytest.fixture
 def compat() -> Any:
-    """``tools/compat.py``, which is no module of a package."""
+    """``tools/compat.py``, which is not part of a package."""
     return SimpleNamespace(**runpy.run_path(str(ROOT / "tools" / "compat.py")))

@@ -1,4 +1,4 @@
-"""Every wrong call raises an error of ours that names the argument, or is right; and changes nothing."""
+"""Every wrong call raises an error of this library that names the argument, and changes nothing."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ OURS = (fm.StructureError, fm.SharingError, fm.GroupingError, fm.RandomnessError
 
 
 def kept(value: Any) -> Any:
-    """What a call must not change, in a form that compares."""
+    """What a call must not change, as a value that can be compared."""
     if isinstance(value, Tensor):
         numbers = None if value.is_meta else value.detach().to_dense().clone().numpy().tobytes()
         return ("tensor", tuple(value.shape), value.dtype, value.requires_grad, numbers)
@@ -35,7 +35,7 @@ def kept(value: Any) -> Any:
 
 
 def outcome(call: Call, argument: str, kind: str, given: dict[str, Any]) -> tuple[str, str]:
-    """One of clear, right, unclear, raw, silent and changed, and what is behind it."""
+    """One of clear, right, unclear, raw, silent and changed, and the reason."""
     before = kept(given)
     right = kind in call.right.get(argument, ())
     try:
@@ -58,7 +58,7 @@ def outcome(call: Call, argument: str, kind: str, given: dict[str, Any]) -> tupl
 
 
 @pytest.mark.parametrize("name", CALLS)
-def test_the_right_call_is_right(name: str) -> None:
+def test_the_right_call_works(name: str) -> None:
     call = CALLS[name]
     if name == "Network.__call__":
         with pytest.raises(fm.StructureError, match=r"fm\.apply\(net, params, x\)"):
@@ -67,7 +67,7 @@ def test_the_right_call_is_right(name: str) -> None:
         call.function(**call.given())
 
 
-def test_every_wrong_call_is_refused_in_words_of_ours_or_right() -> None:
+def test_every_wrong_call_raises_our_error_or_works() -> None:
     counts: Counter[str] = Counter()
     faults: list[str] = []
     for name, call in CALLS.items():

@@ -1,4 +1,4 @@
-"""One network and one parameter tree a group."""
+"""One network with its own params for each group."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ from torch import Tensor, nn
 
 from functional_marl._apply import apply
 from functional_marl._errors import GroupingError, StructureError
-from functional_marl._groups.group_data import apply_groups, group_agents, ungroup_agents
-from functional_marl._init_params import init_params, init_state
+from functional_marl._groups.apply_groups import apply_groups
+from functional_marl._groups.group_data import group_agents, ungroup_agents
+from functional_marl._init_params import init_params
+from functional_marl._init_state import init_state
 from functional_marl._network import network
 from functional_marl._parameters import agent_module
 from functional_marl._tensordict import to_tensordict
@@ -48,7 +50,7 @@ INPUTS = {"wolf": torch.linspace(-1, 1, 63).view(7, 3, 3), "sheep": torch.linspa
 
 
 def gated() -> dict[str, Any]:
-    """Everything that a call on ``GATED`` needs."""
+    """All arguments of a call on ``GATED``."""
     hidden = {group: torch.ones(7, net.n_agents, 4) for group, net in GATED.items()}
     return {
         "params": {group: init_params(net, key(i)) for i, (group, net) in enumerate(GATED.items())},
@@ -58,7 +60,7 @@ def gated() -> dict[str, Any]:
     }
 
 
-def test_groups_are_evaluated_as_single_agents() -> None:
+def test_groups_compute_as_their_single_agents() -> None:
     seen = {
         name: x for group, members in GROUPS.items() for name, x in zip(members, INPUTS[group].unbind(1), strict=True)
     }
@@ -70,10 +72,10 @@ def test_groups_are_evaluated_as_single_agents() -> None:
         torch.testing.assert_close(y, module(seen[name]))
 
 
-def test_every_argument_goes_to_its_group() -> None:
+def test_each_group_has_its_own_arguments() -> None:
     given = gated()
-    may_change = {"wolf": True, "sheep": False}
-    found = apply_groups(GATED, **given, key=key(3), train=False, mutable=may_change)
+    mutable_of = {"wolf": True, "sheep": False}
+    found = apply_groups(GATED, **given, key=key(3), train=False, mutable=mutable_of)
     trained = apply_groups(GATED, **given, key=key(3), train=True, mutable=True)
     for i, (group, net) in enumerate(GATED.items()):
         same: dict[str, Any] = {
@@ -82,14 +84,14 @@ def test_every_argument_goes_to_its_group() -> None:
             "kwargs": given["kwargs"][group],
         }
         params, inputs = given["params"][group], given["inputs"][group]
-        wanted = apply(net, params, *inputs, **same, mutable=may_change[group])
+        wanted = apply(net, params, *inputs, **same, mutable=mutable_of[group])
         torch.testing.assert_close(found[group], wanted, rtol=0, atol=0)
         y, state = apply(net, params, *inputs, **same, train=True, mutable=True)
         torch.testing.assert_close(trained[group], (y, state), rtol=0, atol=0)
         assert not torch.equal(state["norm.running_mean"], given["state"][group]["norm.running_mean"])
 
 
-def test_groups_draw_apart_and_a_new_last_group_changes_nothing() -> None:
+def test_groups_have_different_keys_and_a_new_last_group_changes_no_other() -> None:
     net = network(lambda: nn.Dropout(0.5), n_agents=1)
     x = torch.ones(64, 1, 1)
 
@@ -140,7 +142,7 @@ def test_params_and_inputs_may_be_tensordicts() -> None:
 
 
 @pytest.mark.parametrize("what", ["params", "inputs", "state", "mutable", "kwargs"])
-def test_other_groups_are_an_error_that_names_them(what: str) -> None:
+def test_missing_and_extra_groups_are_named(what: str) -> None:
     given: dict[str, Any] = {**gated(), "mutable": {"wolf": False, "sheep": False}}
     given[what] = {"wolf": given[what]["wolf"], "goat": given[what]["sheep"]}
     message = f"{what}: expected the groups 'wolf', 'sheep', got 'wolf', 'goat' (missing: 'sheep'; extra: 'goat')"

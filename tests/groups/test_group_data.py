@@ -1,4 +1,4 @@
-"""The way of data into groups and out again, and one network for each group."""
+"""Data stacked by group, and split by agent again."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_numbers_and_arrays_become_tensors() -> None:
 
 
 @pytest.mark.parametrize("squeeze", [False, True])
-def test_groups_alias_nothing_and_ungrouped_leaves_are_views(squeeze: bool) -> None:
+def test_grouped_leaves_are_copies_and_ungrouped_ones_are_views(squeeze: bool) -> None:
     groups = {"team": ["a", "b"], "solo": ["c"]}
     per_agent: dict[str, Any] = {"a": torch.zeros(2), "b": torch.zeros(2), "c": np.zeros(2)}
     grouped = group_agents(groups, {**per_agent, "c": torch.zeros(2)}, squeeze_singletons=squeeze)
@@ -103,7 +103,7 @@ def test_groups_alias_nothing_and_ungrouped_leaves_are_views(squeeze: bool) -> N
     assert (array == 0).all()
 
 
-def test_gradients_go_to_the_agents_own_leaves() -> None:
+def test_gradients_reach_the_leaves_of_each_agent() -> None:
     per_agent = {name: torch.zeros(3, requires_grad=True) for name in "abc"}
     groups = {"team": ["a", "c"], "solo": ["b"]}
     out = ungroup_agents(groups, {g: x**2 + x for g, x in group_agents(groups, per_agent).items()})
@@ -151,7 +151,7 @@ def boards() -> tuple[list[str], dict[str, Any]]:
     return env.possible_agents, steps
 
 
-def test_a_pettingzoo_step_goes_in_and_out() -> None:
+def test_a_pettingzoo_step_is_grouped_and_ungrouped() -> None:
     names, steps = boards()
     assert names == ["player_1", "player_2"]
     groups = group_map(names, by_prefix)
@@ -231,7 +231,7 @@ def test_the_printed_shapes_are_those_of_the_page() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:PettingZoo in TorchRL is tested:UserWarning")
-def test_the_default_layout_is_the_one_torchrl_gives() -> None:
+def test_the_default_layout_is_that_of_torchrl() -> None:
     env: Any = pettingzoo.make("aec", "classic/tictactoe-v3")
     names, steps = boards()
     for kind in MarlGroupMapType:
@@ -283,7 +283,7 @@ def test_a_tensordict_keyed_by_agent(batch: list[int], inner: str, squeeze: bool
     assert [sorted(grouped[group].keys()) for group in groups] == [["deep", "x"]] * 2
 
 
-def test_tensordicts_of_other_make() -> None:
+def test_tensordicts_with_other_keys_sizes_and_classes() -> None:
     one = TensorDict({"x": torch.zeros(5, 3)}, [5])
     other_order = TensorDict({"y": torch.ones(5), "x": torch.zeros(5, 3)}, [5])
     first = TensorDict({"x": torch.zeros(5, 3), "y": torch.ones(5)}, [5])
@@ -291,21 +291,21 @@ def test_tensordicts_of_other_make() -> None:
     found = group_agents({"g": ["a", "b"]}, {"a": first, "b": other_order}, 1)
     assert not is_plain_tensordict(found)
     assert found["g"].batch_size == torch.Size([5, 2])
-    # More batch axes than asked for: behind the agent axis they are the leaf's own.
+    # More batch axes than batch_dims: those after the agent axis belong to the leaf.
     assert group_agents({"g": ["a"]}, {"a": one})["g"].batch_size == torch.Size([1])
     back = ungroup_agents({"g": ["a"]}, {"g": TensorDict({"x": torch.zeros(1, 5, 3)}, [1, 5])})
     assert back["a"].batch_size == torch.Size([5])
-    # An entry without leaves is of its own size all the same; one of no batch axes is split leaf by leaf.
+    # An entry without leaves keeps its batch size; one without batch axes is split leaf by leaf.
     empty = ungroup_agents({"g": ["a", "b"]}, {"g": TensorDict({}, [2, 5])})
     assert empty["b"].batch_size == torch.Size([5])
     rows = ungroup_agents({"g": ["a", "b"]}, TensorDict({"g": TensorDict({"x": torch.tensor([3, 4])})}))
     assert rows["b"].batch_size == torch.Size([])
     assert rows["b", "x"] == 4
-    # The agent axis of a lone group may be a batch axis of the whole: it is none of the agents'.
+    # The agent axis of a single group may be a batch axis of the whole; the result has no such batch axis.
     whole = ungroup_agents({"g": ["a", "b"]}, TensorDict({"g": torch.tensor([[3, 4], [5, 6]])}, [2]))
     assert whole.batch_size == torch.Size([])
     assert whole["b"].tolist() == [5, 6]
-    # Tensors right under the names, an empty entry, and a lazy stack.
+    # Tensors directly under the names, an empty entry, and a lazy stack.
     flat = group_agents({"g": ["a", "b"]}, TensorDict({"a": torch.zeros(5, 3), "b": torch.ones(5, 3)}, [5]), 1)
     assert flat["g"].shape == (5, 2, 3)
     assert group_agents({"g": ["a"]}, TensorDict({"a": TensorDict()}))["g"].is_empty()

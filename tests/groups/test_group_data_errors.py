@@ -1,4 +1,4 @@
-"""What the way into groups and out says when data do not fit."""
+"""Errors for data that do not fit their groups: each leaf is named, with the fix."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ BAD_DATA: list[tuple[Any, int, type[Exception], str]] = [
         {**GOOD, "b": {"x": torch.zeros(5, 4)}},
         1,
         StructureError,
-        "group 'g' of 'a', 'b' does not stack, measured by 'a': per_agent['b']['x']: expected shape [5, 3],"
+        "group 'g' of 'a', 'b' cannot be stacked, compared with 'a': per_agent['b']['x']: expected shape [5, 3],"
         " got [5, 4]; pad or cast the data, or put these agents into different groups",
     ),
     (
@@ -79,7 +79,7 @@ BAD_DATA: list[tuple[Any, int, type[Exception], str]] = [
         {"a": (1, ()), "b": (1, [])},
         0,
         StructureError,
-        "group 'g' of 'a', 'b' does not stack, measured by 'a': ",
+        "group 'g' of 'a', 'b' cannot be stacked, compared with 'a': ",
     ),
     (
         {"a": TensorDict({"x": torch.zeros(5, 3), "y": torch.zeros(6, 3)}), "b": TensorDict()},
@@ -93,20 +93,18 @@ BAD_DATA: list[tuple[Any, int, type[Exception], str]] = [
 
 
 @pytest.mark.parametrize(("per_agent", "batch_dims", "error", "message"), BAD_DATA)
-def test_group_agents_names_what_is_wrong(
-    per_agent: Any, batch_dims: int, error: type[Exception], message: str
-) -> None:
+def test_group_agents_names_each_fault(per_agent: Any, batch_dims: int, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=re.escape(message)):
         group_agents({"g": ["a", "b"]}, per_agent, batch_dims)
 
 
-def test_batch_sizes_that_do_not_agree_are_an_error() -> None:
+def test_different_batch_sizes_raise() -> None:
     one = TensorDict({"x": torch.zeros(5, 3), "y": torch.zeros(6, 3)})
-    with pytest.raises(StructureError, match=r"group 'g' of 'a', 'b' does not stack, measured by 'a': .*batch"):
+    with pytest.raises(StructureError, match=r"group 'g' of 'a', 'b' cannot be stacked, compared with 'a': .*batch"):
         group_agents({"g": ["a", "b"]}, {"a": one, "b": one}, 1)
 
 
-def test_group_agents_refuses_a_map_that_is_no_partition() -> None:
+def test_a_map_that_is_no_partition_raises() -> None:
     with pytest.raises(GroupingError, match=r"agent 'a' is in 2 places, 'g', 'h'"):
         group_agents({"g": ["a", "b"], "h": ["a"]}, GOOD)
     with pytest.raises(GroupingError, match=r"groups\['g'\]: expected a list of agent names, got 'ab'"):
@@ -166,7 +164,7 @@ BAD_GROUPED: list[tuple[Any, int, bool, type[Exception], str]] = [
 
 
 @pytest.mark.parametrize(("grouped", "batch_dims", "squeeze", "error", "message"), BAD_GROUPED)
-def test_ungroup_agents_names_what_is_wrong(
+def test_ungroup_agents_names_each_fault(
     grouped: Any, batch_dims: int, squeeze: bool, error: type[Exception], message: str
 ) -> None:
     groups: Mapping[str, Sequence[str]] = {"g": ["a", "b"], "solo": ["c"]}

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import enum
 import pickle
-import re
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import gymnasium
@@ -20,14 +19,14 @@ import torchrl.envs.utils  # pyright: ignore[reportMissingTypeStubs]
 from mpe2 import simple_tag_v3  # pyright: ignore[reportMissingTypeStubs]
 
 from functional_marl._errors import GroupingError
-from functional_marl._groups.group_map import MarlGroupMapType, by_prefix, by_spec, check_group_map, group_map
+from functional_marl._groups.group_map import MarlGroupMapType, by_prefix, by_spec, group_map
 
 AGENTS = ["agent_0", "agent_1", "agent_2", "agent_3"]
 
 
 @pytest.mark.parametrize("names", [["a"], AGENTS, ["b", "a"]])
 @pytest.mark.parametrize("kind", ["ALL_IN_ONE_GROUP", "ONE_GROUP_PER_AGENT"])
-def test_premade_maps_are_those_of_torchrl(kind: str, names: list[str]) -> None:
+def test_premade_maps_equal_those_of_torchrl(kind: str, names: list[str]) -> None:
     ours, theirs = MarlGroupMapType[kind], torchrl.envs.utils.MarlGroupMapType[kind]
     assert ours.value == theirs.value
     expected: Any = theirs.get_group_map(names)
@@ -37,13 +36,13 @@ def test_premade_maps_are_those_of_torchrl(kind: str, names: list[str]) -> None:
     assert [kind.name for kind in MarlGroupMapType] == [kind.name for kind in torchrl.envs.utils.MarlGroupMapType]
 
 
-def test_premade_maps_are_those_of_the_reference_page() -> None:
+def test_premade_maps_equal_those_of_the_reference_page() -> None:
     assert group_map(AGENTS, MarlGroupMapType.ALL_IN_ONE_GROUP) == {"agents": AGENTS}
     expected = {name: [name] for name in AGENTS}
     assert group_map(AGENTS, MarlGroupMapType.ONE_GROUP_PER_AGENT) == expected
 
 
-def test_a_group_map_never_aliases_the_callers_lists() -> None:
+def test_a_group_map_holds_none_of_the_given_lists() -> None:
     names, given = list(AGENTS), {"team": list(AGENTS)}
     for result in (
         MarlGroupMapType.ALL_IN_ONE_GROUP.get_group_map(names),
@@ -55,7 +54,7 @@ def test_a_group_map_never_aliases_the_callers_lists() -> None:
     assert given == {"team": AGENTS}
 
 
-def test_order_of_a_function_is_that_of_the_names_and_of_a_mapping_its_own() -> None:
+def test_groups_of_a_function_follow_the_names_and_those_of_a_mapping_keep_their_order() -> None:
     names = ["b_1", "a_0", "b_0", "lone"]
     found = group_map(names, by_prefix)
     assert list(found.items()) == [("b", ["b_1", "b_0"]), ("a", ["a_0"]), ("lone", ["lone"])]
@@ -149,57 +148,6 @@ def test_by_spec_errors() -> None:
         by_spec(tensors)
 
 
-BAD_MAPS: list[tuple[Any, Any, str]] = [
-    ({}, [], "names: expected at least one agent, got none; pass the names"),
-    ({"g": ["a"]}, ["a", "a"], "names: 'a' given more than once; give each agent its own name"),
-    (
-        {"g": ["a"], "h": ["b"], "i": []},
-        ["a", "b"],
-        "groups: expected at most 2 groups for 2 agents, got 3; group 'i' is empty",
-    ),
-    ({"g": ["a"], "h": []}, ["a", "b"], "group 'h' is empty; give it an agent or leave it out"),
-    ({"g": ["a", "x"]}, ["a", "b"], "group 'g' has the unknown agent 'x'; known are 'a', 'b'"),
-    ({"g": ["a", "b", "a"]}, ["a", "b"], "agent 'a' is in 2 places, 'g', 'g'; keep one of them"),
-    ({"g": ["a", "b"], "h": ["a"]}, ["a", "b"], "agent 'a' is in 2 places, 'g', 'h'; keep one of them"),
-    ({"g": ["a"]}, ["a", "b"], "groups: agent 'b' is in no group; add it to one of 'g'"),
-    ({1: ["a"]}, ["a"], "groups: expected strings as group names, got [1]; name groups by strings"),
-    ({"g": [0]}, ["a"], "groups['g']: expected strings as agent names, got [0]; use a list of strings"),
-    ({"g": "a"}, ["a"], "groups['g']: expected a list of agent names, got 'a'; use a list of strings"),
-    ({"g": {"a"}}, ["a"], "groups['g']: expected a list of agent names, got {'a'}; use a list of strings"),
-    ({"g": 3}, ["a"], "groups['g']: expected a list of agent names, got 3; use a list of strings"),
-    ({"g": ["a"]}, "a", "names: expected a list of agent names, got 'a'; use a list of strings"),
-    ({"g": ["a"]}, [0], "names: expected strings as agent names, got [0]; use a list of strings"),
-    (["a"], ["a"], "groups: expected a mapping from group to agent names, got ['a']"),
-]
-
-
-@pytest.mark.parametrize(("groups", "names", "message"), BAD_MAPS)
-def test_check_group_map_names_what_is_wrong(groups: Any, names: Any, message: str) -> None:
-    with pytest.raises(GroupingError, match=re.escape(message)):
-        check_group_map(groups, names)
-    if isinstance(groups, Mapping):
-        with pytest.raises(GroupingError, match=re.escape(message)):
-            group_map(names, groups)  # pyright: ignore[reportUnknownArgumentType]
-
-
-@pytest.mark.parametrize(("groups", "names", "message"), BAD_MAPS[:8])
-def test_torchrl_refuses_the_same_maps(groups: Any, names: Any, message: str) -> None:
-    with pytest.raises(ValueError, match=r"(?i)agent|group"):
-        torchrl.envs.utils.check_marl_grouping(groups, names)
-
-
-def test_no_agents_are_refused_before_their_groups() -> None:
-    with pytest.raises(GroupingError, match=r"^names: expected at least one agent, got none; pass .* the agents$"):
-        check_group_map({"g": []}, [])
-
-
-def test_check_group_map_lists_all_faults_at_once() -> None:
-    with pytest.raises(GroupingError, match=r"unknown agent 'x'.*'a' is in 2 places.*'b' is in no group"):
-        check_group_map({"g": ["a", "a", "x"]}, ["a", "b"])
-    assert check_group_map({"g": ["a"]}, ["a"]) is None  # pyright: ignore[reportFunctionMemberAccess]
-    assert issubclass(GroupingError, ValueError)
-
-
 class Foreign(enum.Enum):
     """An enum that is no MarlGroupMapType."""
 
@@ -207,14 +155,14 @@ class Foreign(enum.Enum):
 
 
 @pytest.mark.parametrize("grouping", ["ALL_IN_ONE_GROUP", None, 1, Foreign.ALL_IN_ONE_GROUP])
-def test_group_map_refuses_what_is_no_grouping(grouping: Any) -> None:
+def test_what_is_no_grouping_raises(grouping: Any) -> None:
     with pytest.raises(
         GroupingError, match=r"^grouping: expected a MarlGroupMapType, a mapping .* from agent to group, got "
     ):
         group_map(["a"], grouping)
 
 
-def test_group_map_refuses_a_function_without_a_name() -> None:
+def test_a_function_that_returns_no_name_raises() -> None:
     def nothing(name: str) -> Any:
         return None
 
@@ -224,7 +172,7 @@ def test_group_map_refuses_a_function_without_a_name() -> None:
 
 def test_group_maps_need_no_torchrl() -> None:
     code = (
-        "import sys, functional_marl.grouping as g;"
+        "import sys, functional_marl as g;"
         "g.group_map(['a_0', 'b'], g.MarlGroupMapType.ALL_IN_ONE_GROUP);"
         "print([m for m in ('torchrl', 'tensordict', 'hypothesis', 'pettingzoo') if m in sys.modules])"
     )

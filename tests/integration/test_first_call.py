@@ -12,8 +12,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import functional_marl as fm
-from functional_marl._clean_context import neutral
-from functional_marl._lowering.dense import index_tensor
+from functional_marl._clean_context import no_active_modes
+from functional_marl._slots import index_tensor
 from tests.builders import N, numbers
 
 Params = dict[str, Tensor]
@@ -109,7 +109,7 @@ def test_a_network_trains_after_any_first_call(first: str, buffer: bool, strateg
     FIRST[first](net, params, x)
     for _ in range(3):
         torch.testing.assert_close(trained(net, params, x), wanted, rtol=1e-11, atol=1e-11)
-    assert not net.module_spec.no_vmap[False]
+    assert "loop (" not in fm.tabulate(net)
     if first in ("inference", "compile in inference"):  # and by dynamo
         leaves = {name: leaf.clone().requires_grad_() for name, leaf in params.items()}
         y: Any = compiled(net, leaves, x)
@@ -151,12 +151,12 @@ def test_parameters_drawn_first_in_a_mode_are_drawn_as_fast_and_alike_later() ->
     net, other = (fm.network(lambda: nn.Linear(4, 2), N) for _ in range(2))
     with torch.inference_mode():
         fm.init_params(net, 0)
-    tape = net.module_spec.tape()
+    tape = net.module_spec.init_trace()
     assert tape is not None
     assert not any(value.is_inference() for value in (*tape.values, *tape.constants.values()) if value is not None)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         fm.init_params(other, 0)
-    assert other.module_spec.tape() is not None
+    assert other.module_spec.init_trace() is not None
     torch.testing.assert_close(fm.init_params(net, 1), fm.init_params(other, 1), rtol=0, atol=0)
 
 
@@ -179,7 +179,7 @@ def test_neutral_takes_all_modes_off_and_puts_them_back() -> None:
 
     def inside(x: Tensor) -> Tensor:
         before = _get_current_function_mode_stack()
-        with neutral():
+        with no_active_modes():
             made = torch.ones(2)
             assert not torch.is_inference_mode_enabled()
             assert not torch.is_autocast_enabled("cpu")

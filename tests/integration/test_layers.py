@@ -1,5 +1,5 @@
-"""Every layer of torch.nn that a policy may be made of, under every sharing: values, gradients and buffers of
-``apply`` against agents that are ordinary modules."""
+"""Every layer of torch.nn that a policy may use, under every sharing: values, gradients and buffers of ``apply``
+against agents that are ordinary modules."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import functional_marl as fm
+from functional_marl._strategies import supports
 from tests.builders import FLAT_SHARINGS, N, assert_alike, by_agents, by_apply, double, numbers
 
 B = 4
@@ -37,7 +38,7 @@ def layer(name: str, *args: Any, **kwargs: Any) -> Build:
 
 
 def between(activation: Any, **kwargs: Any) -> Build:
-    """An activation ahead of, between and behind linear layers, also twice in a row where torch can train that."""
+    """An activation before, between and after linear layers, also twice in a row if torch can train that."""
     a: Build = lambda: activation(**kwargs)
     again: Build = nn.Identity if kwargs else a
     return lambda: nn.Sequential(a(), nn.Linear(4, 5), a(), again(), nn.Linear(5, 2), a())
@@ -145,7 +146,7 @@ INTEGERS: dict[str, tuple[Build, tuple[tuple[int, ...], ...]]] = {
 
 @pytest.mark.parametrize("sharing", ["shared", "independent", "apart", "unused"])
 @pytest.mark.parametrize("name", [*CASES, *INTEGERS])
-def test_a_layer_computes_and_learns_as_every_agent_alone(name: str, sharing: str) -> None:
+def test_values_and_gradients_equal_those_of_single_agents(name: str, sharing: str) -> None:
     build, shapes = (CASES | INTEGERS)[name]
     net = fm.network(double(build), N, sharing=FLAT_SHARINGS[sharing], agent_dim=0)
     params, state = fm.init_params(net, 0), fm.init_state(net)
@@ -155,18 +156,18 @@ def test_a_layer_computes_and_learns_as_every_agent_alone(name: str, sharing: st
             x = torch.randint(0, 3, (N, *shape), generator=torch.Generator().manual_seed(0))
         expected = by_agents(net, params, x, state=state)
         # "auto" takes the plan where there is one, and then vmap is tried too.
-        for strategy in ("auto", "loop", *(() if isinstance(net.plans[False], str) else ("vmap",))):
+        for strategy in ("auto", "loop", *(("vmap",) if supports(net, "plan") else ())):
             assert_alike(by_apply(net.replace(strategy=strategy), params, x, state=state), expected)
 
 
 @pytest.mark.parametrize("sharing", ["independent", [0, 0, 1]], ids=str)
 @pytest.mark.parametrize("name", [n for n in CASES if "RReLU" not in n])
-def test_a_layer_in_training_leaves_the_buffers_that_every_agent_alone_leaves(name: str, sharing: Any) -> None:
+def test_buffers_after_training_equal_those_of_single_agents(name: str, sharing: Any) -> None:
     build, shapes = CASES[name]
     net = fm.network(double(build), N, sharing=sharing, agent_dim=0)
     params, shape = fm.init_params(net, 0), shapes[-1]
     # Buffers of an agent each, so that none are merged.
-    net = net.replace(sharing={**net.spec, **dict.fromkeys(net.state_sharing, "independent")})
+    net = net.replace(sharing={**net.sharing_spec, **dict.fromkeys(net.state_sharing, "independent")})
     x = numbers(N, *shape)
     expected = by_agents(net, params, x, train=True)
     assert_alike(by_apply(net, params, x, train=True), expected)
@@ -174,7 +175,7 @@ def test_a_layer_in_training_leaves_the_buffers_that_every_agent_alone_leaves(na
 
 @pytest.mark.parametrize("sharing", ["shared", "independent", "apart"])
 @pytest.mark.parametrize("name", CASES)
-def test_a_layer_sees_an_input_that_all_agents_share(name: str, sharing: str) -> None:
+def test_a_layer_takes_an_input_without_an_agent_axis(name: str, sharing: str) -> None:
     build, shapes = CASES[name]
     net = fm.network(double(build), N, sharing=FLAT_SHARINGS[sharing], agent_dim=0)
     params, whole = fm.init_params(net, 0), net.replace(agent_dim=None, out_agent_dim=0)
@@ -198,7 +199,7 @@ def test_a_layer_sees_an_input_that_all_agents_share(name: str, sharing: str) ->
     ],
 )
 @pytest.mark.parametrize("sharing", ["shared", "independent"])
-def test_an_input_that_an_agent_alone_refuses_is_refused(build: Any, shape: Any, error: Any, sharing: str) -> None:
+def test_an_input_that_raises_for_a_single_agent_raises(build: Any, shape: Any, error: Any, sharing: str) -> None:
     net = fm.network(double(build), N, sharing=sharing, agent_dim=0)
     params, x = fm.init_params(net, 0), numbers(N, *shape)
     with pytest.raises(error):

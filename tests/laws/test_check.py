@@ -266,7 +266,7 @@ def test_one_item_a_law_fails_alone() -> None:
         ({"n_agents": 4}, r"inputs\[0\]: expected 4 agents at dim 1, got shape \[4, 3, 6\]"),
         ({"n_agents": 0}, "n_agents: expected 1 or more"),
         ({"agent_dim": 5}, "agent_dim=5: the first input has shape"),
-        ({"sharing": "sharde"}, "expected 'shared' or 'independent'"),
+        ({"sharing": "sharde"}, "expected 'shared', 'independent', a list of slots"),
         ({"sharing": [0, 1]}, "expected one slot for each of 3 agents"),
         ({"sharing": {"nothing*": "shared"}}, "no pattern"),
         ({"randomness": "some"}, "randomness: expected"),

@@ -132,7 +132,7 @@ def test_cases_are_what_the_law_is_about(law: Law) -> None:
 def test_a_printed_subject_makes_itself_again(s: Subject) -> None:
     again = eval(repr(s), {"subject": subject, "Sharing": Sharing})
     assert repr(again) == repr(s)
-    assert again.net.spec == s.net.spec
+    assert again.net.sharing_spec == s.net.sharing_spec
     agree((again.inputs, dict(again.kwargs), again.own, again.state), (s.inputs, dict(s.kwargs), s.own, s.state), "")
 
 

@@ -1,4 +1,4 @@
-"""One int as ``agent_dim`` beside inputs of different rank: how each is read, and where two readings fit."""
+"""The agent axis of each input: what one int means for inputs of different rank, and the errors for a wrong axis."""
 
 from __future__ import annotations
 
@@ -10,12 +10,7 @@ from torch import Tensor, nn
 
 import functional_marl as fm
 from tests.builders import N, numbers
-from tests.layout.test_inputs import SCALES, call, close
-
-
-@pytest.fixture(params=["auto", "loop", "vmap"])
-def strategy(request: pytest.FixtureRequest) -> Any:
-    return request.param
+from tests.layout.scaled_agents import SCALES, call, close
 
 
 def add(w: Tensor, x: Tensor, h: Tensor) -> Tensor:
@@ -30,13 +25,13 @@ def test_a_negative_int_counts_from_the_end_of_each_input(strategy: Any) -> None
     close(call(lambda w, x, h: add(w, x, h), x, kwargs={"h": h}, strategy=strategy), expected)
     close(call(add, x, h, agent_dim=(-2, -2), strategy=strategy), expected)
     close(call(add, x, kwargs={"h": h}, agent_dim=(-2,), strategy=strategy), expected)
-    # as many steps as agents, the case that was read from the front
+    # as many steps as agents: the front axis fits too
     x, h = numbers(N, N, N, 4), numbers(5, N, 4, seed=1)
     got = call(lambda w, x, h: w * x.sum((0, 1)) + h.sum(0), x, h, out_agent_dim=0, strategy=strategy)
     close(got, torch.stack([SCALES[i] * x[:, :, i].sum((0, 1)) + h[:, i].sum(0) for i in range(N)]))
 
 
-def test_where_the_agents_are_not_there_the_first_inputs_position_is_taken(strategy: Any) -> None:
+def test_an_input_without_the_agents_there_has_them_at_the_position_of_the_first_input(strategy: Any) -> None:
     x, h, steps = numbers(5, N, 4), numbers(5, N, seed=1), numbers(5, N, 7, 4, seed=2)
     got = call(lambda w, x, h, s: w * x + h[:, None] + s.sum(1), x, h, steps, strategy=strategy)
     close(got, torch.stack([SCALES[i] * x[:, i] + h[:, i, None] + steps[:, i].sum(1) for i in range(N)], 1))
@@ -61,18 +56,18 @@ def test_an_int_of_zero_or_more_is_that_position_in_every_input(strategy: Any) -
     ],
 )
 @pytest.mark.parametrize("centralized", [False, True])
-def test_two_readings_raise_and_are_shown(
+def test_an_int_that_fits_two_axes_raises_and_names_both(
     inputs: Any, kwargs: Any, agent_dim: Any, prefix: str, centralized: bool
 ) -> None:
     with pytest.raises(fm.StructureError) as caught:
         call(lambda w, *a, **k: w, *inputs, kwargs=kwargs, agent_dim=agent_dim, centralized=centralized)
     text = str(caught.value)
-    assert "got shape [3, 3], which agent_dim=-2 reads in two ways: axis 0, from its end, or axis 1, where" in text
-    assert f"of shape [3, 3, 4] has them; agent_dim={prefix} means from the end of each" in text
-    assert "agent_dim=1 that position in all" in text
+    assert "got shape [3, 3], where agent_dim=-2 fits two axes: 0 (from the end of this input) and 1 (where" in text
+    assert f"of shape [3, 3, 4] has the agents); agent_dim={prefix} counts from the end of each input" in text
+    assert "agent_dim=1 is that axis in all of them, and a tuple can mix both" in text
 
 
-def test_what_the_message_names_decides() -> None:
+def test_the_fixes_that_the_message_names_work() -> None:
     x, h = numbers(N, N, 4), numbers(N, N, seed=1)
     function: Any = lambda w, x, h: w * x + h[:, None]
     end = call(function, x, h, agent_dim=(-2, -2))
@@ -81,7 +76,7 @@ def test_what_the_message_names_decides() -> None:
     close(front, torch.stack([SCALES[i] * x[:, i] + h[:, i, None] for i in range(N)], 1))
 
 
-def test_a_lone_agent_in_a_batch_of_one_is_read_in_one_way() -> None:
+def test_one_agent_in_a_batch_of_one_is_not_ambiguous() -> None:
     net = fm.network(Masked, 1)
     params = fm.init_params(net, 0)
     x, mask = torch.ones(1, 1, 4), torch.full((1, 1), 2.0)
@@ -89,7 +84,7 @@ def test_a_lone_agent_in_a_batch_of_one_is_read_in_one_way() -> None:
     assert torch.equal(fm.apply(net, params, x, mask), one[:, None])
 
 
-def test_centralized_networks_read_the_other_inputs_alike(strategy: Any) -> None:
+def test_centralized_networks_find_the_axis_of_other_inputs_likewise(strategy: Any) -> None:
     x, h = numbers(7, 5, N, 4), numbers(5, N, 2, seed=1)
     got = call(lambda w, x, h: w * x.sum(-1) + h.sum(-1), x, h, centralized=True, out_agent_dim=0, strategy=strategy)
     close(got, torch.stack([SCALES[i] * x.flatten(2).sum(-1) + h[:, i].sum(-1) for i in range(N)]))
@@ -106,7 +101,7 @@ class Masked(nn.Module):
 
 @pytest.mark.filterwarnings("ignore:While compiling, we found certain side effects:UserWarning")
 @pytest.mark.parametrize("strict", [False, True])
-def test_a_size_left_open_is_not_compared_with_the_number_of_agents(strict: bool) -> None:
+def test_export_leaves_a_dynamic_batch_size_open(strict: bool) -> None:
     net = fm.network(Masked, N)
     params = fm.init_params(net, 0)
     wrapped = Exported(net, params)
@@ -130,7 +125,7 @@ class Exported(nn.Module):
         return fm.apply(self.net, params, x, mask)
 
 
-def test_a_compiled_call_reads_as_an_eager_one() -> None:
+def test_a_compiled_call_finds_the_axis_that_an_eager_one_finds() -> None:
     net = fm.network(Masked, N)
     params = fm.init_params(net, 0)
     run: Any = lambda x, mask: fm.apply(net, params, x, mask)
@@ -138,3 +133,36 @@ def test_a_compiled_call_reads_as_an_eager_one() -> None:
     for shape in ((5, N), (2, 5, N)):
         x, mask = torch.rand(*shape, 4), torch.rand(shape)
         torch.testing.assert_close(compiled(x, mask), run(x, mask))
+
+
+# --- errors --------------------------------------------------------------------------------------------
+
+X = torch.zeros(4, N, 2, dtype=torch.float64)
+
+
+@pytest.mark.parametrize(
+    ("settings", "inputs", "kwargs", "message"),
+    [
+        ({}, (X[:, :2],), None, r"inputs\[0\]: expected 3 agents at dim -2, got 2 in shape \[4, 2, 2\]"),
+        (
+            {"agent_dim": 0},
+            (X,),
+            None,
+            r"inputs\[0\]: expected 3 agents at dim 0, got 4 in shape .*; set agent_dim= of the network to the agent "
+            r"axis, one int for all inputs or one for each$",
+        ),
+        ({}, (X[0, 0],), None, r"inputs\[0\]: expected 3 agents at dim -2, got shape \[2\], which has no such dim"),
+        ({"agent_dim": 3}, (X,), None, r"has no such dim; set agent_dim= of the network, with None for an input that"),
+        ({}, (X, X[:, 0]), None, r"inputs\[1\]: expected 3 agents at dim 1 or -2, got 2 in shape \[4, 2\]"),
+        ({"agent_dim": 1}, (X, X[:, 0]), None, r"inputs\[1\]: expected 3 agents at dim 1, got 2 in shape \[4, 2\]"),
+        ({}, ({"a": X, "b": [X, X[:, 0]]},), None, r"inputs\[0\]\['b'\]\[1\]: expected 3 agents at dim 1 or -2, got 2"),
+        ({}, ({"a": X[:, :2]},), None, r"inputs\[0\]\['a'\]: expected 3 agents at dim -2, got 2"),
+        ({}, (X,), {"y": X[0, 0]}, r"kwargs\['y'\]: expected 3 agents at dim 1, got shape \[2\]"),
+        ({"agent_dim": (1, None)}, (X,), None, r"agent_dim: expected an int, None or a prefix of the tree"),
+        ({"agent_dim": ({"a": 1},)}, ({"a": X, "b": X},), None, "agent_dim: expected an int, None or a prefix"),
+        ({"agent_dim": (1, {"z": 1})}, (X,), {"y": X}, "agent_dim: expected an int, None or a prefix"),
+    ],
+)
+def test_an_input_with_a_wrong_agent_axis_is_named(settings: Any, inputs: Any, kwargs: Any, message: str) -> None:
+    with pytest.raises(fm.StructureError, match=message):
+        call(lambda w, *xs, **named: w * X[:, 0], *inputs, kwargs=kwargs, **settings)

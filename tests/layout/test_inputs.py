@@ -1,54 +1,23 @@
-"""Where inputs and outputs carry the agents, written out by hand for every agent."""
+"""Inputs laid out for the agents: what each agent sees, written out by hand."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 import functional_marl as fm
-from tests.builders import N, Tensors, numbers
+from tests.builders import N, mlp, numbers
+from tests.layout.scaled_agents import SCALES, Observation, call, close
 
-STRATEGIES = ["auto", "loop", "vmap"]
-
-
-class Agent(nn.Module):
-    """A scale for each agent, and whatever a test does with it and the inputs."""
-
-    def __init__(self, function: Callable[..., Any]) -> None:
-        super().__init__()
-        self.scale = nn.Parameter(torch.ones((), dtype=torch.float64))
-        self.function = function
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return self.function(self.scale, *args, **kwargs)
-
-
-SCALES = torch.tensor([2.0, 3.0, 5.0], dtype=torch.float64)
-PARAMS: Tensors = {"scale": SCALES}
-
-
-def call(function: Callable[..., Any], *inputs: Any, kwargs: Any = None, **settings: Any) -> Any:
-    return fm.apply(fm.network(lambda: Agent(function), N, **settings), PARAMS, *inputs, kwargs=kwargs)
-
-
-def close(got: Tensor, expected: Tensor) -> None:
-    torch.testing.assert_close(got, expected, rtol=1e-13, atol=1e-13)
-
-
-@pytest.fixture(params=STRATEGIES)
-def strategy(request: pytest.FixtureRequest) -> Any:
-    return request.param
-
-
-# --- one input -----------------------------------------------------------------------------------------
+# --- one input ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("batch", [(), (4,), (4, 2), (0,), (4, 0)])
-def test_the_agent_axis_may_stand_anywhere(batch: tuple[int, ...], strategy: Any) -> None:
+def test_the_agent_axis_may_be_any_axis(batch: tuple[int, ...], strategy: Any) -> None:
     for dim in range(len(batch) + 1):
         x = numbers(*batch[:dim], N, *batch[dim:])
         function: Any = (lambda w, x: w * x.cumsum(-1)) if batch else (lambda w, x: w * x)
@@ -57,25 +26,10 @@ def test_the_agent_axis_may_stand_anywhere(batch: tuple[int, ...], strategy: Any
             close(call(function, x, agent_dim=given, strategy=strategy), expected)
 
 
-def test_outputs_carry_the_agents_where_the_input_does_whatever_they_add_or_drop(strategy: Any) -> None:
-    x = numbers(4, N, 6)
-    summed = call(lambda w, x: w * x.sum(-1), x, strategy=strategy)
-    close(summed, torch.stack([SCALES[i] * x[:, i].sum(-1) for i in range(N)], 1))
-    grown = call(lambda w, x: w * x[..., None, None], x, strategy=strategy)
-    close(grown, torch.stack([SCALES[i] * x[:, i, :, None, None] for i in range(N)], 1))
+# --- several inputs ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("out", [0, 1, 2, -1, -2, -3])
-def test_out_agent_dim_is_a_place_of_its_own(out: int, strategy: Any) -> None:
-    x = numbers(4, N, 6)
-    got = call(lambda w, x: w * x, x, out_agent_dim=out, strategy=strategy)
-    close(got, torch.stack([SCALES[i] * x[:, i] for i in range(N)], out))
-
-
-# --- several inputs ------------------------------------------------------------------------------------
-
-
-def test_a_lone_int_is_resolved_on_the_first_input(strategy: Any) -> None:
+def test_one_int_is_resolved_on_the_first_input(strategy: Any) -> None:
     x, hidden, flag = numbers(4, N, 6), numbers(4, N, seed=1), numbers(4, N, 2, 6, seed=2)
     function: Any = lambda w, x, h, f: (w * x + h[:, None], f.sum(1))
     got = call(function, x, hidden, flag, strategy=strategy)
@@ -83,12 +37,7 @@ def test_a_lone_int_is_resolved_on_the_first_input(strategy: Any) -> None:
     close(got[1], torch.stack([flag[:, i].sum(1) for i in range(N)], 1))
 
 
-class Observation(NamedTuple):
-    pixels: Any
-    features: Any
-
-
-def test_prefixes_say_it_leaf_by_leaf(strategy: Any) -> None:
+def test_a_prefix_sets_the_axis_of_each_leaf(strategy: Any) -> None:
     x = {"b": [numbers(N, 4, seed=1), numbers(4, N, seed=2)], "a": numbers(4, seed=3)}
     o = Observation(numbers(4, N, seed=4), (numbers(2, 4, N, seed=5), numbers(2, 4, N, seed=6)))
     shared = numbers(4, seed=7)
@@ -138,7 +87,7 @@ def test_keyword_inputs_follow_the_first_input_or_their_own_prefix(agent_dim: An
     close(got, torch.stack(expected, 1))
 
 
-def test_keyword_inputs_alone_and_seen_whole(strategy: Any) -> None:
+def test_keyword_inputs_alone_and_without_an_agent_axis(strategy: Any) -> None:
     x, y = numbers(4, N, 2), numbers(4, 2, seed=1)
     function: Any = lambda w, x, y=0.0: w * x + y
     expected = torch.stack([SCALES[i] * x[:, i] for i in range(N)], 1)
@@ -149,7 +98,7 @@ def test_keyword_inputs_alone_and_seen_whole(strategy: Any) -> None:
     close(whole, torch.stack([SCALES[i] * y + y for i in range(N)]))
 
 
-def test_what_is_no_tensor_is_seen_whole_by_every_agent(strategy: Any) -> None:
+def test_every_agent_sees_the_whole_of_what_is_no_tensor(strategy: Any) -> None:
     x = numbers(4, N, 2)
 
     def function(w: Tensor, mode: str, power: int, x: Tensor, options: Any, nothing: None, *, extra: Any) -> Any:
@@ -166,36 +115,12 @@ def test_what_is_no_tensor_is_seen_whole_by_every_agent(strategy: Any) -> None:
         assert got == {"tag": "a", "n": 2, "none": None, "empty": ()}
 
 
-def test_no_inputs_at_all(strategy: Any) -> None:
+def test_a_call_without_inputs(strategy: Any) -> None:
     close(call(lambda w: w[None] * 1, out_agent_dim=0, strategy=strategy), SCALES[:, None])
     close(call(lambda w: w.expand(4).clone(), strategy=strategy), SCALES[:, None].expand(N, 4))  # dim -2
 
 
-# --- outputs -------------------------------------------------------------------------------------------
-
-
-def test_outputs_are_any_tree_and_take_a_prefix(strategy: Any) -> None:
-    x = numbers(4, N, 2)
-    function: Any = lambda w, x: {"pair": (w * x, [w + x]), "o": Observation(x.sum(-1), w * 1)}
-    out = {"pair": (0, -1), "o": Observation(None, 0)}
-    got = call(function, x, out_agent_dim=out, strategy=strategy)
-    each = [function(SCALES[i], x[:, i]) for i in range(N)]
-    close(got["pair"][0], torch.stack([e["pair"][0] for e in each], 0))
-    close(got["pair"][1][0], torch.stack([e["pair"][1][0] for e in each], -1))
-    close(got["o"].pixels, torch.stack([e["o"].pixels for e in each], 1))
-    close(got["o"].features, torch.stack([e["o"].features for e in each], 0))
-    assert type(got["o"]) is Observation
-
-
-def test_outputs_do_not_hold_the_inputs(strategy: Any) -> None:
-    x = numbers(4, N, 2)
-    before = x.clone()
-    for output in (call(lambda w, x: x, x, strategy=strategy), call(lambda w, x: x.T, x, strategy=strategy)):
-        output.zero_()
-    assert torch.equal(x, before)
-
-
-# --- centralized ---------------------------------------------------------------------------------------
+# --- centralized -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("shape", [(N, 6), (4, N, 6), (N, 4, 6), (4, 2, N, 6), (4, N, 2, 6)])
@@ -216,7 +141,7 @@ def test_centralized_merges_the_first_input_only(strategy: Any) -> None:
     close(got, torch.stack([SCALES[i] * (a + b.sum(-1, True)) + own[:, i] * whole for i in range(N)], 1))
 
 
-def test_centralized_leaves_what_all_agents_see_as_it_is(strategy: Any) -> None:
+def test_centralized_leaves_inputs_without_an_agent_axis_as_they_are(strategy: Any) -> None:
     x = {"goal": numbers(4, 2), "own": numbers(4, N, 2, seed=1), "past": numbers(N, 4, 5, seed=2)}
     prefix: Any = ({"goal": None, "own": 1, "past": 0},)
     function: Any = lambda w, x: w * torch.cat([x["goal"], x["own"]], 1).sum(1) + x["past"].sum()
@@ -235,35 +160,7 @@ def test_a_centralized_shared_network_gives_every_agent_the_same(strategy: Any) 
         assert got.stride(1) == 0
 
 
-# --- agent ids -----------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.int64, torch.bool])
-@pytest.mark.parametrize("shape", [(N, 2), (4, N, 2), (N, 4, 2), (4, 0, N, 2), (4, N, 5, 0)])
-def test_agent_ids_are_one_hot_behind_the_features(shape: tuple[int, ...], dtype: torch.dtype) -> None:
-    x = numbers(*shape).to(dtype)
-    dim = shape.index(N)
-    got = fm.with_agent_ids(x, dim)
-    assert got.dtype == dtype
-    assert torch.equal(fm.with_agent_ids(x, dim - x.ndim), got)
-    for i in range(N):
-        mine = got.select(dim, i)
-        assert torch.equal(mine[..., : shape[-1]], x.select(dim, i))
-        expected = [float(i == j) for j in range(N)]
-        assert all(row == expected for row in mine[..., shape[-1] :].reshape(-1, N).tolist())
-
-
-def test_agent_ids_are_made_where_the_input_is() -> None:
-    assert fm.with_agent_ids(torch.empty(4, N, 2, device="meta")).device.type == "meta"
-
-
-@pytest.mark.parametrize("dim", [-1, 2, 3, -4])
-def test_agent_ids_need_features_behind_the_agents(dim: int) -> None:
-    with pytest.raises(fm.StructureError, match=rf"agent axis before the features, got dim {dim} of \[4, 3, 2\]"):
-        fm.with_agent_ids(torch.zeros(4, N, 2), dim)
-
-
-# --- what does not fit ---------------------------------------------------------------------------------
+# --- what does not fit -------------------------------------------------------------------------------
 
 X = torch.zeros(4, N, 2, dtype=torch.float64)
 
@@ -271,48 +168,43 @@ X = torch.zeros(4, N, 2, dtype=torch.float64)
 @pytest.mark.parametrize(
     ("settings", "inputs", "kwargs", "message"),
     [
-        ({}, (X[:, :2],), None, r"inputs\[0\]: expected 3 agents at dim -2, got 2 in shape \[4, 2, 2\]"),
-        (
-            {"agent_dim": 0},
-            (X,),
-            None,
-            r"inputs\[0\]: expected 3 agents at dim 0, got 4 in shape .*; agent_dim= of the "
-            r"network says where they are, one int for all inputs or one for each$",
-        ),
-        ({}, (X[0, 0],), None, r"inputs\[0\]: expected 3 agents at dim -2, got shape \[2\], which has no such dim"),
-        ({"agent_dim": 3}, (X,), None, r"has no such dim; agent_dim= takes a prefix with None"),
-        ({}, (X, X[:, 0]), None, r"inputs\[1\]: expected 3 agents at dim 1 or -2, got 2 in shape \[4, 2\]"),
-        ({"agent_dim": 1}, (X, X[:, 0]), None, r"inputs\[1\]: expected 3 agents at dim 1, got 2 in shape \[4, 2\]"),
-        ({}, ({"a": X, "b": [X, X[:, 0]]},), None, r"inputs\[0\]\['b'\]\[1\]: expected 3 agents at dim 1 or -2, got 2"),
-        ({}, ({"a": X[:, :2]},), None, r"inputs\[0\]\['a'\]: expected 3 agents at dim -2, got 2"),
-        ({}, (X,), {"y": X[0, 0]}, r"kwargs\['y'\]: expected 3 agents at dim 1, got shape \[2\]"),
-        ({"agent_dim": (1, None)}, (X,), None, r"agent_dim: expected an int, None or a prefix of the tree"),
-        ({"agent_dim": ({"a": 1},)}, ({"a": X, "b": X},), None, "agent_dim: expected an int, None or a prefix"),
-        ({"agent_dim": (1, {"z": 1})}, (X,), {"y": X}, "agent_dim: expected an int, None or a prefix"),
-        ({"out_agent_dim": 3}, (X,), None, r"an agent's output of shape \[4, 2\] has no place for the agents at dim 3"),
-        ({"out_agent_dim": (0, 1)}, (X,), None, "out_agent_dim: expected an int, None or a prefix of the tree"),
         (
             {"centralized": True, "agent_dim": -1},
             (X.mT,),
             None,
-            r"an axis after the agents at dim 2 to merge the",
+            r"inputs\[0\]: expected an axis after the agents at dim 2, into which centralized=True merges them, got",
         ),
         (
             {"centralized": True, "agent_dim": (None,)},
             (X,),
             None,
-            r"^inputs\[0\]: expected a positional input that carries .* centralized merges their axis; got none$",
+            r"^inputs\[0\]: expected a positional input with an agent axis, .* into the next axis; got none$",
         ),
-        ({"centralized": True}, (), {"x": X}, r"inputs\[0\]: expected a positional input that carries the agents"),
+        ({"centralized": True}, (), {"x": X}, r"inputs\[0\]: expected a positional input with an agent axis"),
     ],
 )
-def test_inputs_that_do_not_fit_are_named(settings: Any, inputs: Any, kwargs: Any, message: str) -> None:
+def test_centralized_needs_an_agent_axis_and_one_after_it(
+    settings: Any, inputs: Any, kwargs: Any, message: str
+) -> None:
     with pytest.raises(fm.StructureError, match=message):
         call(lambda w, *xs, **named: w * X[:, 0], *inputs, kwargs=kwargs, **settings)
 
 
-def test_bad_inputs_are_refused_before_the_module_runs() -> None:
+def test_wrong_inputs_raise_before_the_module_runs() -> None:
     ran: list[int] = []
     with pytest.raises(fm.StructureError, match="expected 3 agents"):
         call(lambda w, *xs: ran.append(1), X, X[:, 0])
     assert ran == []
+
+
+def test_dicts_by_agent_arrays_and_lists_raise_and_name_the_fix() -> None:
+    net = fm.network(mlp, N)
+    params = fm.init_params(net, 0)
+    for shape in ((4,), (5, 4)):
+        with pytest.raises(fm.StructureError, match=r"got a dict of 3 tensors of shape .*; fm.group_agents stacks"):
+            fm.apply(net, params, {name: numbers(*shape) for name in "abc"})
+    for wrong in (np.zeros((5, N, 4)), {"x": np.zeros((5, N, 4))}):
+        with pytest.raises(fm.StructureError, match=r"got a ndarray of shape \[5, 3, 4\]; torch.as_tensor"):
+            fm.apply(net, params, wrong)
+    with pytest.raises(fm.StructureError, match=r"inputs\[0\]: .* got a list without any; torch.tensor"):
+        fm.apply(net, params, numbers(5, N, 4).tolist())

@@ -1,4 +1,4 @@
-"""TensorDicts as inputs and outputs: each agent sees its own, with the batch size that is left."""
+"""TensorDicts as inputs and outputs: each agent sees its part, with the batch size without the agent axis."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ B = 4
 
 
 class OnTensorDict(nn.Module):
-    """Reads ``obs``, and gives what a test makes of it."""
+    """Calls a function of a linear layer and the TensorDict."""
 
     def __init__(self, function: Callable[[nn.Module, Any], Any]) -> None:
         super().__init__()
@@ -37,15 +37,10 @@ def close(got: Tensor, expected: Tensor) -> None:
     torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-12)
 
 
-@pytest.fixture(params=["auto", "loop", "vmap"])
-def strategy(request: pytest.FixtureRequest) -> Any:
-    return request.param
-
-
 @pytest.mark.parametrize(
     ("batch", "seen"), [([B, N], [B]), ([B], []), ([], [])], ids=["with agents", "without", "no batch"]
 )
-def test_an_agent_sees_a_tensordict_with_the_batch_that_is_left(batch: Any, seen: Any, strategy: Any) -> None:
+def test_an_agent_sees_a_tensordict_without_the_agent_axis(batch: Any, seen: Any, strategy: Any) -> None:
     shapes: list[Any] = []
 
     def function(layer: nn.Module, td: Any) -> Any:
@@ -94,7 +89,7 @@ def test_tensordict_outputs_have_the_agents_among_their_batch_dims(out: Any, str
     assert torch.equal(got["z", "sum"], torch.stack([td["obs"][:, i].sum(-1, True) for i in range(N)], dim))
 
 
-def test_lazy_stacks_and_text_go_in_too(strategy: Any) -> None:
+def test_lazy_stacks_and_text_are_inputs_too(strategy: Any) -> None:
     each = [TensorDict({"obs": numbers(B, 2, seed=i)}, [B]) for i in range(N)]
     stacked: Any = LazyStackedTensorDict.lazy_stack(each, 1)
     net = fm.network(lambda: OnTensorDict(lambda layer, td: layer(td["obs"])), N, strategy=strategy)

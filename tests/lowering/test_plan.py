@@ -1,4 +1,4 @@
-"""Every rule of the plan against the loop, forward and gradient, in float64, under every kind of sharing."""
+"""Every rule of the plan against the loop, values and gradients, in float64, under every kind of sharing."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,7 +10,10 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 import functional_marl as fm
-from functional_marl._lowering import Plan, dense
+from functional_marl._lowering import dense
+from functional_marl._strategies.plan import PlanEvaluator
+from functional_marl._strategies.plan_fast_path import PlanFastPath
+from tests.builders import numbers
 
 N = 3
 SHARINGS: dict[str, Any] = {
@@ -28,7 +31,7 @@ def seq(*layers: nn.Module) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
-# name -> (build, what one agent sees ahead of its batch, batches to try)
+# name -> (build, the shape of one item that an agent sees, batch axes to try)
 ANY, ONE = ([], [4], [2, 3], [0]), ([4], [0])
 LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], Any]] = {
     "mlp": (fm.nets.mlp(6, 8, 8, 3), (6,), ANY),
@@ -115,23 +118,19 @@ def assert_plan_is_loop(net: fm.Network, inputs: tuple[Any, ...], **call: Any) -
         torch.testing.assert_close(gradients[0][name], gradients[1][name], rtol=1e-9, atol=1e-9)
 
 
-def draw(*shape: int) -> Tensor:
-    return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(sum(shape)))
-
-
 @pytest.mark.parametrize("sharing", SHARINGS)
 @pytest.mark.parametrize("layer", LAYERS)
 def test_layer(layer: str, sharing: str) -> None:
     build, shape, batches = LAYERS[layer]
     net = network(build, SHARINGS[sharing], agent_dim=-1 - len(shape))
     for batch in batches:
-        assert_plan_is_loop(net, (draw(*batch, N, *shape),))
+        assert_plan_is_loop(net, (numbers(*batch, N, *shape),))
 
 
 @pytest.mark.parametrize("kind", ACTIVATIONS)
 def test_activation(kind: type[nn.Module]) -> None:
     net = fm.network(lambda: seq(nn.Linear(6, 5), kind()), N, sharing=[0, 1, 0])
-    assert_plan_is_loop(net, (draw(4, N, 6),))
+    assert_plan_is_loop(net, (numbers(4, N, 6),))
 
 
 @pytest.mark.parametrize("sharing", SHARINGS)
@@ -140,7 +139,7 @@ def test_centralized(layer: str, sharing: str) -> None:
     build, shape, batches = LAYERS[layer]
     net = network(lambda: seq(nn.Linear(N * 6, 6), build()), SHARINGS[sharing], centralized=True)
     for batch in batches:
-        assert_plan_is_loop(net, (draw(*batch, N, *shape),))
+        assert_plan_is_loop(net, (numbers(*batch, N, *shape),))
 
 
 DROPOUTS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
@@ -158,7 +157,7 @@ DROPOUTS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
 def test_keyed_dropout(layer: str, sharing: str, randomness: Any) -> None:
     build, shape = DROPOUTS[layer]
     net = network(build, SHARINGS[sharing], agent_dim=-1 - len(shape), randomness=randomness)
-    assert_plan_is_loop(net, (draw(4, N, *shape),), key=5, train=True)
+    assert_plan_is_loop(net, (numbers(4, N, *shape),), key=5, train=True)
 
 
 @pytest.mark.parametrize("centralized", [False, True])
@@ -166,9 +165,9 @@ def test_keyed_dropout(layer: str, sharing: str, randomness: Any) -> None:
 def test_dropout_without_a_key(layer: str, centralized: bool) -> None:
     build, shape = DROPOUTS[layer]
     if centralized and layer != "dropout":
-        pytest.skip("the joint input of a convolution has other channels")
+        pytest.skip("a convolution of the joint input has other channels")
     joint: Callable[[], nn.Module] = (lambda: seq(nn.Linear(N * 6, 6), build())) if centralized else build
-    x = draw(1, 1, *shape).expand(64, N, *shape)
+    x = numbers(1, 1, *shape).expand(64, N, *shape)
     masks: dict[Any, Tensor] = {}
     for randomness in ("same", "different", "error"):
         net = fm.network(
@@ -190,35 +189,40 @@ def test_dropout_without_a_key(layer: str, centralized: bool) -> None:
     assert not masks["different"][:, 0].equal(masks["different"][:, 1])
 
 
+def gru_inputs(batch: list[int]) -> tuple[Any, ...]:
+    return numbers(*batch, N, 7, 4), numbers(*batch, N, 5, seed=1), numbers(*batch, N, 7, seed=2) > 0.5
+
+
+def lstm_inputs(batch: list[int]) -> tuple[Any, ...]:
+    x, h, reset = gru_inputs(batch)
+    return x, (h, h + 1), reset
+
+
+def attention_inputs(batch: list[int]) -> tuple[Tensor, ...]:
+    return tuple(numbers(*batch, N, length, 8, seed=k) for k, length in enumerate((5, 3, 3)))
+
+
+def attention_inputs_along_axis_0(batch: list[int]) -> tuple[Tensor, ...]:
+    return tuple(x.transpose(0, 2) if batch else x for x in attention_inputs(batch))
+
+
 CELLS: dict[str, tuple[Callable[[], nn.Module], list[Callable[[list[int]], tuple[Any, ...]]]]] = {
-    "gru": (
-        fm.nets.gru(4, 5),
-        [lambda b: (draw(*b, N, 7, 4),), lambda b: (draw(*b, N, 7, 4), draw(*b, N, 5), draw(*b, N, 7) > 0.5)],
+    "gru": (fm.nets.gru(4, 5), [lambda b: gru_inputs(b)[:1], gru_inputs]),
+    "lstm": (fm.nets.lstm(4, 5), [lambda b: lstm_inputs(b)[:1], lstm_inputs]),
+    "gru cell": (
+        lambda: nn.GRUCell(4, 5),
+        [lambda b: (numbers(*b, N, 4),), lambda b: (numbers(*b, N, 4), numbers(*b, N, 5, seed=1))],
     ),
-    "lstm": (
-        fm.nets.lstm(4, 5),
-        [
-            lambda b: (draw(*b, N, 7, 4),),
-            lambda b: (draw(*b, N, 7, 4), (draw(*b, N, 5), draw(*b, N, 5)), draw(*b, N, 7) > 0.5),
-        ],
-    ),
-    "gru cell": (lambda: nn.GRUCell(4, 5), [lambda b: (draw(*b, N, 4),), lambda b: (draw(*b, N, 4), draw(*b, N, 5))]),
     "lstm cell": (
         lambda: nn.LSTMCell(4, 5, bias=False),
-        [lambda b: (draw(*b, N, 4),), lambda b: (draw(*b, N, 4), (draw(*b, N, 5), draw(*b, N, 5)))],
+        [lambda b: (numbers(*b, N, 4),), lambda b: (numbers(*b, N, 4), lstm_inputs(b)[1])],
     ),
     "attention": (
         lambda: nn.MultiheadAttention(8, 2, batch_first=True),
-        [
-            lambda b: (draw(*b[:1], N, 5, 8), draw(*b[:1], N, 3, 8), draw(*b[:1], N, 3, 8) + 1),
-            lambda b: (draw(*b[:1], N, 5, 8), *[draw(*b[:1], N, 3, 8)] * 2, draw(*b[:1], N, 3) > 1),
-        ],
+        [attention_inputs, lambda b: (*attention_inputs(b), numbers(*b, N, 3) > 1)],
     ),
-    "attention along axis 0": (
-        lambda: nn.MultiheadAttention(8, 4, bias=False),
-        [lambda b: tuple(draw(t, N, *b, 8) if b else draw(N, t, 8) for t in (5, 3, 3))],
-    ),
-    "bilinear": (lambda: nn.Bilinear(4, 3, 5), [lambda b: (draw(*b, N, 4), draw(*b, N, 3))]),
+    "attention along axis 0": (lambda: nn.MultiheadAttention(8, 4, bias=False), [attention_inputs_along_axis_0]),
+    "bilinear": (lambda: nn.Bilinear(4, 3, 5), [lambda b: (numbers(*b, N, 4), numbers(*b, N, 3, seed=1))]),
 }
 
 
@@ -244,7 +248,7 @@ def test_cell(cell: str, sharing: str) -> None:
         ("bilinear", ("input1", "input2")),
     ],
 )
-def test_cells_know_their_inputs_by_name(cell: str, names: tuple[str, ...], sharing: str) -> None:
+def test_inputs_of_cells_may_be_keywords(cell: str, names: tuple[str, ...], sharing: str) -> None:
     build, kinds = CELLS[cell]
     net = network(build, SHARINGS[sharing], agent_dim=1)
     first, *others = kinds[-1]([4])
@@ -266,7 +270,7 @@ def test_a_state_that_would_broadcast_is_left_to_the_module() -> None:
     net = fm.network(fm.nets.gru(4, 5), N, agent_dim=(1, 1))
     params = fm.init_params(net, 0)
     x, h = torch.randn(6, N, 7, 4), torch.randn(1, N, 5)
-    assert fm.apply(net, params, x, h)[0].shape == (6, N, 7, 5)  # vmap does what the module does
+    assert fm.apply(net, params, x, h)[0].shape == (6, N, 7, 5)  # vmap broadcasts as the module does
     with pytest.raises(fm.StructureError, match="beside others"):
         fm.apply(net.replace(strategy="plan"), params, x, h)
 
@@ -280,7 +284,7 @@ def test_size_rules_change_no_number(sharing: Any, rules: dict[str, int], monkey
     for name, value in rules.items():
         monkeypatch.setattr(dense, name, value)
     net = fm.network(fm.nets.mlp(6, 8, 3), 6, sharing=sharing)
-    assert_plan_is_loop(net, (draw(9, 6, 6),))
+    assert_plan_is_loop(net, (numbers(9, 6, 6),))
 
 
 @pytest.mark.parametrize("agents", [2, 20])
@@ -288,26 +292,27 @@ def test_size_rules_change_no_number(sharing: Any, rules: dict[str, int], monkey
 @pytest.mark.parametrize("sharing", ["shared", "independent"])
 def test_direct_is_the_loop_at_the_edges_of_its_rules(sharing: str, batch: int, agents: int) -> None:
     net = fm.network(fm.nets.mlp(4, 8, 2), agents, sharing=sharing)
-    assert net.direct is not None
-    assert_plan_is_loop(net, (draw(batch, agents, 4),))
+    assert isinstance(net.evaluators[False].single, PlanFastPath)
+    assert_plan_is_loop(net, (numbers(batch, agents, 4),))
 
 
 def test_direct_answers_only_what_it_was_made_for() -> None:
     net = fm.network(fm.nets.mlp(4, 8, 2), N)
     params = fm.init_params(net, 0)
     x = torch.randn(5, N, 4)
-    assert net.direct is not None
-    assert net.direct(params, x) is not None
-    assert net.direct(params, x[0]) is None
-    assert net.direct(params, x[:, :2]) is None
-    assert net.direct({k: p[:2] for k, p in params.items()}, x) is None
-    assert net.direct({k: p for k, p in params.items() if k != "0.bias"}, x) is None
-    assert net.direct({**params, "more": x}, x) is None
+    single = net.evaluators[False].single
+    assert isinstance(single, PlanFastPath)
+    assert single(params, x) is not None
+    assert single(params, x[0]) is None
+    assert single(params, x[:, :2]) is None
+    assert single({k: p[:2] for k, p in params.items()}, x) is None
+    assert single({k: p for k, p in params.items() if k != "0.bias"}, x) is None
+    assert single({**params, "more": x}, x) is None
     for settings in ({"centralized": True}, {"agent_dim": 1}, {"out_agent_dim": 0}, {"strategy": "loop"}):
-        assert net.replace(**settings).direct is None
+        assert not isinstance(net.replace(**settings).evaluators[False].single, PlanFastPath)
 
 
-# --- what has no plan ----------------------------------------------------------------------------------
+# --- modules without a plan ----------------------------------------------------------------------------------
 
 
 class Doubled(nn.Linear):
@@ -332,10 +337,10 @@ def patched() -> nn.Module:
     return module
 
 
-OTHERS: dict[str, tuple[Callable[[], nn.Module], str]] = {
+WITHOUT_PLAN: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "subclass": (lambda: Doubled(4, 2), "no rule for Doubled"),
     "hook": (hooked, "hooks"),
-    "hook inside": (lambda: seq(nn.Linear(4, 4), hooked()), r"1 \(Linear\) has hooks"),
+    "hook inside": (lambda: seq(nn.Linear(4, 4), hooked()), r"1 \(Linear\): hooks"),
     "patched": (patched, "methods of its own"),
     "parametrized": (lambda: parametrizations.weight_norm(nn.Linear(4, 2)), "no rule for ParametrizedLinear"),
     "nothing": (lambda: seq(nn.Identity(), nn.Flatten(-1)), "nothing is computed"),
@@ -346,13 +351,13 @@ OTHERS: dict[str, tuple[Callable[[], nn.Module], str]] = {
 }
 
 
-@pytest.mark.parametrize("case", OTHERS)
-def test_what_has_no_plan_falls_back(case: str) -> None:
-    build, why = OTHERS[case]
+@pytest.mark.parametrize("case", WITHOUT_PLAN)
+def test_a_module_without_a_plan_falls_back(case: str) -> None:
+    build, why = WITHOUT_PLAN[case]
     net = fm.network(build, N)
     params = fm.init_params(net, 0)
     x = torch.randn(5, N, 4)
-    if case != "patched":  # a forward put on an instance computes with that instance's parameters
+    if case != "patched":  # a forward set on an instance computes with that instance's parameters
         torch.testing.assert_close(fm.apply(net, params, x), fm.apply(net.replace(strategy="loop"), params, x))
     with pytest.raises(fm.StructureError, match=why):
         fm.apply(net.replace(strategy="plan"), params, x)
@@ -360,8 +365,8 @@ def test_what_has_no_plan_falls_back(case: str) -> None:
 
 def test_batch_norm_in_training_takes_vmap() -> None:
     net = fm.network(lambda: seq(nn.Linear(4, 4), nn.BatchNorm1d(4)), N)
-    assert isinstance(net.plans[False], Plan)
-    assert "changes its buffers" in str(net.plans[True])
+    assert isinstance(PlanEvaluator.prepare(net, False), PlanEvaluator)
+    assert "changes its buffers" in str(PlanEvaluator.prepare(net, True))
 
 
 def test_a_plan_never_returns_its_input() -> None:

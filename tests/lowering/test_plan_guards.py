@@ -1,4 +1,4 @@
-"""When the plan must not be taken, or not as the class alone would say: leaves, parts, hooks, devices, dtypes."""
+"""Modules and calls for which the class of a layer is not enough: changed leaves, parts, hooks, devices, dtypes."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,16 +9,17 @@ from torch import Tensor, nn
 from torch.nn.modules import module as hooks
 
 import functional_marl as fm
-from functional_marl._lowering import Plan
-from functional_marl.nn._single_agent import MLP
-from tests.lowering.test_plan import CELLS, LAYERS, SHARINGS, N, assert_plan_is_loop, draw, network, seq
+from functional_marl._strategies.plan import PlanEvaluator
+from functional_marl.nn._single_agent_mlp import MLP
+from tests.builders import numbers
+from tests.lowering.test_plan import CELLS, LAYERS, SHARINGS, N, assert_plan_is_loop, network, seq
 
 Build = Callable[[], nn.Module]
 
 
 def alike(net: fm.Network, *inputs: Any, **call: Any) -> None:
-    """``auto`` gives what the loop gives, or raises where it does; parameters that no initialisation would give."""
-    params = {name: draw(*shape) for name, shape in net.param_shapes.items()}
+    """``auto`` gives the outputs or the error of the loop. The parameters are other than any initialisation gives."""
+    params = {name: numbers(*shape) for name, shape in net.param_shapes.items()}
     call["state"] = {name: leaf.double() for name, leaf in fm.init_state(net, 0).items()}
     try:
         expected = fm.apply(net.replace(strategy="loop"), params, *inputs, **call)
@@ -29,9 +30,9 @@ def alike(net: fm.Network, *inputs: Any, **call: Any) -> None:
         torch.testing.assert_close(fm.apply(net, params, *inputs, **call), expected)
 
 
-# --- layers that are not what their class makes ---------------------------------------------------------
+# --- layers with other leaves than their class registers -------------------------------------------------
 
-MADE: dict[str, tuple[Build, str]] = {
+LEAVES: dict[str, tuple[Build, str]] = {
     "linear": (lambda: nn.Linear(4, 4), "weight"),
     "linear bias": (lambda: nn.Linear(4, 4), "bias"),
     "conv": (lambda: nn.Conv1d(4, 4, 1), "weight"),
@@ -48,7 +49,7 @@ MADE: dict[str, tuple[Build, str]] = {
 
 
 def replaced(case: str, how: str) -> nn.Module:
-    build, attribute = MADE[case]
+    build, attribute = LEAVES[case]
     module: Any = build()
     old = getattr(module, attribute)
     new = torch.linspace(0.2, 0.9, old.numel() if isinstance(old, Tensor) else 1).double()
@@ -65,13 +66,15 @@ def replaced(case: str, how: str) -> nn.Module:
 
 @pytest.mark.parametrize("sharing", ["shared", "independent"])
 @pytest.mark.parametrize("how", ["plain", "buffer", "parameter"])
-@pytest.mark.parametrize("case", MADE)
+@pytest.mark.parametrize("case", LEAVES)
 def test_a_leaf_of_another_kind_is_used_as_the_module_uses_it(case: str, how: str, sharing: str) -> None:
     net = fm.network(lambda: replaced(case, how), N, sharing=sharing, agent_dim=0)
-    alike(net, draw(N, 5, 4) if case != "conv" else draw(N, 5, 4, 3))
-    param = isinstance(getattr(MADE[case][0](), MADE[case][1]), nn.Parameter)
-    buffer = MADE[case][1] == "running_mean"
-    assert isinstance(net.plans[False], Plan) == ((how == "parameter" and param) or (how == "buffer" and buffer))
+    alike(net, numbers(N, 5, 4) if case != "conv" else numbers(N, 5, 4, 3))
+    param = isinstance(getattr(LEAVES[case][0](), LEAVES[case][1]), nn.Parameter)
+    buffer = LEAVES[case][1] == "running_mean"
+    assert isinstance(PlanEvaluator.prepare(net, False), PlanEvaluator) == (
+        (how == "parameter" and param) or (how == "buffer" and buffer)
+    )
 
 
 SHAPES: dict[str, tuple[Build, str, tuple[int, ...]]] = {
@@ -96,20 +99,20 @@ def test_a_leaf_of_another_shape_is_used_or_refused_as_by_the_module(case: str, 
         return module
 
     net = fm.network(other, N, sharing=sharing, agent_dim=0)
-    assert "another shape" in str(net.plans[False])
-    alike(net, torch.arange(15).view(N, 5) % 9 if case == "embedding" else draw(N, 5, 4))
+    assert "another shape" in str(PlanEvaluator.prepare(net, False))
+    alike(net, torch.arange(15).view(N, 5) % 9 if case == "embedding" else numbers(N, 5, 4))
 
 
 @pytest.mark.parametrize(
     ("build", "attribute"), [(lambda: nn.Linear(4, 4), "weight"), (lambda: nn.LayerNorm(4), "weight")]
 )
-def test_a_leaf_that_was_taken_away(build: Build, attribute: str) -> None:
+def test_a_leaf_that_was_removed(build: Build, attribute: str) -> None:
     def without() -> nn.Module:
         module = build()
         setattr(module, attribute, None)
         return seq(nn.Linear(4, 4), module)
 
-    alike(fm.network(without, N, agent_dim=0), draw(N, 5, 4))
+    alike(fm.network(without, N, agent_dim=0), numbers(N, 5, 4))
 
 
 # --- parts ----------------------------------------------------------------------------------------------
@@ -156,10 +159,10 @@ def renamed() -> nn.Module:
 )
 @pytest.mark.parametrize("sharing", ["shared", "independent"])
 def test_every_part_runs(build: Build, sharing: str) -> None:
-    alike(fm.network(build, N, sharing=sharing), draw(5, N, 4))
+    alike(fm.network(build, N, sharing=sharing), numbers(5, N, 4))
 
 
-# --- leaves that no layer uses, and other calls that the fast path must leave ----------------------------------
+# --- leaves that no layer uses, and hooks for all modules -------------------------------------------------
 
 
 def unused() -> nn.Module:
@@ -189,7 +192,7 @@ REGISTER: dict[str, Any] = {
 
 @pytest.mark.parametrize("kind", REGISTER)
 @pytest.mark.parametrize("sharing", ["shared", "independent"])
-def test_no_plan_runs_past_hooks_for_all_modules(kind: str, sharing: str) -> None:
+def test_no_plan_ignores_hooks_for_all_modules(kind: str, sharing: str) -> None:
     net = fm.network(fm.nets.mlp(4, 8, 2), N, sharing=sharing)
     params = {k: leaf.requires_grad_() for k, leaf in fm.init_params(net, 0).items()}
     x = torch.ones(5, N, 4, requires_grad=True)
@@ -220,7 +223,7 @@ def test_no_plan_runs_past_hooks_for_all_modules(kind: str, sharing: str) -> Non
 def test_a_meta_tensor_among_others_is_refused(name: str, sharing: Any, strategy: Any) -> None:
     net = fm.network(fm.nets.mlp(4, 8, 2), N, sharing=sharing, strategy=strategy)
     params, x = fm.init_params(net, 0), torch.ones(5, N, 4)
-    fm.apply(net, params, x)  # and again, where the fast paths are warm
+    fm.apply(net, params, x)  # the next call may take a fast path
     if name == "inputs":
         x = x.to("meta")
     else:
@@ -254,10 +257,10 @@ def single(tree: Any) -> Any:
 @pytest.mark.parametrize("sharing", ["shared", "independent", "clusters"])
 @pytest.mark.parametrize("layer", [name for name in LAYERS if name != "transformer"])
 def test_autocast_leaves_the_dtype_that_the_loop_leaves(layer: str, sharing: str) -> None:
-    # nn.TransformerEncoder takes a kernel of its own under torch.no_grad, which autocast of the CPU lets through
+    # nn.TransformerEncoder uses a kernel of its own under torch.no_grad, to which autocast on the CPU does not apply
     build, shape, batches = LAYERS[layer]
     net = network(build, SHARINGS[sharing], agent_dim=-1 - len(shape))
-    params, x = fm.init_params(net, 0), single(draw(*batches[0], N, *shape))
+    params, x = fm.init_params(net, 0), single(numbers(*batches[0], N, *shape))
     with torch.autocast("cpu", torch.bfloat16):
         ours, loop = (fm.apply(net.replace(strategy=s), params, x) for s in ("plan", "loop"))
     assert ours.dtype is loop.dtype
@@ -285,7 +288,7 @@ def test_cells_run_under_autocast_as_the_loop(cell: str, sharing: str) -> None:
 def test_low_precision(build: Build, low: torch.dtype, sharing: str, params_too: bool) -> None:
     net = fm.network(build, N, sharing=sharing, agent_dim=0)
     params = fm.init_params(net, 0, dtype=low if params_too else torch.float32)
-    x = draw(N, 5, 4).to(low)
+    x = numbers(N, 5, 4).to(low)
     try:
         expected = fm.apply(net.replace(strategy="loop"), params, x)
     except RuntimeError:
@@ -295,7 +298,7 @@ def test_low_precision(build: Build, low: torch.dtype, sharing: str, params_too:
         torch.testing.assert_close(fm.apply(net.replace(strategy="plan"), params, x), expected, rtol=0.02, atol=0.02)
 
 
-# --- a rule whose function would be wrong ------------------------------------------------------------------
+# --- activations in place ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("alpha", [-1.0, -0.3, 0.0, 2.0])
@@ -303,4 +306,4 @@ def test_low_precision(build: Build, low: torch.dtype, sharing: str, params_too:
 def test_elu_of_any_alpha(alpha: float, inplace: bool) -> None:
     # torch itself cannot train ELU in place with a negative alpha
     build: Build = lambda: seq(nn.Linear(6, 5), nn.ELU(alpha, inplace and alpha >= 0))
-    assert_plan_is_loop(fm.network(build, N), (draw(4, N, 6),))
+    assert_plan_is_loop(fm.network(build, N), (numbers(4, N, 6),))

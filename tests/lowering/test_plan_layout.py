@@ -1,4 +1,4 @@
-"""Where numbers lie in memory, calls with nothing in them, and shapes that the compiler does not know."""
+"""Memory layouts of outputs, empty inputs, and sizes that are unknown while torch.compile traces."""
 
 import itertools
 from collections.abc import Callable
@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 import functional_marl as fm
-from tests.lowering.test_plan import N, assert_plan_is_loop, draw, seq
+from tests.builders import numbers
+from tests.lowering.test_plan import N, assert_plan_is_loop, seq
 
 torchrl: Any = pytest.importorskip("torchrl.modules")
 MODES: dict[str, Any] = {"grad": torch.enable_grad, "no_grad": torch.no_grad, "inference": torch.inference_mode}
@@ -145,7 +146,7 @@ class Squared(nn.Linear):
 
 
 @pytest.mark.parametrize("strategy", ["auto", "vmap", "loop"])
-def test_a_shared_network_is_contiguous_in_every_way_of_evaluating(strategy: Any) -> None:
+def test_a_shared_network_is_contiguous_with_every_strategy(strategy: Any) -> None:
     net = fm.network(lambda: Squared(4, 2), N, sharing="shared", strategy=strategy)
     params = fm.init_params(net, 0)
     for batch in BATCHES:
@@ -154,7 +155,7 @@ def test_a_shared_network_is_contiguous_in_every_way_of_evaluating(strategy: Any
 
 
 def test_gradients_of_shared_weights_are_contiguous() -> None:
-    # torch.optim.Adam(fused=True) computes wrong updates on others that are handed over by hand
+    # torch.optim.Adam(fused=True) computes wrong updates from gradients that are not contiguous, if a user sets .grad
     net = fm.network(fm.nets.mlp(4, 8, 2), N, sharing="shared")
     params = fm.init_params(net, 0)
     x = torch.randn(16, N, 4)
@@ -162,7 +163,7 @@ def test_gradients_of_shared_weights_are_contiguous() -> None:
     assert all(gradient.is_contiguous() for gradient in gradients.values())
 
 
-# --- nothing in it --------------------------------------------------------------------------------------
+# --- empty inputs ---------------------------------------------------------------------------------------
 
 SIZES: dict[str, tuple[Callable[[], nn.Module], int]] = {
     "mlp": (fm.nets.mlp(4, 8, 3), 4),
@@ -191,22 +192,22 @@ def test_no_rows_and_no_features(size: str, sharing: str, agents: int) -> None:
         slots = "independent"
     net = fm.network(build, agents, sharing=slots)
     for batch in FEW:
-        x = draw(*batch, agents, features) if features else torch.zeros(*batch, agents, 0, dtype=torch.float64)
+        x = numbers(*batch, agents, features) if features else torch.zeros(*batch, agents, 0, dtype=torch.float64)
         assert_plan_is_loop(net, (x,))
         assert_plan_is_loop(net, (torch.stack([x, x], -1)[..., 0],))  # not contiguous
         if features:
-            assert_plan_is_loop(net, (draw(1, features).expand(*batch, agents, features),))
+            assert_plan_is_loop(net, (numbers(1, features).expand(*batch, agents, features),))
 
 
 @pytest.mark.parametrize("sharing", ["shared", "independent", [0, 0, 1]], ids=str)
-def test_no_rows_in_the_middle_of_a_plan_that_vmap_runs_too(sharing: Any) -> None:
+def test_no_rows_with_every_strategy(sharing: Any) -> None:
     net = fm.network(fm.nets.mlp(4, 8, 3), N, sharing=sharing)
     params = fm.init_params(net, 0)
     for batch, strategy in itertools.product(FEW, ("auto", "vmap", "loop")):
         assert fm.apply(net.replace(strategy=strategy), params, torch.ones(*batch, N, 4)).shape == (*batch, N, 3)  # pyright: ignore
 
 
-# --- shapes that the compiler does not know ---------------------------------------------------------------
+# --- sizes that are unknown while torch.compile traces -----------------------------------------------------
 
 DYNAMIC: dict[str, Callable[[], nn.Module]] = {
     "mlp": fm.nets.mlp(6, 8, 3),

@@ -209,7 +209,7 @@ def test_a_forward_may_apply_its_own_network(strategy: Any, sharing: Any) -> Non
         found = fm.apply(net, params, x, depth)
         rows = [by_hand(fm.agent_module(net, params, i), others, x[:, i], depth) for i in range(N)]
         torch.testing.assert_close(found, torch.stack(rows, 1).detach(), rtol=1e-11, atol=1e-11)
-    assert len(net.module_spec._local.skeletons[False]) == 3  # one a depth, and no more at later calls
+    assert len(net.module_spec.stateless._local.copies[False]) == 3  # one a depth, and no more at later calls
 
 
 def test_the_first_call_is_rounded_as_the_others() -> None:

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 import functional_marl as fm
-from functional_marl._module.replay import InitTrace, record
-from functional_marl._module.stateless import named_tensors
-from functional_marl._randomness.use_generator import drawing_from
+from functional_marl._module.leaves import named_tensors
+from functional_marl._module.recording import record_init
+from functional_marl._module.replay import InitTrace
+from functional_marl._randomness.use_generator import sampling_from_seed
 
 Build = Callable[[], nn.Module]
 
@@ -123,15 +124,15 @@ REFUSED: dict[str, Build] = {
 def _built(build: Build) -> dict[str, Tensor]:
     """The leaves as drawn from torch's own global generator."""
     module = build()
-    return {k: t.detach() for kind in ("_parameters", "_buffers") for k, t in named_tensors(module, kind)[0].items()}
+    return {k: t.detach() for kind in ("_parameters", "_buffers") for k, t in named_tensors(module, kind).items()}
 
 
 def _tape(build: Build) -> InitTrace | None:
     def draw(seed: int) -> nn.Module:
-        with drawing_from(seed):
+        with sampling_from_seed(seed):
             return build()
 
-    return record(draw)
+    return record_init(draw)
 
 
 @pytest.mark.parametrize("build", PLAYED.values(), ids=PLAYED)
@@ -143,7 +144,7 @@ def test_what_is_played_is_what_is_built(build: Build) -> None:
             torch.manual_seed(seed)
             expected = _built(build)
         rows = {name: torch.full_like(leaf, 3) for name, leaf in expected.items()}
-        tape.play(rows, torch.Generator().manual_seed(seed))
+        tape.replay(rows, torch.Generator().manual_seed(seed))
         assert all(torch.equal(rows[name], leaf) for name, leaf in expected.items())
 
 
@@ -158,7 +159,7 @@ def test_without_a_generator_the_global_one_is_drawn_from_and_left_as_by_buildin
         torch.manual_seed(7)
         for leaves in expected:
             rows = {name: torch.full_like(leaf, 3) for name, leaf in leaves.items()}
-            tape.play(rows, None)
+            tape.replay(rows, None)
             assert all(torch.equal(rows[name], leaf) for name, leaf in leaves.items())
         assert torch.equal(torch.rand(3), after)
 

@@ -212,10 +212,10 @@ def test_a_module_may_be_given_where_only_parameters_from_elsewhere_are_used() -
         (lambda: nn.Linear, "a function that returns an nn.Module, got <class"),
         (lambda: Writes(Writes.forward, lock=threading.Lock()), "Writes holds what cannot be copied .*_thread.lock"),
         (Writes(Writes.forward, lock=threading.Lock()), "Writes holds what cannot be copied .*_thread.lock"),
-        (lambda: Writes(Writes.forward, noise=torch.randn(3)), r"plain tensor attributes \['noise'\] are drawn"),
+        (lambda: Writes(Writes.forward, noise=torch.randn(3)), r"plain tensor attributes \['noise'\] are random"),
         (
             lambda: nn.Sequential(Writes(Writes.forward, noise=torch.randn(3))),
-            r"plain tensor attributes \['0.noise'\] are drawn",
+            r"plain tensor attributes \['0.noise'\] are random",
         ),
     ],
     ids=["int", "none", "function", "class", "lock", "lock in a module", "noise", "noise inside"],
@@ -297,7 +297,7 @@ class Noisy(nn.Module):
 
 def test_random_buffers_need_a_key_and_constant_ones_do_not() -> None:
     net = fm.network(Noisy, N, sharing=[0, 0, 1])
-    message = r"draws the buffers \['noise'\] at random; give fm.init_state\(net, key\), or state="
+    message = r"samples the buffers \['noise'\]; give fm.init_state\(net, key\), or state="
     x = numbers(2, N, 4)
     calls: list[Callable[[], Any]] = [
         lambda: fm.init_state(net),
@@ -322,5 +322,5 @@ def test_plain_tensors_stay_outside_of_a_transform_in_which_the_first_call_runs(
     params, x = fm.init_params(net, 0), numbers(5, N, 4)
     torch.func.grad(lambda given: fm.apply(net, given, x).sum())(params)
     for train in (False, True):
-        mask: Any = net.module_spec.skeleton(train).module.mask
+        mask: Any = net.module_spec.stateless.module(train).module.mask
         assert not torch._C._functorch.is_functorch_wrapped_tensor(mask)  # pyright: ignore

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import functional_marl as fm
 import functional_marl.nn as fnn
-from functional_marl._module.write_detection import Writes, read_code
+from functional_marl._module.code_reading import Writes, read_code
 from tests.builders import FLAT_SHARINGS, N, by_agents, copied, numbers, same
 
 STRATEGIES: list[Any] = ["auto", "vmap", "loop"]
@@ -151,7 +151,7 @@ def test_a_buffer_written_through_data_comes_out(strategy: Any, sharing: Any) ->
                 torch.testing.assert_close(after[name][slot], rows.mean(0), rtol=1e-12, atol=1e-12)
         assert not torch.equal(after["mean"], before["mean"])
         state = after
-    assert not net.module_spec.no_vmap[True]
+    assert "loop (" not in fm.tabulate(net)
 
 
 @pytest.mark.parametrize("context", [torch.enable_grad, torch.inference_mode])

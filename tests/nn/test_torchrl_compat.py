@@ -1,4 +1,4 @@
-"""What torchrl users rely on, in our own words, run on both libraries: construction, seeds, checkpoints, calls."""
+"""What torchrl users rely on, tested on both libraries: construction, seeds, checkpoints, calls."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_one_seed_gives_the_same_checkpoint(make: Any, td: bool, share: bool, ce
     torch.testing.assert_close(theirs(x), ours(x))
 
 
-def test_keys_and_shapes_are_those_that_torchrl_documents() -> None:
+def test_keys_and_shapes_are_as_torchrl_documents() -> None:
     assert mlp(OURS).state_dict()["params.0.weight"].shape == (3, 8, 6)
     assert mlp(OURS, share_params=True).state_dict()["params.0.weight"].shape == (8, 6)
     assert mlp(OURS, use_td_params=False).state_dict()["_empty_net.0.weight"].shape == (3, 8, 6)
@@ -42,7 +42,7 @@ def test_keys_and_shapes_are_those_that_torchrl_documents() -> None:
 
 
 @pytest.mark.parametrize(("td", "share", "centralized"), EIGHT)
-def test_checkpoints_load_both_ways(td: bool, share: bool, centralized: bool) -> None:
+def test_checkpoints_load_in_both_directions(td: bool, share: bool, centralized: bool) -> None:
     options: dict[str, Any] = {"use_td_params": td, "share_params": share, "centralized": centralized}
     x = torch.randn(5, 3, 6)
     for giver, taker in ((TORCHRL, OURS), (OURS, TORCHRL)):
@@ -55,12 +55,12 @@ def test_checkpoints_load_both_ways(td: bool, share: bool, centralized: bool) ->
 
 @pytest.mark.parametrize("n_agents", [1, 2, 5, 9])
 @pytest.mark.parametrize("options", [{}, NORMED])
-def test_one_seed_gives_the_same_for_any_number_of_agents(n_agents: int, options: dict[str, Any]) -> None:
+def test_one_seed_gives_the_same_parameters_for_any_number_of_agents(n_agents: int, options: dict[str, Any]) -> None:
     made: list[Any] = []
     for lib in (TORCHRL, OURS):
         torch.manual_seed(3)
         made.append(lib.MultiAgentMLP(6, 2, n_agents, centralized=False, share_params=False, num_cells=[8], **options))
-        made.append(torch.rand(1))  # and leaves the generator in the same state
+        made.append(torch.rand(1))  # the generator is in the same state
     theirs, ours = tensors(made[0].state_dict()), tensors(made[2].state_dict())
     assert all(torch.equal(theirs[k], ours[k]) for k in theirs)
     assert torch.equal(made[1], made[3])
@@ -125,7 +125,7 @@ def test_one_agent_convnet(options: dict[str, Any]) -> None:
 
 
 @both
-def test_one_agent_nets_refuse_what_does_not_fit(lib: Any) -> None:
+def test_wrong_arguments_of_one_agent_nets_raise(lib: Any) -> None:
     with pytest.raises(ValueError, match="out_features"):
         lib.MLP(in_features=2)
     with pytest.raises(RuntimeError, match="depth"):
@@ -186,9 +186,8 @@ def test_calls(lib: Any, share: bool, centralized: bool, batch: tuple[int, ...])
     moved[..., 0, :] += 1
     others = (net(moved) - y)[..., 1:, :].abs().sum()
     assert bool(others > 0) == centralized
-    alike = net(x[..., :1, :].expand(*batch, 3, 6))
-    same = torch.allclose(alike, alike[..., :1, :].expand_as(alike))
-    assert same == share
+    y_equal = net(x[..., :1, :].expand(*batch, 3, 6))  # equal inputs for all agents
+    assert torch.allclose(y_equal, y_equal[..., :1, :].expand_as(y_equal)) == share
     if share and centralized:
         assert torch.equal(y, y[..., :1, :].expand_as(y))
 
@@ -209,8 +208,8 @@ def test_the_wrong_number_of_agents_is_named(lib: Any, centralized: bool) -> Non
 @both
 @shared
 @pytest.mark.parametrize("agent_dim", [1, -3])
-def test_agents_stay_where_they_are_when_dims_change(lib: Any, share: bool, agent_dim: int) -> None:
-    """``[B, n, T, F]`` with the agents ahead of time, through networks that keep, drop and add axes."""
+def test_the_agent_axis_keeps_its_position_when_other_axes_change(lib: Any, share: bool, agent_dim: int) -> None:
+    """``[B, n, T, F]``, with agents before time, through networks that keep, drop and add axes."""
     for build, tail in (
         (lambda: nn.Linear(6, 2), (5, 2)),
         (lambda: nn.Sequential(nn.Linear(6, 2), nn.Flatten(-2)), (10,)),
@@ -228,7 +227,7 @@ def test_a_subclass_may_merge_agents_itself(lib: Any, share: bool) -> None:
     assert net(torch.randn(4, 3, 6)).shape == (4, 3, 2)
 
 
-def test_a_subclass_gives_the_same_numbers() -> None:
+def test_a_subclass_has_torchrls_numbers() -> None:
     x = torch.randn(4, 3, 6)
     for share in (True, False):
         nets = [subclass(lib, lambda: nn.Sequential(nn.Linear(6, 4), nn.Tanh()))(share) for lib in (TORCHRL, OURS)]
@@ -240,7 +239,7 @@ def test_a_subclass_gives_the_same_numbers() -> None:
 
 @both
 @shared
-def test_vmap_func_module_stays(lib: Any, share: bool) -> None:
+def test_vmap_func_module_exists(lib: Any, share: bool) -> None:
     net = mlp(lib)
     mapped = net.vmap_func_module(net._empty_net, (0, 1), (1,), "error")
     x = torch.randn(4, 3, 6)
@@ -266,7 +265,7 @@ def test_a_stateful_net_aliases_the_parameters(lib: Any, td: bool, share: bool) 
     stateful.apply(zero)
     assert bool((net.params == 0).all())
     assert bool((net(torch.ones(4, 3, 6)) == 0).all())
-    for part in stateful.modules():  # out of place: known after from_stateful_net only
+    for part in stateful.modules():  # not in place: only from_stateful_net brings them into the net
         if isinstance(part, nn.Linear):
             part.weight = nn.Parameter(torch.ones_like(part.weight))
             part.bias = nn.Parameter(torch.ones_like(part.bias))
@@ -305,7 +304,7 @@ def test_params_of_both_storages(lib: Any) -> None:
 @both
 @stored
 @shared
-def test_reset_redraws_every_number(lib: Any, td: bool, share: bool) -> None:
+def test_reset_samples_every_number_again(lib: Any, td: bool, share: bool) -> None:
     net = mlp(lib, use_td_params=td, share_params=share)
     before = {k: p.detach().clone() for k, p in net.named_parameters()}
     kept = dict(net.named_parameters())
@@ -343,7 +342,7 @@ def test_lazy_layers_with_an_optimizer_made_before(lib: Any, td: bool, share: bo
         assert not torch.isclose(weight[0], weight[1]).all()
 
 
-def test_lazy_shared_layers_draw_the_same() -> None:
+def test_lazy_shared_layers_have_torchrls_parameters() -> None:
     x = torch.randn(4, 3, 6)
     nets: list[Any] = []
     for lib in (TORCHRL, OURS):

@@ -52,7 +52,7 @@ def test_functional_call_reaches_the_parameters() -> None:
             assert torch.equal(ours(X), before)
 
 
-def test_export_bakes_no_constants_and_leaves_the_module_whole() -> None:
+def test_export_stores_no_constants_and_does_not_change_the_module() -> None:
     theirs = mlp(TORCHRL, use_td_params=False)
     assert torch.export.export(theirs, (X,), strict=False).constants
     theirs = mlp(TORCHRL, share_params=True)
@@ -78,7 +78,7 @@ def test_params_of_the_template_are_live() -> None:
         assert torch.equal(net(X), net(X * 2)) == live
 
 
-def test_agents_drop_apart_after_a_lazy_start() -> None:
+def test_agents_of_a_lazy_network_have_different_dropout_masks() -> None:
     ones = torch.ones(1, 3, 6)
     for lib, mode in ((TORCHRL, "same"), (OURS, "different")):
         torch.manual_seed(0)
@@ -91,12 +91,12 @@ def test_agents_drop_apart_after_a_lazy_start() -> None:
         assert torch.allclose(y[0], y[1]) == (mode == "same")
 
 
-def test_randomness_means_the_same_under_sharing() -> None:
+def test_vmap_randomness_has_an_effect_under_sharing() -> None:
     ones = torch.ones(1, 3, 6)
     for share in (True, [0, 0, 0]):
         net = mlp(OURS, share_params=share, dropout=0.5, num_cells=64, vmap_randomness="same")
         y = net(ones)[0]
-        torch.testing.assert_close(y[0], y[1])  # rows of one product may be rounded apart
+        torch.testing.assert_close(y[0], y[1])  # rows of one product may be rounded differently
         with pytest.raises(RandomnessError):
             mlp(OURS, share_params=share, dropout=0.5, vmap_randomness="error")(ones)
     y = mlp(TORCHRL, share_params=True, dropout=0.5, num_cells=64, vmap_randomness="same")(ones)[0]
@@ -141,16 +141,16 @@ def test_a_pruned_template_is_called() -> None:
                 net(X)
 
 
-def test_independent_networks_that_are_built_lazily_draw_other_numbers() -> None:
-    """No fault: the README lists it beside the masks of dropout."""
-    drawn: list[Tensor] = []
+def test_independent_lazy_networks_have_other_initial_parameters() -> None:
+    """Not a fault, but a difference: the README lists it beside the masks of dropout."""
+    weights: list[Tensor] = []
     for lib in (TORCHRL, OURS):
         torch.manual_seed(0)
         net = lib.MultiAgentMLP(None, 2, 3, centralized=False, share_params=False, depth=1)
         net(X)
-        drawn.append(net.params["0", "weight"].detach())
-    assert drawn[0].shape == drawn[1].shape
-    assert not torch.equal(*drawn)
+        weights.append(net.params["0", "weight"].detach())
+    assert weights[0].shape == weights[1].shape
+    assert not torch.equal(*weights)
 
 
 @stored
@@ -196,7 +196,7 @@ def test_batch_norm_is_per_agent_and_moves_between_devices() -> None:
     assert not any(b.is_meta for b in one.to("cpu").buffers())
 
 
-def test_calls_from_threads_do_not_meet() -> None:
+def test_calls_from_threads_do_not_affect_each_other() -> None:
     def wrong(lib: Any, calls: int) -> int:
         net = mlp(lib)
         expected = net(X).detach()
@@ -221,11 +221,11 @@ def test_calls_from_threads_do_not_meet() -> None:
             sys.setswitchinterval(interval)
         return good.count(False)
 
-    assert any(wrong(TORCHRL, 100) for _ in range(20))  # a few are enough; twenty tries make it sure
+    assert any(wrong(TORCHRL, 100) for _ in range(20))  # nearly every try shows it
     assert wrong(OURS, 300) == 0
 
 
-def test_a_group_map_is_no_alias_of_the_callers_list() -> None:
+def test_a_group_map_does_not_alias_the_callers_list() -> None:
     for lib, aliased in ((TORCHRL, True), (OURS, False)):
         names = ["a", "b"]
         groups = lib.MarlGroupMapType.ALL_IN_ONE_GROUP.get_group_map(names)
@@ -233,7 +233,7 @@ def test_a_group_map_is_no_alias_of_the_callers_list() -> None:
         assert ("c" in groups["agents"]) == aliased
 
 
-def test_qmix_takes_any_layout_and_no_other_batch() -> None:
+def test_qmix_accepts_any_memory_layout_and_no_other_batch() -> None:
     values, state = torch.randn(5, 2, 3, 1), torch.randn(5, 2, 4)
     flipped = (values.transpose(0, 1), state.transpose(0, 1))
     theirs, ours = (lib.QMixer((4,), 8, 3, "cpu") for lib in (TORCHRL, OURS))
@@ -243,7 +243,7 @@ def test_qmix_takes_any_layout_and_no_other_batch() -> None:
         theirs(*flipped)
     torch.testing.assert_close(ours(*flipped), ours(values, state).transpose(0, 1))
     other = state.transpose(0, 1).contiguous()
-    theirs(values, other)  # rows of one batch mixed with states of another
+    theirs(values, other)  # mixes rows of one batch with states of another
     with pytest.raises(ValueError, match=r"batch axes.*\[5, 2\].*\[2, 5\]"):
         ours(values, other)
     with pytest.raises(ValueError, match="state"):
@@ -251,7 +251,7 @@ def test_qmix_takes_any_layout_and_no_other_batch() -> None:
     assert OURS.QMixer([4], 8, 3, "cpu")(values, state).shape == (5, 2, 1)
 
 
-def test_a_checkpoint_of_another_sharing_is_refused_with_the_way_out() -> None:
+def test_a_checkpoint_of_another_sharing_raises_with_the_fix() -> None:
     one, own = mlp(OURS, share_params=True), mlp(OURS)
     with pytest.raises(RuntimeError, match=r"params.0.weight: expected \[3, 8, 6\], got \[8, 6\].*convert_state_dict"):
         own.load_state_dict(one.state_dict())

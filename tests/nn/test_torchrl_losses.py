@@ -1,4 +1,4 @@
-"""torchrl's losses and collectors take the facade, and give the same numbers as with torchrl's classes."""
+"""torchrl's losses with the classes of the facade give the same numbers as with torchrl's classes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from torchrl.objectives import multiagent as marl_losses  # pyright: ignore[repo
 
 from tests.nn.facade_cases import OURS, TORCHRL, shared, stored
 
-# torchrl's and tensordict's own warnings, about their own defaults
+# warnings of torchrl and tensordict about their own defaults
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning:torchrl"),
     pytest.mark.filterwarnings("ignore::FutureWarning:torchrl"),
@@ -54,13 +54,13 @@ def actor(lib: Any, **options: Any) -> Any:
 def batch(policy: Any) -> Any:
     torch.manual_seed(7)
 
-    def half() -> dict[str, Any]:
+    def step() -> dict[str, Any]:
         zeros = torch.zeros(4, 5, 3, 1, dtype=torch.bool)
         return {"observation": torch.randn(4, 5, 3, 6), "reward": torch.randn(4, 5, 3, 1)} | {
             k: zeros.clone() for k in ("done", "terminated")
         }
 
-    now, then = half(), half()
+    now, then = step(), step()
     agents = {"observation": now["observation"], "done": now["done"], "terminated": now["terminated"]}
     data = TensorDict({"agents": agents, "next": {"agents": then}}, batch_size=[4, 5])  # pyright: ignore
     with torch.no_grad():
@@ -105,7 +105,7 @@ def train(loss: Any, data: Any, steps: int = 3) -> list[float]:
 def test_policy_gradient_losses(name: str, td: bool, share: bool) -> None:
     loss_class = ClipPPOLoss if name == "ClipPPOLoss" else getattr(marl_losses, name)
     runs: list[list[float]] = []
-    for lib, storage in ((TORCHRL, True), (OURS, td)):  # see test_swaps_of_a_loss_... for torchrl's other storage
+    for lib, storage in ((TORCHRL, True), (OURS, td)):  # torchrl's other storage: test_swaps_of_a_loss_...
         policy, loss = ppo(loss_class, lib, storage, share)
         data = batch(policy)
         before = [p.detach().clone() for p in policy.parameters()]
@@ -116,7 +116,7 @@ def test_policy_gradient_losses(name: str, td: bool, share: bool) -> None:
 
 @shared
 def test_swaps_of_a_loss_reach_parameters_in_the_template(share: bool) -> None:
-    """A loss puts detached or target parameters in; torchrl computes on with the old ones, in the template."""
+    """A loss swaps in detached or target parameters. torchrl still computes with the old ones, in the template."""
     runs = {
         (lib is OURS, td): train(loss, batch(policy))
         for lib in (TORCHRL, OURS)
@@ -150,7 +150,7 @@ def test_sac_with_an_ensemble_of_critics_and_soft_updates(td: bool, share: bool)
         )
         loss.make_value_estimator(gamma=0.9)
         update = SoftUpdate(loss, eps=0.5)
-        # The copies of the ensemble are drawn at random by the loss: give both libraries the same.
+        # The loss initialises its copies of the critic at random: give both libraries the same.
         generator = torch.Generator().manual_seed(1)
         with torch.no_grad():
             for p in loss.parameters():
@@ -199,17 +199,17 @@ def test_qmix(share: bool) -> None:
         torch.manual_seed(5)
         done = torch.zeros(4, 1, dtype=torch.bool)
 
-        def half() -> dict[str, Any]:
+        def step() -> dict[str, Any]:
             return {"agents": {"observation": torch.randn(4, 3, 6)}, "state": torch.randn(4, 5)}
 
-        then = half() | {"reward": torch.randn(4, 1), "done": done, "terminated": done}
+        then = step() | {"reward": torch.randn(4, 1), "done": done, "terminated": done}
         with torch.no_grad():
-            data = policy(TensorDict(half() | {"next": then}, batch_size=[4]))  # pyright: ignore
+            data = policy(TensorDict(step() | {"next": then}, batch_size=[4]))  # pyright: ignore
         runs.append(train(loss, data))
     torch.testing.assert_close(runs[0], runs[1], rtol=1e-4, atol=1e-5)
 
 
-def test_a_loss_copies_with_its_networks() -> None:
+def test_a_copy_of_a_loss_computes_the_same() -> None:
     policy, loss = ppo(ClipPPOLoss, OURS, True, False)
     data = batch(policy)
     again = copy.deepcopy(loss)

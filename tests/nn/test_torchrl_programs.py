@@ -1,4 +1,4 @@
-"""Idioms of public programs, run with the classes of either library: the same numbers, step for step."""
+"""Idioms of public programs give the same numbers, step by step, with the classes of either library."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_values_as_one_column(share: bool, centralized: bool) -> None:
 @stored
 @shared
 def test_learning_rates_by_name(td: bool, share: bool) -> None:
-    """Parameters in groups, chosen by their names: biases without decay, the first layer slower."""
+    """Groups of parameters by name: biases without weight decay, the first layer with a lower learning rate."""
 
     def run(lib: Any) -> Any:
         net = mlp(lib, use_td_params=td, share_params=share)
@@ -68,7 +68,7 @@ def test_learning_rates_by_name(td: bool, share: bool) -> None:
 def test_a_target_by_deepcopy_follows_by_polyak(td: bool, share: bool) -> None:
     def run(lib: Any) -> Any:
         net = mlp(lib, use_td_params=td, share_params=share)
-        # torchrl's copy under use_td_params=False computes with the original's numbers: it is made anew there
+        # torchrl's copy under use_td_params=False computes with the original's numbers: so a new network is made there
         target = copy.deepcopy(net) if td or lib is OURS else mlp(lib, use_td_params=td, share_params=share)
         for p in target.parameters():
             p.requires_grad_(False)
@@ -144,7 +144,7 @@ def test_an_ensemble_over_the_params_of_td(lib: Any) -> None:
 @stored
 @shared
 def test_an_ensemble_by_stack_module_state(td: bool, share: bool) -> None:
-    """``torch.func``'s own recipe, which torchrl's classes do not take."""
+    """``torch.func``'s own recipe, which does not work with torchrl's classes."""
     nets: list[Any] = [mlp(OURS, use_td_params=td, share_params=share) for _ in range(3)]
     for net in nets[1:]:
         net.reset_parameters()

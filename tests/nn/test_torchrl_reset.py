@@ -37,7 +37,7 @@ CASES: list[Any] = [
 @pytest.mark.parametrize(
     ("make", "options"), CASES, ids=["mlp", "norms", "joint", "batch_norm", "cnn", "cnn_norms", "nested"]
 )
-def test_a_reset_draws_torchrls_numbers(make: Any, options: dict[str, Any], td: bool, share: bool) -> None:
+def test_a_reset_gives_torchrls_numbers(make: Any, options: dict[str, Any], td: bool, share: bool) -> None:
     after: list[dict[str, Tensor]] = []
     for lib in (TORCHRL, OURS):
         net = make(lib, share_params=share, use_td_params=td, **options)
@@ -46,22 +46,22 @@ def test_a_reset_draws_torchrls_numbers(make: Any, options: dict[str, Any], td: 
         before = {k: t.clone() for k, t in net.state_dict().items() if not t.is_meta}
         torch.manual_seed(7)
         net.reset_parameters()
-        after.append({k: t for k, t in net.state_dict().items() if k in before} | {"next draw": torch.rand(1)})
+        after.append({k: t for k, t in net.state_dict().items() if k in before} | {"next sample": torch.rand(1)})
         assert any(not torch.equal(t, before[k]) for k, t in net.state_dict().items() if k in before)
     assert after[0].keys() == after[1].keys()
     assert [k for k in after[0] if not torch.equal(after[0][k], after[1][k])] == []
 
 
-def test_a_shared_reset_is_a_construction() -> None:
+def test_a_shared_reset_gives_the_numbers_of_a_construction() -> None:
     net = mlp(OURS, share_params=True)
     built = {k: t.clone() for k, t in net.state_dict().items()}
-    torch.manual_seed(0)  # that of mlp()
+    torch.manual_seed(0)  # the seed of mlp()
     net.reset_parameters()
     assert all(torch.equal(t, built[k]) for k, t in net.state_dict().items())
 
 
 class Odd(nn.Module):
-    """Its reset is orthogonal, and draws by numpy, which vmap does not map."""
+    """Its reset is orthogonal, and samples by numpy, which vmap does not map."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -132,7 +132,7 @@ def test_batch_norm_takes_images_without_a_batch_in_training(td: bool) -> None:
 
 
 def test_torchrl_normalises_over_agents_and_we_do_not() -> None:
-    """The row "BatchNorm" of "Coming from torchrl": a shared ConvNet of torchrl takes agents for a batch."""
+    """The row "BatchNorm" of "Coming from torchrl": in a shared ConvNet of torchrl the agents are a batch axis."""
     x = torch.randn(5, 3, 2, 17, 17)
     theirs, ours = (cnn(lib, share_params=True, **NORMS) for lib in (TORCHRL, OURS))
     moved = x.clone()
@@ -158,6 +158,6 @@ def test_one_agent_nets_have_torchrls_attributes(kind: str, options: dict[str, A
     theirs, ours = (getattr(lib, kind)(**options) for lib in (TORCHRL, OURS))
     public = {k: v for k, v in vars(theirs).items() if not k.startswith("_")}
     found = {k: getattr(ours, k, "missing") for k in public}
-    for both in (public, found):  # each library has a class of its own here
+    for both in (public, found):  # each library has its own class
         both["aggregator_class"] = getattr(both.get("aggregator_class"), "__name__", None)
     assert found == public

@@ -1,4 +1,4 @@
-"""Multi-head attention under a key: torch's values and gradients where no weight drops, torch's masks where some do."""
+"""Multi-head attention under a key: torch's values and gradients without dropped weights, torch's masks with them."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import functional_marl as fm
-from functional_marl._randomness.keyed_attention import MULTIHEAD_NAMES, multihead
+from functional_marl._randomness.keyed_attention import MULTIHEAD_ARGUMENTS, multihead_attention
 from functional_marl._randomness.keyed_dropout import run_keyed
 from tests.builders import N, generators_untouched, numbers
 
 LENGTH, SOURCE, BATCH, WIDTH, HEADS = 4, 5, 3, 6, 2
-NEVER = 1e-9  # the keyed masks of this probability drop nothing
+NEVER = 1e-9  # a probability so small that its keyed masks drop nothing
 
 MODULES: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -59,27 +59,27 @@ def masks(batched: bool) -> list[dict[str, Any]]:
     ]
 
 
-def graded(module: nn.Module, given: list[Tensor], run: Any) -> list[Tensor | None]:
+def with_gradients(module: nn.Module, given: list[Tensor], run: Any) -> list[Tensor | None]:
     """Outputs, and the gradients of all parameters and inputs."""
     given = [x.clone().requires_grad_() for x in given]
-    out, seen = run(*given)
-    total = (out * numbers(*out.shape)).sum() + (0.0 if seen is None else (seen * numbers(*seen.shape)).sum())
+    out, weights = run(*given)
+    total = (out * numbers(*out.shape)).sum() + (0.0 if weights is None else (weights * numbers(*weights.shape)).sum())
     leaves = [*module.parameters(), *given]
-    return [out, seen, *torch.autograd.grad(total, leaves, allow_unused=True)]
+    return [out, weights, *torch.autograd.grad(total, leaves, allow_unused=True)]
 
 
 @pytest.mark.parametrize("batched", [True, False], ids=["batched", "unbatched"])
 @pytest.mark.parametrize("batch_first", [True, False], ids=["batch first", "length first"])
 @pytest.mark.parametrize("name", MODULES)
-def test_where_nothing_drops_it_is_torchs(name: str, batch_first: bool, batched: bool) -> None:
+def test_without_dropped_weights_values_and_gradients_are_torchs(name: str, batch_first: bool, batched: bool) -> None:
     keyed, plain = module_of(name, NEVER, batch_first), module_of(name, 0.0, batch_first)
     cases = product(masks(batched), [(True, True), (True, False), (False, True)])
     for given, (need_weights, average) in cases:
         options = {**given, "need_weights": need_weights, "average_attn_weights": average}
         x = inputs(name, batched, batch_first)
         with generators_untouched():
-            got = graded(keyed, x, lambda *x: run_keyed(lambda: keyed(*x, **options), fm.key(0), 0, False))  # noqa: B023
-        expected = graded(plain, x, lambda *x: plain(*x, **options))  # noqa: B023
+            got = with_gradients(keyed, x, lambda *x: run_keyed(lambda: keyed(*x, **options), fm.key(0), 0, False))  # noqa: B023
+        expected = with_gradients(plain, x, lambda *x: plain(*x, **options))  # noqa: B023
         torch.testing.assert_close(got, expected, rtol=1e-11, atol=1e-11)
 
 
@@ -87,13 +87,13 @@ def test_where_nothing_drops_it_is_torchs(name: str, batch_first: bool, batched:
 def test_self_attention_in_one_projection(batched: bool) -> None:
     keyed, plain = module_of("plain", NEVER), module_of("plain", 0.0)
     (x, *_) = inputs("plain", batched, False)
-    got = graded(keyed, [x], lambda x: run_keyed(lambda: keyed(x, x, x), fm.key(0), 0, False))
-    torch.testing.assert_close(got, graded(plain, [x], lambda x: plain(x, x, x)), rtol=1e-11, atol=1e-11)
+    got = with_gradients(keyed, [x], lambda x: run_keyed(lambda: keyed(x, x, x), fm.key(0), 0, False))
+    torch.testing.assert_close(got, with_gradients(plain, [x], lambda x: plain(x, x, x)), rtol=1e-11, atol=1e-11)
 
 
 @pytest.mark.parametrize("need_weights", [True, False])
 @pytest.mark.parametrize("name", MODULES)
-def test_where_some_drop_the_masks_stand_where_torchs_stand(
+def test_dropped_weights_are_masked_in_the_same_place_as_in_torch(
     name: str, need_weights: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     module, x = module_of(name, 0.25), inputs(name, True, False)
@@ -108,14 +108,16 @@ def test_where_some_drop_the_masks_stand_where_torchs_stand(
 
     given: dict[str, Any] = {}
 
-    def record(*args: Any, **named: Any) -> Any:  # what the module hands to torch's function is handed to ours
-        given.update(dict(zip(MULTIHEAD_NAMES, args, strict=False)), **named)
+    def record(
+        *args: Any, **named: Any
+    ) -> Any:  # the arguments that the module passes to torch's function are passed to ours
+        given.update(dict(zip(MULTIHEAD_ARGUMENTS, args, strict=False)), **named)
         return args[0], None
 
     with monkeypatch.context() as patched:
         patched.setattr(F, "multi_head_attention_forward", record)
         module(*x, need_weights=need_weights)
-    got = multihead(drop, given)
+    got = multihead_attention(drop, given)
     with monkeypatch.context() as patched:
         patched.setattr(F, "dropout", drop)
         patched.setattr(F, "scaled_dot_product_attention", attend)
@@ -124,7 +126,7 @@ def test_where_some_drop_the_masks_stand_where_torchs_stand(
 
 
 def functional(p: float, add_zero_attn: bool = False, **named: Any) -> Any:
-    """Torch's function on the leaves of a plain module, under a key."""
+    """Torch's function with the parameters of a plain module, under a key."""
     module, (query, key, value) = module_of("plain", 0.0), inputs("plain", True, False)
     call = lambda: F.multi_head_attention_forward(
         query,
@@ -146,7 +148,7 @@ def functional(p: float, add_zero_attn: bool = False, **named: Any) -> Any:
 
 
 @pytest.mark.parametrize("add_zero_attn", [False, True])
-def test_keys_and_values_that_are_given_projected(add_zero_attn: bool) -> None:
+def test_static_keys_and_values(add_zero_attn: bool) -> None:
     own: dict[str, Any] = {
         "static_k": numbers(BATCH * HEADS, 7, WIDTH // HEADS, seed=1),
         "static_v": numbers(BATCH * HEADS, 7, WIDTH // HEADS, seed=2),
@@ -156,7 +158,7 @@ def test_keys_and_values_that_are_given_projected(add_zero_attn: bool) -> None:
     torch.testing.assert_close(got, functional(0.0, add_zero_attn, **own), rtol=1e-11, atol=1e-11)
 
 
-def test_masks_of_integers_are_refused_as_by_torch() -> None:
+def test_masks_of_integers_raise_as_in_torch() -> None:
     mask = torch.zeros(LENGTH, SOURCE, dtype=torch.int64)
     with pytest.raises(AssertionError):
         functional(0.0, attn_mask=mask)
@@ -164,7 +166,7 @@ def test_masks_of_integers_are_refused_as_by_torch() -> None:
         functional(0.5, attn_mask=mask)
 
 
-def test_rows_that_are_wholly_hidden_are_torchs() -> None:
+def test_rows_without_an_allowed_key_are_torchs() -> None:
     keyed, plain = module_of("plain", NEVER), module_of("plain", 0.0)
     x = inputs("plain", True, False)
     hidden = torch.zeros(BATCH, SOURCE, dtype=torch.bool)
@@ -186,7 +188,7 @@ def test_rows_that_are_wholly_hidden_are_torchs() -> None:
     ],
     ids=["one row", "without a batch", "turned", "unbatched"],
 )
-def test_masks_that_torch_refuses_are_refused(given: dict[str, Any]) -> None:
+def test_masks_that_torch_refuses_raise(given: dict[str, Any]) -> None:
     x = inputs("plain", True, False)
     with pytest.raises((RuntimeError, AssertionError)):
         module_of("plain", 0.0)(*x, **given)
@@ -196,7 +198,7 @@ def test_masks_that_torch_refuses_are_refused(given: dict[str, Any]) -> None:
         run_keyed(lambda: module(*x, **given), fm.key(0), 0, False)
 
 
-def test_the_causal_hint_needs_its_mask_as_in_torch() -> None:
+def test_the_causal_hint_needs_a_mask_as_in_torch() -> None:
     x = inputs("plain", True, False)
     module = module_of("plain", 0.5)
     with pytest.raises(RuntimeError, match="Need attn_mask if specifying the is_causal hint"):
@@ -210,8 +212,8 @@ def test_the_causal_hint_needs_its_mask_as_in_torch() -> None:
 
 
 @pytest.mark.parametrize("name", ["plain", "bias_kv", "zero", "no bias"])
-def test_all_ways_of_evaluating_agree(name: str) -> None:
-    class Attends(nn.Module):
+def test_all_strategies_agree(name: str) -> None:
+    class SelfAttention(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.attention = nn.MultiheadAttention(
@@ -221,7 +223,7 @@ def test_all_ways_of_evaluating_agree(name: str) -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.attention(x, x, x)[0]
 
-    net = fm.network(Attends, N, agent_dim=0)
+    net = fm.network(SelfAttention, N, agent_dim=0)
     params, x = fm.init_params(net, 0), numbers(N, BATCH, LENGTH, WIDTH)
     expected = [
         run_keyed(lambda: fm.agent_module(net, params, i).train()(x[i]), fm.key(3), i, False)  # noqa: B023

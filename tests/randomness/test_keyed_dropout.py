@@ -1,4 +1,4 @@
-"""KeyedDropout dropout and attention against plain loops, and no draw from a global generator anywhere else."""
+"""Keyed dropout and attention against plain loops; every other random operation raises."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import functional_marl as fm
-from functional_marl._randomness.keyed_dropout import ForbidRandomOps, run_keyed
+from functional_marl._randomness.keyed_dropout import run_keyed
 from functional_marl.random import bernoulli
 from tests.builders import N, generators_untouched, numbers
 
@@ -44,9 +44,9 @@ DROPOUTS: list[tuple[nn.Module, tuple[int, ...], int]] = [
 
 
 def outcomes(module: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
-    """What torch's own layer makes of each number when it keeps it and when it drops it.
+    """The output of torch's own layer for each number, when it is kept and when it is dropped.
 
-    A kept number goes to ``a x + b``, so torch's layer is asked about zeros and ones; a dropped one to ``c``.
+    A kept number becomes ``a x + b``: torch's layer at zeros and ones gives a and b. A dropped one becomes ``c``.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -56,16 +56,16 @@ def outcomes(module: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.parametrize(("module", "shape", "axes"), DROPOUTS, ids=lambda v: str(v).replace(" ", ""))
-def test_each_dropout_is_torchs_with_the_mask_of_the_key(module: nn.Module, shape: tuple[int, ...], axes: int) -> None:
+def test_each_dropout_is_torchs_with_the_keys_mask(module: nn.Module, shape: tuple[int, ...], axes: int) -> None:
     x = numbers(*shape)
     kept, dropped = outcomes(module, x)
-    whole = shape[axes:]
+    rest = shape[axes:]
     for agent in (0, 3):
         with generators_untouched():
-            got = keyed(lambda: (module(x.clone()), module(x.clone())), agent)  # two draws: sites 1 and 2
+            got = keyed(lambda: (module(x.clone()), module(x.clone())), agent)  # two dropouts: sites 1 and 2
         for site, y in enumerate(got, start=1):
             drop = bernoulli(KEY, P, shape[:axes], site, agent)
-            drop = drop.view((*shape[:axes], *[1] * len(whole))).expand(shape)
+            drop = drop.view((*shape[:axes], *[1] * len(rest))).expand(shape)
             torch.testing.assert_close(y, torch.where(drop, dropped, kept), rtol=1e-13, atol=1e-13)
 
 
@@ -93,14 +93,14 @@ def test_keyed_dropout_drops_at_its_rate_and_keeps_the_mean(module: nn.Module) -
 
 
 @pytest.mark.parametrize("p", [0.0, 1.0, 1e-9, 1 - 1e-9])
-def test_the_ends_of_the_range_of_p(p: float) -> None:
+def test_p_at_and_near_0_and_1(p: float) -> None:
     x = numbers(50)
     y = keyed(lambda: F.dropout(x, p))
     assert torch.equal(y, x if p < 0.5 else torch.zeros_like(x))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
-def test_dropout_keeps_the_dtype_and_lets_gradients_through(dtype: torch.dtype) -> None:
+def test_dropout_keeps_the_dtype_and_has_gradients(dtype: torch.dtype) -> None:
     x = torch.ones(64, dtype=dtype, requires_grad=True)
     y = keyed(lambda: F.dropout(x, 0.5))
     y.sum().backward()
@@ -110,12 +110,12 @@ def test_dropout_keeps_the_dtype_and_lets_gradients_through(dtype: torch.dtype) 
     assert set(y.detach().unique().tolist()) == {0.0, 2.0}
 
 
-def test_a_probability_out_of_range_is_refused() -> None:
+def test_a_probability_out_of_range_raises() -> None:
     with pytest.raises(ValueError, match=r"probability in \[0, 1\], got 1.5"):
         keyed(lambda: F.dropout(torch.ones(3), 1.5))
 
 
-def test_dropouts_in_evaluation_draw_nothing_even_where_draws_are_forbidden() -> None:
+def test_dropouts_in_evaluation_sample_nothing_and_pass_where_sampling_is_forbidden() -> None:
     x = numbers(2, 3, 4)
     for module in (nn.Dropout(0.5), nn.Dropout1d(0.5), nn.AlphaDropout(0.5), nn.FeatureAlphaDropout(0.5), nn.RReLU()):
         module.eval()
@@ -123,7 +123,7 @@ def test_dropouts_in_evaluation_draw_nothing_even_where_draws_are_forbidden() ->
             assert torch.equal(keyed(lambda: module(x), forbidden=True), module(x))  # noqa: B023
 
 
-def test_a_forbidden_dropout_raises_and_says_what_to_do() -> None:
+def test_a_forbidden_dropout_raises_with_the_fix() -> None:
     with pytest.raises(fm.RandomnessError, match='randomness="error": make the network with randomness="same"'):
         keyed(lambda: F.dropout(torch.ones(3), 0.5), forbidden=True)
 
@@ -132,7 +132,7 @@ def test_a_forbidden_dropout_raises_and_says_what_to_do() -> None:
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor, bias: Tensor, scale: float, keep: Tensor) -> Tensor:
-    """One row after the other: softmax of the scores over what is allowed, dropout, weighted sum."""
+    """Row by row: softmax of the scores of the allowed keys, dropout, weighted sum."""
     out = torch.zeros(*q.shape[:-1], v.shape[-1], dtype=q.dtype)
     for b in range(q.shape[0]):
         for row in range(q.shape[1]):
@@ -179,7 +179,7 @@ def test_a_mask_and_causal_attention_exclude_each_other_as_in_torch() -> None:
 
 
 @pytest.mark.parametrize("weights", [True, False])
-def test_multi_head_attention_drops_its_weights_from_the_key(weights: bool) -> None:
+def test_multi_head_attention_drops_its_weights_by_the_key(weights: bool) -> None:
     torch_rng = torch.get_rng_state()
     module = nn.MultiheadAttention(6, 2, dropout=P, batch_first=True, dtype=torch.float64)
     torch.set_rng_state(torch_rng)
@@ -191,27 +191,27 @@ def test_multi_head_attention_drops_its_weights_from_the_key(weights: bool) -> N
     q, k, v = (x @ module.in_proj_weight.T + module.in_proj_bias).chunk(3, -1)
     q, k, v = (t.unflatten(-1, (2, 3)).transpose(1, 2) for t in (q, k, v))  # [B, heads, L, 3]
     softmax = torch.softmax(q @ k.mT / math.sqrt(3), -1)
-    drawn = bernoulli(KEY, P, (6, 4, 4), 1, 1).view(3, 2, 4, 4)  # need_weights=True works on [B * heads, L, L]
-    expected = torch.where(drawn, 0.0, softmax / (1 - P))
+    drop = bernoulli(KEY, P, (6, 4, 4), 1, 1).view(3, 2, 4, 4)  # need_weights=True works on [B * heads, L, L]
+    expected = torch.where(drop, 0.0, softmax / (1 - P))
     torch.testing.assert_close(seen, expected, rtol=1e-12, atol=1e-12)
     out = module.out_proj((expected @ v).transpose(1, 2).flatten(-2))
     torch.testing.assert_close(got, out, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(alone, out, rtol=1e-12, atol=1e-12)
 
 
-# --- any other draw ------------------------------------------------------------------------------------
+# --- any other random operation ------------------------------------------------------------------------
 
 
-class Draws(nn.Module):
-    """Adds the mean of whatever a function of the input draws."""
+class AddsSamples(nn.Module):
+    """Adds the mean of what a function of the input samples."""
 
-    def __init__(self, draw: Callable[[Tensor], Tensor]) -> None:
+    def __init__(self, sample: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
         self.scale = nn.Parameter(torch.ones(()))
-        self.draw = draw
+        self.sample = sample
 
     def forward(self, x: Tensor) -> Tensor:
-        return x * self.scale + self.draw(x).double().mean()
+        return x * self.scale + self.sample(x).double().mean()
 
 
 def _recurrent(kind: type[nn.RNNBase], x: Tensor) -> Tensor:
@@ -226,7 +226,7 @@ def _recurrent(kind: type[nn.RNNBase], x: Tensor) -> Tensor:
 Normal, Categorical, Beta, Poisson = (
     getattr(torch.distributions, name) for name in ("Normal", "Categorical", "Beta", "Poisson")
 )
-OTHER_DRAWS: dict[str, tuple[str, Callable[[Tensor], Tensor]]] = {
+OTHER_OPERATIONS: dict[str, tuple[str, Callable[[Tensor], Tensor]]] = {
     "rand": ("rand", lambda x: torch.rand(3)),
     "rand_like": ("rand_like", lambda x: torch.rand_like(x)),
     "randn": ("randn", lambda x: torch.randn(3)),
@@ -255,15 +255,15 @@ OTHER_DRAWS: dict[str, tuple[str, Callable[[Tensor], Tensor]]] = {
 
 
 @pytest.mark.parametrize("strategy", ["auto", "loop"])
-@pytest.mark.parametrize("case", OTHER_DRAWS)
-def test_any_other_draw_under_a_key_raises_and_is_named(case: str, strategy: Any) -> None:
-    name, draw = OTHER_DRAWS[case]
-    net = fm.network(lambda: Draws(draw), N, strategy=strategy)
+@pytest.mark.parametrize("case", OTHER_OPERATIONS)
+def test_any_other_random_operation_under_a_key_raises_with_its_name(case: str, strategy: Any) -> None:
+    name, sample = OTHER_OPERATIONS[case]
+    net = fm.network(lambda: AddsSamples(sample), N, strategy=strategy)
     params = fm.init_params(net, 0)
     x = torch.ones(2, N, 3)
     with generators_untouched(), pytest.raises(fm.RandomnessError, match=rf"random operation \S*{name}.*the key"):
         fm.apply(net, params, x, key=1, train=True)
-    with torch.random.fork_rng(devices=[]):  # without a key it is torch's business
+    with torch.random.fork_rng(devices=[]):  # without a key torch's global generator is used
         assert fm.apply(net.replace(strategy="loop"), params, x, train=True).shape == (2, N, 3)
 
 
@@ -278,20 +278,3 @@ def test_recurrent_modules_with_dropout_between_layers(kind: type[nn.RNNBase]) -
     plain = fm.network(lambda: kind(3, 4, num_layers=2), N, agent_dim=0)  # pyright: ignore
     with generators_untouched():
         fm.apply(plain, params, x, key=1, train=True)
-
-
-def test_a_guard_stops_a_draw_before_it_happens_and_is_gone_afterwards() -> None:
-    message = r"random operation aten.rand.*: because"
-    with generators_untouched(), pytest.raises(fm.RandomnessError, match=message), ForbidRandomOps("because"):
-        torch.rand(3)
-    with torch.random.fork_rng(devices=[]):
-        assert torch.rand(3).shape == (3,)
-
-
-def test_a_guard_lets_pass_what_draws_nothing() -> None:
-    x = numbers(2, 4, 6)
-    with generators_untouched(), ForbidRandomOps("because"):
-        F.scaled_dot_product_attention(x, x, x)
-        F.dropout(x, 0.5, training=False)
-        F.rrelu(x, training=False)
-        torch.native_dropout(x, 0.5, False)

@@ -1,4 +1,4 @@
-"""A factory draws from the key and from nothing else: generators of its own, seeds, threads, and where it is called."""
+"""A factory samples from the key alone: generators of its own, seeds, threads, networks inside of a factory."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ import torch
 from torch import Tensor, nn
 
 import functional_marl as fm
-from functional_marl._module.replay import record
-from functional_marl._randomness.use_generator import drawing_from
+from functional_marl._module.recording import record_init
+from functional_marl._randomness.use_generator import sampling_from_seed
 from functional_marl.nn import MultiAgentMLP
 from tests.builders import N, generators_untouched, same
 
 Build = Callable[[], nn.Module]
 
 
-class Holds(nn.Module):
-    """One parameter, filled by a function."""
+class OneParameter(nn.Module):
+    """One parameter with the values that a function samples."""
 
-    def __init__(self, draw: Callable[[], Tensor]) -> None:
+    def __init__(self, sample: Callable[[], Tensor]) -> None:
         super().__init__()
-        self.weight = nn.Parameter(draw().float())
+        self.weight = nn.Parameter(sample().float())
 
 
 # --- generators of its own -----------------------------------------------------------------------------
 
 HALF = torch.full((5,), 0.5)
-DRAWS: dict[str, Callable[[torch.Generator], Tensor]] = {
+SAMPLES: dict[str, Callable[[torch.Generator], Tensor]] = {
     "rand": lambda g: torch.rand(5, generator=g),
     "randn": lambda g: torch.randn(5, generator=g),
     "randint": lambda g: torch.randint(9, (5,), generator=g),
@@ -56,71 +56,60 @@ GENERATORS: dict[str, Callable[[], torch.Generator]] = {
 
 
 @pytest.mark.parametrize("of", GENERATORS)
-@pytest.mark.parametrize("name", DRAWS)
-def test_a_draw_from_a_generator_of_its_own_is_refused_before_it_happens(name: str, of: str) -> None:
+@pytest.mark.parametrize("name", SAMPLES)
+def test_a_generator_of_the_factorys_own_raises_before_it_is_used(name: str, of: str) -> None:
     generator = GENERATORS[of]()
     before = generator.get_state()
-    build = lambda: Holds(lambda: DRAWS[name](generator))
+    build = lambda: OneParameter(lambda: SAMPLES[name](generator))
     message = rf"random operation aten.{name}\..*generator of its own.*without generator="
     with generators_untouched():
         with pytest.raises(fm.RandomnessError, match=message):
             fm.network(build, N)
         with pytest.raises(fm.RandomnessError, match=message):
             fm.network(Resets(build), N)
-        with pytest.raises(fm.RandomnessError, match=message), drawing_from(0):
+        with pytest.raises(fm.RandomnessError, match=message), sampling_from_seed(0):
             build()
         with pytest.raises(fm.RandomnessError, match=message):
-            record(_under_seeds(build))
+            record_init(_built_from_seed(build))
     assert torch.equal(generator.get_state(), before)
 
 
 class Resets(nn.Linear):
-    """Its reset draws as a function says; it is built without."""
+    """Its reset calls a function that samples; its constructor does not."""
 
-    def __init__(self, draw: Callable[[], Any]) -> None:
+    def __init__(self, sample: Callable[[], Any]) -> None:
         super().__init__(2, 2)
-        self.draw = [draw]
+        self.sample = [sample]
 
     def reset_parameters(self) -> None:
         nn.init.zeros_(self.weight)
         nn.init.zeros_(self.bias)
-        if "draw" in self.__dict__:
-            self.draw[0]()
+        if "sample" in self.__dict__:
+            self.sample[0]()
 
 
-def _under_seeds(build: Build) -> Callable[[int], nn.Module]:
-    def draw(seed: int) -> nn.Module:
-        with drawing_from(seed):
+def _built_from_seed(build: Build) -> Callable[[int], nn.Module]:
+    def built(seed: int) -> nn.Module:
+        with sampling_from_seed(seed):
             return build()
 
-    return draw
+    return built
 
 
-def test_every_operation_that_takes_a_generator_is_known_to_draw() -> None:
-    found = 0
-    for packet in dir(torch.ops.aten):
-        overloads = getattr(getattr(torch.ops.aten, packet), "overloads", list)()
-        for overload in (getattr(getattr(torch.ops.aten, packet), name) for name in overloads):
-            if any("Generator" in str(argument.type) for argument in overload._schema.arguments):
-                found += 1
-                assert torch.Tag.nondeterministic_seeded in overload.tags, overload
-    assert found > 50
-
-
-def test_a_factory_that_comes_to_draw_from_a_generator_later_is_refused_then() -> None:
-    given: list[Any] = [None]
-    net = fm.network(lambda: Holds(lambda: torch.rand(3, generator=given[0])), 6)
-    params = fm.init_params(net, 0)  # from the tape
-    given[0] = torch.Generator()
-    before = given[0].get_state()
+def test_a_factory_that_uses_a_generator_later_raises_then() -> None:
+    generator: list[Any] = [None]
+    net = fm.network(lambda: OneParameter(lambda: torch.rand(3, generator=generator[0])), 6)
+    params = fm.init_params(net, 0)  # by replay
+    generator[0] = torch.Generator()
+    before = generator[0].get_state()
     with generators_untouched(), pytest.raises(fm.RandomnessError, match=r"aten.rand.generator"):
         fm.init_params(net, 0)
-    assert torch.equal(given[0].get_state(), before)
-    given[0] = None
+    assert torch.equal(generator[0].get_state(), before)
+    generator[0] = None
     assert same(fm.init_params(net, 0), params)
 
 
-def test_a_generator_that_is_made_and_seeded_and_not_drawn_from_does_no_harm() -> None:
+def test_a_generator_that_is_seeded_and_never_used_is_allowed() -> None:
     class Sampler(nn.Linear):
         def __init__(self) -> None:
             super().__init__(4, 2)
@@ -131,8 +120,8 @@ def test_a_generator_that_is_made_and_seeded_and_not_drawn_from_does_no_harm() -
     assert same(params, fm.init_params(fm.network(lambda: nn.Linear(4, 2), 6), 3))
 
 
-class OwnDraws(nn.Linear):
-    """Draws its weight from a generator of its own, as torchrl's networks may."""
+class OwnGenerator(nn.Linear):
+    """Samples its weight from a generator of its own, as torchrl's networks may."""
 
     def __init__(self, features: int, out: int, bias: bool = True, device: Any = None, dtype: Any = None) -> None:
         super().__init__(features, out, bias, device, dtype)
@@ -141,10 +130,10 @@ class OwnDraws(nn.Linear):
 
 
 def test_the_facade_builds_such_a_module_agent_by_agent_as_torchrl_does() -> None:
-    def leaves() -> dict[str, Tensor]:  # of 20 agents: enough for a tape
+    def leaves() -> dict[str, Tensor]:  # 20 agents: enough for a replay
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            team = MultiAgentMLP(4, 2, 20, centralized=False, share_params=False, depth=0, layer_class=OwnDraws)
+            team = MultiAgentMLP(4, 2, 20, centralized=False, share_params=False, depth=0, layer_class=OwnGenerator)
         return {name: leaf.detach() for name, leaf in team.named_parameters()}
 
     first = leaves()
@@ -185,10 +174,10 @@ def _linear_then(seed: Callable[[], Any]) -> Build:
     return build
 
 
-CALLERS = 3  # the caller's seed
+CALLERS_SEED = 3
 SEEDS: dict[str, Callable[[], Any]] = {
     "torch.manual_seed": lambda: torch.manual_seed(0),
-    "the seed of the caller": lambda: torch.manual_seed(CALLERS),
+    "the seed of the caller": lambda: torch.manual_seed(CALLERS_SEED),
     "torch.random.manual_seed": lambda: torch.random.manual_seed(0),
     "torch.seed": torch.seed,
     "default_generator": lambda: torch.default_generator.manual_seed(0),
@@ -198,21 +187,21 @@ SEEDS: dict[str, Callable[[], Any]] = {
 
 @pytest.mark.parametrize("when", [_then_linear, _linear_then])
 @pytest.mark.parametrize("name", SEEDS)
-def test_a_factory_that_seeds_is_refused_and_has_changed_nothing(name: str, when: Callable[[Any], Build]) -> None:
+def test_a_factory_that_seeds_raises_and_changes_nothing(name: str, when: Callable[[Any], Build]) -> None:
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(CALLERS)
+        torch.manual_seed(CALLERS_SEED)
         torch.rand(3)
         with generators_untouched(), pytest.raises(fm.RandomnessError, match="the factory seeds torch's global gener"):
             fm.network(when(SEEDS[name]), 2)
-        assert torch.initial_seed() == CALLERS
+        assert torch.initial_seed() == CALLERS_SEED
         assert sys.getprofile() is None
-        torch.manual_seed(3)  # afterwards seeding is everybody's own business again
+        torch.manual_seed(3)  # afterwards seeding works as always
         first = torch.rand(2)
         torch.manual_seed(3)
         assert torch.equal(torch.rand(2), first)
 
 
-def test_a_factory_that_seeds_only_later_is_refused_then() -> None:
+def test_a_factory_that_seeds_later_raises_then() -> None:
     seeds = [False]
     net = fm.network(_then_linear(lambda: seeds[0] and torch.manual_seed(0)), 2, sharing="shared")
     seeds[0] = True
@@ -220,14 +209,14 @@ def test_a_factory_that_seeds_only_later_is_refused_then() -> None:
         fm.init_params(net, 0)
 
 
-def test_draws_under_a_seed_that_is_undone_are_refused_too() -> None:
+def test_a_seed_that_is_undone_raises_too() -> None:
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(CALLERS)
+        torch.manual_seed(CALLERS_SEED)
         with generators_untouched(), pytest.raises(fm.RandomnessError, match="the factory seeds"):
             fm.network(_forked(0), 2)
-        # Not seen, and harmless: the draws come from the key, the caller's numbers are as they were.
+        # Not detected, and without effect: the parameters come from the key, the caller's generator is unchanged.
         with generators_untouched():
-            params = fm.init_params(fm.network(_forked(CALLERS), 2), 5)
+            params = fm.init_params(fm.network(_forked(CALLERS_SEED), 2), 5)
     assert same(params, fm.init_params(fm.network(lambda: nn.Linear(4, 2), 2), 5))
 
 
@@ -236,14 +225,14 @@ def test_draws_under_a_seed_that_is_undone_are_refused_too() -> None:
     [lambda: torch.set_rng_state(torch.get_rng_state()), torch.get_rng_state, torch.initial_seed],
     ids=["set_rng_state", "get_rng_state", "initial_seed"],
 )
-def test_what_leaves_the_generator_as_it_was_does_no_harm(nothing: Callable[[], Any]) -> None:
+def test_calls_that_do_not_change_the_generator_are_allowed(nothing: Callable[[], Any]) -> None:
     with generators_untouched():
         params = fm.init_params(fm.network(_then_linear(nothing), 6), 5)
     assert same(params, fm.init_params(fm.network(lambda: nn.Linear(4, 2), 6), 5))
 
 
 @pytest.mark.parametrize("seeds", [False, True])
-def test_a_factory_that_raises_leaves_everything_as_it_was(seeds: bool) -> None:
+def test_a_factory_that_raises_changes_nothing(seeds: bool) -> None:
     def build() -> nn.Module:
         torch.rand(3)
         if seeds:
@@ -259,8 +248,8 @@ def test_a_factory_that_raises_leaves_everything_as_it_was(seeds: bool) -> None:
 
 
 @pytest.mark.parametrize("seed", [0, 7])
-def test_the_generators_of_cuda_are_watched_where_they_are_in_use(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    cuda = torch.Generator().manual_seed(7)  # stands in for that of a device
+def test_seeding_of_cudas_generators_is_detected(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda = torch.Generator().manual_seed(7)  # in place of a device's generator
     torch.rand(3, generator=cuda)
     before = cuda.get_state()
     monkeypatch.setattr(torch.cuda, "default_generators", (cuda,))
@@ -269,38 +258,38 @@ def test_the_generators_of_cuda_are_watched_where_they_are_in_use(seed: int, mon
     assert torch.equal(cuda.get_state(), before)
 
 
-def test_what_other_threads_draw_meanwhile_is_theirs() -> None:
+def test_other_threads_sample_from_the_global_generator_at_the_same_time() -> None:
     def build() -> nn.Module:
-        thread = threading.Thread(target=lambda: drawn.append(torch.rand(2)))
+        thread = threading.Thread(target=lambda: sampled.append(torch.rand(2)))
         thread.start()
         thread.join()
         return nn.Linear(4, 2)
 
-    drawn: list[Tensor] = []
+    sampled: list[Tensor] = []
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         params = fm.init_params(fm.network(build, 2), 5)
         after = torch.rand(2)
         torch.manual_seed(0)
-        expected = [torch.rand(2) for _ in range(len(drawn) + 1)]
-    assert all(map(torch.equal, [*drawn, after], expected))
+        expected = [torch.rand(2) for _ in range(len(sampled) + 1)]
+    assert all(map(torch.equal, [*sampled, after], expected))
     assert same(params, fm.init_params(fm.network(lambda: nn.Linear(4, 2), 2), 5))
 
 
-def test_a_factory_whose_own_threads_draw_is_refused() -> None:
+def test_a_factory_whose_own_threads_sample_raises() -> None:
     def build() -> nn.Module:
         with ThreadPoolExecutor(2) as pool:
             return nn.Sequential(*pool.map(lambda width: nn.Linear(4, width), (4, 2)))
 
-    with generators_untouched(), pytest.raises(fm.RandomnessError, match="draws from torch's global generator where"):
+    with generators_untouched(), pytest.raises(fm.RandomnessError, match="uses torch's global generator where"):
         fm.network(build, 2)
 
 
-# --- networks in networks ------------------------------------------------------------------------------
+# --- networks inside of a factory ------------------------------------------------------------------------
 
 
 class Nested(nn.Module):
-    """Takes parameters from networks of its own, one that is built and one that has a tape."""
+    """Takes parameters from two networks, one initialised by building modules and one by replay."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -316,7 +305,7 @@ def test_a_factory_may_initialise_networks_of_its_own() -> None:
         params = fm.init_params(fm.network(Nested, 5), 0)
         inner = {"few": fm.init_params(fm.network(linear, 2), 1), "many": fm.init_params(fm.network(linear, 7), 1)}
         plain = fm.init_params(fm.network(lambda: nn.Linear(4, 2), 5), 0)
-    assert torch.equal(params["own.weight"], plain["weight"])  # what is inside moves no stream outside
+    assert torch.equal(params["own.weight"], plain["weight"])  # the inner networks do not change the outer stream
     for name, leaves in inner.items():
         assert all(torch.equal(agent, leaves["weight"]) for agent in params[name])
 
@@ -324,7 +313,7 @@ def test_a_factory_may_initialise_networks_of_its_own() -> None:
 def test_a_factory_may_build_a_team_of_the_facade() -> None:
     def build() -> nn.Module:
         team = MultiAgentMLP(4, 2, 20, centralized=False, share_params=False, depth=0)
-        return Holds(lambda: next(iter(team.parameters())).detach().clone())
+        return OneParameter(lambda: next(iter(team.parameters())).detach().clone())
 
     with generators_untouched():
         first, again = (fm.init_params(fm.network(build, 4), 0)["weight"] for _ in range(2))
@@ -332,7 +321,7 @@ def test_a_factory_may_build_a_team_of_the_facade() -> None:
     assert len({float(agent.sum()) for agent in first}) == 4
 
 
-def test_threads_of_one_network_draw_what_one_draws() -> None:
+def test_threads_get_the_parameters_that_one_thread_gets() -> None:
     nets = [fm.network(Nested, 3) for _ in range(2)]
     expected = fm.init_params(nets[0], 0)
     with generators_untouched(), ThreadPoolExecutor(4) as pool:

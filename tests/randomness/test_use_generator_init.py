@@ -1,4 +1,4 @@
-"""Initialisation under a key: what a factory draws is what plain torch draws from a generator of that seed."""
+"""Initialisation under a key gives the numbers that plain torch gives under ``torch.manual_seed``."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from tests.builders import Tensors, generators_untouched, same
 Build = Callable[[], nn.Module]
 
 
-class Holds(nn.Module):
-    """One parameter and one buffer, filled by a function."""
+class ParameterAndBuffer(nn.Module):
+    """One parameter and one buffer with the values that a function samples."""
 
-    def __init__(self, draw: Callable[[], Tensor]) -> None:
+    def __init__(self, sample: Callable[[], Tensor]) -> None:
         super().__init__()
-        self.weight = nn.Parameter(draw().float())
-        self.register_buffer("buffer", draw())
+        self.weight = nn.Parameter(sample().float())
+        self.register_buffer("buffer", sample())
 
 
-def _initialised(name: str) -> Tensor:
+def _by_initialiser(name: str) -> Tensor:
     function: Any = getattr(nn.init, name)
     weight = torch.empty((4, 2, 3) if name == "dirac_" else (6, 4))
     return function(weight, *{"constant_": (2.0,), "sparse_": (0.5,)}.get(name, ()))
@@ -37,7 +37,7 @@ def _initialised(name: str) -> Tensor:
 INITIALISERS = sorted(n for n in dir(nn.init) if n.endswith("_") and not n.startswith("_"))
 D: Any = torch.distributions
 HALF = torch.full((5,), 0.5)
-DRAWS: dict[str, Callable[[], Tensor]] = {
+SAMPLES: dict[str, Callable[[], Tensor]] = {
     "rand": lambda: torch.rand(5),
     "randn": lambda: torch.randn(5, 2),
     "randint": lambda: torch.randint(0, 100, (5,)),
@@ -80,7 +80,7 @@ DRAWS: dict[str, Callable[[], Tensor]] = {
     "StudentT": lambda: D.StudentT(HALF).sample(),
     "Multinomial": lambda: D.Multinomial(4, HALF).sample(),
     "MultivariateNormal": lambda: D.MultivariateNormal(torch.zeros(3), torch.eye(3)).sample(),
-} | {name: lambda name=name: _initialised(name) for name in INITIALISERS}
+} | {name: lambda name=name: _by_initialiser(name) for name in INITIALISERS}
 
 
 def _of_one_sign() -> nn.Module:
@@ -92,7 +92,7 @@ def _of_one_sign() -> nn.Module:
 
 
 def _small() -> nn.Module:
-    """Draws until all is small."""
+    """Samples again until all weights are small."""
     module = nn.Linear(4, 1)
     with torch.no_grad():
         while bool((module.weight.abs() > 0.3).any()):
@@ -109,14 +109,14 @@ def _normalised() -> nn.Module:
 
 
 def _copied() -> nn.Module:
-    """An actor and its target."""
+    """An actor, and its target with the same weights."""
     module = nn.ModuleList([nn.Linear(4, 3), nn.Linear(4, 3)])
     module[1].load_state_dict(module[0].state_dict())
     return module
 
 
-def _seldom_else() -> nn.Module:
-    """Most seeds go one way."""
+def _rare_branch() -> nn.Module:
+    """The branch on the numbers is the same under most seeds."""
     module = nn.Linear(4, 1)
     if bool(module.weight.detach().max() > 0.4):
         nn.init.zeros_(module.weight)
@@ -128,7 +128,7 @@ MODULES: dict[str, Build] = {
     "small": _small,
     "normalised": _normalised,
     "copied": _copied,
-    "seldom else": _seldom_else,
+    "rare branch": _rare_branch,
     "Linear": lambda: nn.Linear(4, 3),
     "Conv1d": lambda: nn.Conv1d(2, 3, 3),
     "ConvTranspose2d": lambda: nn.ConvTranspose2d(2, 3, 3),
@@ -157,7 +157,7 @@ MODULES: dict[str, Build] = {
 }
 
 
-FACTORIES = {**{n: lambda d=d: Holds(d) for n, d in DRAWS.items()}, **MODULES}
+FACTORIES = {**{n: lambda sample=sample: ParameterAndBuffer(sample) for n, sample in SAMPLES.items()}, **MODULES}
 
 
 def by_torch(build: Build, seed: int) -> Tensors:
@@ -168,36 +168,36 @@ def by_torch(build: Build, seed: int) -> Tensors:
     return {**dict(module.named_parameters()), **dict(module.named_buffers())}
 
 
-@pytest.mark.parametrize("agents", [1, 6])  # one module is built, several may be drawn in a faster way
+@pytest.mark.parametrize("agents", [1, 6])  # one agent: a module is built; six: by replay
 @pytest.mark.parametrize("name", FACTORIES)
 def test_a_slot_is_what_the_factory_builds_under_the_seed_of_its_key(name: str, agents: int) -> None:
     build: Build = FACTORIES[name]
     with generators_untouched():
         net = fm.network(build, agents)
         key = fm.key(11)
-        drawn = {**fm.init_params(net, key), **fm.init_state(net, key)}
+        got = {**fm.init_params(net, key), **fm.init_state(net, key)}
         again = {**fm.init_params(net, key), **fm.init_state(net, key)}
-    assert same(drawn, again)
+    assert same(got, again)
     for slot, (high, low) in enumerate(fm.split(key, agents).tolist()):
         expected = by_torch(build, high * 2**32 + low)
-        assert drawn.keys() == expected.keys()
-        for leaf in drawn:
-            assert drawn[leaf].dtype == expected[leaf].dtype
-            assert torch.equal(drawn[leaf][slot], expected[leaf].detach())
+        assert got.keys() == expected.keys()
+        for leaf in got:
+            assert got[leaf].dtype == expected[leaf].dtype
+            assert torch.equal(got[leaf][slot], expected[leaf].detach())
 
 
-def test_the_table_of_initialisers_is_that_of_torch() -> None:
+def test_torchs_initialisers_are_found() -> None:
     assert {"xavier_uniform_", "kaiming_normal_", "orthogonal_", "trunc_normal_", "sparse_"} <= set(INITIALISERS)
 
 
-def test_modules_with_resets_are_redrawn_as_their_class_draws_them() -> None:
+def test_a_module_instance_is_initialised_as_its_class_is() -> None:
     for name in ("Linear", "Conv1d", "Bilinear", "Embedding", "GRU", "MultiheadAttention", "GRUCell", "gru"):
         build = MODULES[name]
         given, built = (fm.init_params(fm.network(b, 2), 3) for b in (build(), build))
         assert same(given, built), name
 
 
-def test_defaults_are_those_of_the_moment() -> None:
+def test_default_dtype_and_device_are_those_of_the_call() -> None:
     net = fm.network(fm.nets.mlp(4, 8, 2), 6)
     key = fm.key(0)
     plain = fm.init_params(net, key)
@@ -212,10 +212,10 @@ def test_defaults_are_those_of_the_moment() -> None:
     assert same(fm.init_params(net, 0), plain)
 
 
-# --- what is left alone, and what cannot be served ------------------------------------------------------
+# --- what is unaffected, and what is not possible --------------------------------------------------------
 
 
-def test_a_profiler_that_runs_is_left_alone() -> None:
+def test_a_profiler_that_runs_stays() -> None:
     def profile(*_: Any) -> None: ...
 
     sys.setprofile(profile)
@@ -226,16 +226,16 @@ def test_a_profiler_that_runs_is_left_alone() -> None:
         sys.setprofile(None)
 
 
-def test_an_op_that_takes_no_generator_is_named() -> None:
-    build = lambda: Holds(lambda: torch.native_dropout(torch.ones(4), 0.5, True)[0])
+def test_an_op_without_a_generator_raises_with_its_name() -> None:
+    build = lambda: ParameterAndBuffer(lambda: torch.native_dropout(torch.ones(4), 0.5, True)[0])
     with generators_untouched(), pytest.raises(fm.RandomnessError, match=r"native_dropout.* takes no generator"):
         fm.network(build, 2)
 
 
-def test_random_numbers_of_numpy_and_python_are_not_under_the_key_and_this_is_documented() -> None:
+def test_numpy_and_python_do_not_sample_from_the_key_and_the_docstring_says_so() -> None:
     assert "numpy's and Python's" in str(fm.network.__doc__)
-    for draw in (lambda: torch.from_numpy(np.random.rand(3)), lambda: torch.tensor([python_random.random()])):
-        net = fm.network(lambda: Holds(draw), 1)  # noqa: B023
+    for sample in (lambda: torch.from_numpy(np.random.rand(3)), lambda: torch.tensor([python_random.random()])):
+        net = fm.network(lambda: ParameterAndBuffer(sample), 1)  # noqa: B023
         numpy_state: Any = np.random.get_state()
         python_state = python_random.getstate()
         try:
@@ -245,7 +245,7 @@ def test_random_numbers_of_numpy_and_python_are_not_under_the_key_and_this_is_do
             python_random.setstate(python_state)
 
 
-def test_threads_draw_apart() -> None:
+def test_threads_do_not_affect_each_other() -> None:
     nets = [fm.network(MODULES[name], 2) for name in ("mlp", "EncoderLayer", "orthogonal")]
     jobs = [(net, seed) for seed in range(10) for net in nets]
     expected = [fm.init_params(net, seed) for net, seed in jobs]

@@ -106,7 +106,7 @@ def test_another_error_of_a_dropping_module_under_a_map_stays() -> None:
 def test_the_loop_is_said_once_a_template_at_the_line_of_the_caller() -> None:
     net = fm.network(lambda: Recurrent(nn.GRU), N)
     x = numbers(5, N, 4)
-    fix = r'no batching rule for GRU \(.cell.\); use fm.nets.gru in place of nn.GRU, or say strategy="loop" if'
+    fix = r'no batching rule for GRU \(.cell.\); use fm.nets.gru in place of nn.GRU, or set strategy="loop" if'
     with pytest.warns(fm.StrategyWarning, match=f"^3 agents are evaluated one after the other: .*{fix}") as found:
         fm.apply(net, fm.init_params(net, 0), x, train=True)
     assert [warning.filename for warning in found] == [__file__]
@@ -142,7 +142,7 @@ def test_the_loop_is_said_where_vmap_fails() -> None:
             return x * 2 if bool(x.sum() > 0) else x
 
     net = fm.network(Branching, N)
-    what = "one after the other: vmap raised RuntimeError: .*; say strategy="
+    what = "one after the other: vmap raised RuntimeError: .*; set strategy="
     with pytest.warns(fm.StrategyWarning, match=what):
         fm.apply(net, {}, numbers(5, N, 4))
     for _ in range(3):

@@ -56,8 +56,8 @@ def test_a_traced_loop_may_draw_apart() -> None:
 @pytest.mark.parametrize(
     ("randomness", "message"),
     [
-        ("same", 'randomness="same": a traced loop over agents cannot draw the same .*; give apply a key='),
-        ("error", 'drew in training under randomness="error": make the network with'),
+        ("same", 'randomness="same": a traced loop over agents cannot sample the same .*; give apply a key='),
+        ("error", 'sampled in training under randomness="error": make the network with'),
     ],
 )
 def test_a_traced_loop_that_draws_says_why_not(randomness: Any, message: str) -> None:

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.checkpoint import checkpoint
 
 import functional_marl as fm
 from functional_marl import _torch_compat
-from functional_marl._lowering import gather_slots
-from functional_marl._randomness import rng_state as draws
-from functional_marl._strategies import apply_directly
-from functional_marl._strategies import vmap_fast_path as direct
+from functional_marl._slots import gather_slots
+from functional_marl._strategies import vmap_fast_path
 from functional_marl._strategies.batching_rules import Rules
+from functional_marl._strategies.torch_compile import is_compiled
+from functional_marl._strategies.vmap_fast_path import VmapFastPath
 from tests.builders import FLAT_SHARINGS, N, copied, numbers, same
 
 
@@ -219,50 +217,6 @@ def test_vmap_is_given_up_for_calls_of_one_kind_only() -> None:
     assert "loop (vmap raised" in fm.tabulate(net)
 
 
-def test_generators_of_all_devices_are_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A device with a generator, for a test without one."""
-
-    class Device:
-        state = torch.tensor(5)
-
-        def get_rng_state(self, device: torch.device) -> Tensor:
-            return self.state
-
-        def set_rng_state(self, state: Tensor, device: torch.device) -> None:
-            self.state = state
-
-    fake, meta = Device(), torch.device("meta")
-    assert draws.rng_states([torch.empty(2, device=meta)]).keys() == {torch.device("cpu")}
-    monkeypatch.setattr(draws, "_generators", lambda _: fake)
-    before = draws.rng_states([torch.empty(2, device=meta), 3, torch.empty(2)])
-    assert before.keys() == {torch.device("cpu"), meta}
-    fake.state = torch.tensor(7)
-    assert not draws.same_states(before, draws.rng_states([torch.empty(2, device=meta)]))
-    draws.set_rng_states(before)
-    assert int(fake.state) == 5
-    assert draws.same_states(before, draws.rng_states([torch.empty(2, device=meta)]))
-
-
-def test_a_device_has_the_generators_of_its_own_module(monkeypatch: pytest.MonkeyPatch) -> None:
-    cpu, meta, gpu = torch.device("cpu"), torch.device("meta"), torch.device("cuda", 0)
-    assert draws._generators(gpu) is torch.cuda
-    assert draws._generators(torch.device("mps")) is torch.mps
-    assert [draws._generators(d) for d in (meta, cpu, torch.device("vulkan"))] == [None] * 3
-    assert draws._index(gpu) == (gpu,)
-    assert draws._index(torch.device("mps")) == ()
-    with FakeTensorMode():
-        tensors = [torch.empty(2, device=d) for d in (gpu, meta)]
-    given: list[torch.device] = []
-    fake = SimpleNamespace(get_rng_state=lambda d: torch.tensor(5), set_rng_state=lambda s, d: given.append(d))
-    monkeypatch.setattr(draws, "_generators", lambda d: {gpu: fake, meta: fake}[d])
-    for capturing in (False, True):  # a CUDA graph is captured: its generator cannot be read
-        monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: capturing)  # noqa: B023
-        assert draws.rng_states(tensors).keys() == {cpu, gpu, meta}
-        assert draws.rng_states(tensors, needed=False).keys() == ({cpu, meta} if capturing else {cpu, gpu, meta})
-    draws.set_rng_states(draws.rng_states(tensors))
-    assert set(given) == {gpu, meta}
-
-
 @pytest.mark.parametrize("strategy", ["auto", "loop", "vmap"])
 def test_checkpoint_goes_around_the_call(strategy: Any) -> None:
     net = fm.network(Odd, N, strategy=strategy)
@@ -321,51 +275,51 @@ def test_a_rule_spares_a_loop_over_rows() -> None:
 @pytest.mark.parametrize("strategy", ["auto", "vmap"])
 @pytest.mark.parametrize("dims", [(-2, None), (0, None), (-4, -4), (2, 3), (1, -1)])
 @pytest.mark.parametrize("sharing", FLAT_SHARINGS.values(), ids=FLAT_SHARINGS)
-def test_it_answers_what_it_was_made_for(sharing: Any, dims: tuple[int, int | None], strategy: Any) -> None:
+def test_the_fast_path_is_the_loop(sharing: Any, dims: tuple[int, int | None], strategy: Any) -> None:
     net = fm.network(Odd, N, sharing=sharing, agent_dim=dims[0], out_agent_dim=dims[1], strategy=strategy)
     sizes = [5, 2, 6, 4]
     sizes[dims[0]] = N
     params, x = fm.init_params(net, 0), numbers(*sizes)
     for train in (False, True):
-        assert apply_directly(net, params, x, train) is None  # the first call of a mode sees what the module does
+        assert net.evaluators[train].single(params, x) is None  # the first call of a mode sees what the module does
         wanted = fm.apply(net.replace(strategy="loop"), params, x, train=train)
         fm.apply(net, params, x, train=train)
         for _ in range(2):
-            found = apply_directly(net, params, x, train)
+            found = net.evaluators[train].single(params, x)
             assert found is not None
             torch.testing.assert_close(found, wanted, rtol=1e-11, atol=1e-11)
 
 
 @pytest.mark.parametrize("strategy", ["auto", "vmap"])
-def test_it_leaves_other_calls_to_the_general_way(strategy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_calls_take_the_general_path(strategy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     net = fm.network(Odd, N, strategy=strategy)
     params, x = fm.init_params(net, 0), numbers(5, N, 4)
     fm.apply(net, params, x)
     few = {k: v for k, v in params.items() if k != "scale"}
     for given in (few, {**params, "more": x}, {**few, "other": x}, {**few, "scale": 3}, {**few, "scale": x}):
-        assert apply_directly(net, given, x, False) is None
+        assert net.evaluators[False].single(given, x) is None
     for other in (x[0, 0], x[:, :2]):
-        assert apply_directly(net, params, other, False) is None
-    assert apply_directly(net, params, x, False) is not None
+        assert net.evaluators[False].single(params, other) is None
+    assert net.evaluators[False].single(params, x) is not None
     third = fm.network(Odd, N, strategy=strategy, agent_dim=2)
     fm.apply(third, params, numbers(5, 2, N, 4))
-    assert apply_directly(third, params, x[0], False) is None
+    assert third.evaluators[False].single(params, x[0]) is None
     with monkeypatch.context() as patched:
         patched.setattr(torch.compiler, "is_compiling", lambda: True)
-        assert apply_directly(net, params, x, False) is None
+        assert net.evaluators[False].single(params, x) is None
     monkeypatch.setattr(_torch_compat, "dynamo_callback", lambda: print)
-    assert apply_directly(net, params, x, False) is None
+    assert net.evaluators[False].single(params, x) is None
 
 
-def test_dynamo_is_asked_whether_it_traces_or_runs_what_is_inside(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert not direct.is_compiled()
+def test_a_call_inside_a_compiled_region_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not is_compiled()
     for place, name, value in (
         (torch.compiler, "is_dynamo_compiling", True),
         (_torch_compat, "dynamo_callback", print),
     ):
         with monkeypatch.context() as patched:
             patched.setattr(place, name, lambda: value)  # noqa: B023
-            assert direct.is_compiled()
+            assert is_compiled()
 
 
 @pytest.mark.parametrize(("sharing", "gathered"), [("independent", 0), ("shared", 0), ([1, 0, 1], 6)], ids=str)
@@ -373,21 +327,21 @@ def test_slots_are_gathered_where_they_must_be(sharing: Any, gathered: int, monk
     net = fm.network(Odd, N, sharing=sharing)
     params, x = fm.init_params(net, 0), numbers(5, N, 4)
     fm.apply(net, params, x)
-    assert apply_directly(net, params, x, False) is not None
-    kept, calls = net.__dict__["_mapped"], list[Any]()
-    monkeypatch.setattr(direct, "gather_slots", lambda *given: calls.append(given) or gather_slots(*given))
-    assert apply_directly(net, params, x, False) is not None
+    assert net.evaluators[False].single(params, x) is not None
+    calls = list[Any]()
+    monkeypatch.setattr(vmap_fast_path, "gather_slots", lambda *given: calls.append(given) or gather_slots(*given))
+    assert net.evaluators[False].single(params, x) is not None
     assert len(calls) == gathered
-    assert net.__dict__["_mapped"] is kept
 
 
-def test_other_networks_have_no_such_way() -> None:
+def test_other_networks_have_no_fast_path() -> None:
     def taken(build: Callable[[], nn.Module], x: Tensor, **settings: Any) -> bool:
         net = fm.network(build, N, **settings)
         params = fm.init_params(net, 0)
         for _ in range(2):
             fm.apply(net, params, x)
-        return apply_directly(net, params, x, False) is not None
+        single = net.evaluators[False].single
+        return isinstance(single, VmapFastPath) and single(params, x) is not None
 
     x = numbers(5, N, 4)
     assert taken(Odd, x)
