@@ -1,4 +1,4 @@
-"""Multi-agent networks as pure functions: which agent owns which copy of which parameter is a value."""
+"""Multi-agent networks as pure functions. Sharing is data: which agent owns which copy of each parameter."""
 
 from typing import TYPE_CHECKING
 

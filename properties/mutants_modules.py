@@ -225,9 +225,8 @@ def frozen(module: Any) -> None:
 
 def new_parameters(module: Any) -> None:
     """An optimizer that was created before holds the old ones."""
-    leaves = {
-        name: nn.Parameter(leaf.detach().clone()) for name, leaf in module._store.live(module._modules)[0].items()
-    }
+    live = module._store.live(module._modules)[0]
+    leaves = {name: nn.Parameter(leaf.detach().clone()) for name, leaf in live.items()}
     module._store.place(module._modules, {**module._store.leaves(module._modules), **leaves})
 
 

@@ -15,22 +15,13 @@ PACKAGE = Path(__file__).resolve().parent.parent / "functional_marl"
 # The layers from bottom to top. A top-level module or package imports from those before it, in this order, and from
 # nothing else. The last, "", is the package itself with its public names; nothing imports it.
 LAYERS: dict[str, list[str]] = {
-    "foundations": [
-        "_torch_compat",
-        "_errors",
-        "_arguments",
-        "random",
-        "_name_patterns",
-        "_sharing",
-        "_pytrees",
-        "_clean_context",
-        "_slots",
-    ],
+    "foundations": ["_torch_compat", "_errors", "_arguments", "random", "_pytrees", "_clean_context"],
+    "who owns which slot": ["_name_patterns", "_sharing", "_slots"],
     "one agent's module": ["_randomness", "nets", "_module"],
-    "evaluation": ["_layout", "_lowering", "_network_settings", "_strategies"],
-    "networks and parameters": ["_network", "_tensordict", "_checks", "_init_params", "_init_state", "_parameters"],
+    "how it is evaluated": ["_layout", "_lowering", "_network_settings", "_strategies"],
+    "the network": ["_network", "_tensordict", "_checks", "_init_params", "_init_state", "_parameters"],
     "calls": ["_apply", "_tabulate", "_groups"],
-    "for users": ["nn", "laws", ""],
+    "built on it": ["nn", "laws", ""],
 }
 ORDER = [name for names in LAYERS.values() for name in names]
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from functional_marl import _torch_compat
-from functional_marl._module.leaves import named_tensors
+from functional_marl._module.leaves import LeafNames, get_leaves
 from functional_marl._randomness.use_generator import seeded_generator
 
 __all__ = ["InitTrace", "Several", "Step", "all_leaves", "in_plain_context"]
@@ -104,5 +104,5 @@ def in_plain_context() -> bool:
 
 
 def all_leaves(module: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers by name."""
-    return {**named_tensors(module, "_parameters"), **named_tensors(module, "_buffers")}
+    """Parameters and buffers by their first names, detached."""
+    return {name: leaf.detach() for name, leaf in get_leaves(module, LeafNames.of(module)).items()}

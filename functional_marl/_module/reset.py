@@ -29,9 +29,9 @@ def in_construction_order(module: nn.Module) -> Iterator[nn.Module]:
     yield module
 
 
-def mark_unfilled(leaf: Tensor, device: torch.device | None = None) -> Tensor:
+def mark_unfilled(leaf: Tensor) -> Tensor:
     """A leaf full of NaN, which no reset writes. A leaf of integers cannot hold NaN: a copy of it."""
-    return torch.full_like(leaf, torch.nan, device=device) if is_float(leaf) else leaf.detach().clone()
+    return torch.full_like(leaf, torch.nan) if is_float(leaf) else leaf.detach().clone()
 
 
 def unfilled_names(leaves: Mapping[str, Tensor]) -> list[str]:
@@ -50,10 +50,10 @@ class ResetFactory:
     def __init__(self, module: nn.Module, empty: nn.Module) -> None:
         self.names = LeafNames.of(module)
         leaves = {name: leaf.detach() for name, leaf in get_leaves(module, self.names).items()}
-        self.devices = {name: leaves[name].device for name in self.names.params}
-        # integers keep their numbers; of the others only shape and dtype are needed
+        # Integers keep their numbers. Of the others, shape, dtype and device: all elements are one in memory.
         self.params = {
-            name: leaves[name].to("meta") if is_float(leaves[name]) else leaves[name] for name in self.names.params
+            name: leaves[name].new_zeros(()).expand(leaves[name].shape) if is_float(leaves[name]) else leaves[name]
+            for name in self.names.params
         }
         self.buffers = {name: leaves[name] for name in self.names.buffers}
         self.empty = empty
@@ -65,7 +65,7 @@ class ResetFactory:
             StructureError: names the leaves that no reset fills.
         """
         module = copy.deepcopy(self.empty)
-        params = {name: as_parameter(mark_unfilled(leaf, self.devices[name])) for name, leaf in self.params.items()}
+        params = {name: as_parameter(mark_unfilled(leaf)) for name, leaf in self.params.items()}
         buffers = {name: buffer.clone() for name, buffer in self.buffers.items()}
         set_leaves(module, self.names, {**params, **buffers})
         call_resets(reversed(list(module.modules())))  # the parts before the whole, as constructors do

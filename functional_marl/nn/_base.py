@@ -161,13 +161,10 @@ class MultiAgentNetBase(nn.Module):
         self._edits = EditTracker(self._empty_net, self._store.names.all)
         self._store.remember(self._modules)
         if self.initialized:
-            self._net = self._make_network()
-
-    def _make_network(self) -> Network:
-        """The network for the functional core: the one-agent module with one slot's leaves, on no device."""
-        return self._network_of({k: leaf.to("meta") for k, leaf in self._store.leaves(self._modules).items()})
+            self._net = self._network_of({k: t.to("meta") for k, t in self._store.leaves(self._modules).items()})
 
     def _network_of(self, leaves: dict[str, Tensor]) -> Network:
+        """The network for the functional core: the one-agent module with the first slot's part of these leaves."""
         one = self._store.one_agent(self._modules, leaves)
         if any(part.training is not one.training for part in one.modules()):
             for child in one.children():  # a call sets the mode of the whole; these keep theirs
@@ -295,9 +292,8 @@ class MultiAgentNetBase(nn.Module):
     ) -> Callable[..., Any]:
         """``torch.vmap`` over the call of a module with parameters given as a TensorDict.
 
-        Kept for subclasses written for torchrl; :func:`functional_marl.apply` is what the forward uses.
+        Kept for subclasses written for torchrl; the forward uses :func:`functional_marl.apply`.
         """
-
         if not isinstance(module, nn.Module):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise TypeError(f"module: expected an nn.Module, got {shown(module)}")
 

@@ -12,6 +12,7 @@ from functional_marl._module.lazy import is_lazy
 from functional_marl._parameters import Merge, stack_agents
 from functional_marl._sharing import Sharing, SharingSpec, resolve
 from functional_marl.nn._base import MultiAgentNetBase
+from functional_marl.nn._parameter_store import as_spec
 
 __all__ = ["convert_state_dict"]
 
@@ -28,13 +29,12 @@ def convert_state_dict(
 
     Args:
         state_dict: of torchrl's class or of ours, with keys ``params.0.weight`` or ``_empty_net.0.weight``.
-        module: what the result is for; it is not changed. Its slots that no agent is in keep what they hold,
-            unless the checkpoint is of the same sharing.
-        sharing: the sharing that the checkpoint was made under. By default it is read off the shapes: no
-            slot axis or one slot is shared, as many slots as agents is independent.
-        merge: agents that come together in a slot must agree (``"error"``), or are merged: ``"mean"`` or
-            ``"first"``.
-        prefix: where the module is inside of a larger one (``"module."``); other keys are handed on.
+        module: the module that is to load the result; it is not changed. Its slots without agents keep their
+            numbers, unless the checkpoint is of the same sharing.
+        sharing: the sharing that the checkpoint was made under. By default the shapes decide: no slot axis or
+            one slot is shared, as many slots as agents is independent.
+        merge: agents that get one slot must agree (``"error"``), or are merged: ``"mean"`` or ``"first"``.
+        prefix: the module's name inside a larger one (``"module."``); other keys stay as they are.
 
     Raises:
         StructureError: keys or shapes that do not fit, all of them named. SharingError: agents of a slot
@@ -74,10 +74,9 @@ def convert_state_dict(
             new[name] = current[name].detach().to(merged, copy=True)
             new[name][list(dict.fromkeys(target))] = merged
     root = prefix + ("params." if module.use_td_params else "_empty_net.")
-    bare = module.share_params is True
     leaves = {k: new[names.aliases.get(k, k)] for k in names.all}
     others = {k: v for k, v in state_dict.items() if not k.startswith((prefix + "params.", prefix + "_empty_net."))}
-    return {**others, **{root + k: leaf[0] if bare else leaf for k, leaf in leaves.items()}}
+    return {**others, **{root + k: leaf if store.slot_axis else leaf[0] for k, leaf in leaves.items()}}
 
 
 def _read(
@@ -91,7 +90,7 @@ def _read(
     if not roots:
         raise StructureError(
             f"state_dict: expected keys {prefix}params.* or {prefix}_empty_net.*, got {list(state_dict)[:8]}; "
-            "prefix= says where the module is inside of a larger one, as 'module.0.'"
+            "prefix= is the module's name inside a larger one, as 'module.0.'"
         )
     where = prefix + roots[0]
     # tensordict 0.11 writes batch sizes and devices among the tensors
@@ -102,7 +101,7 @@ def _read(
     lines = [f"{where}{k}: missing, expected a leaf {list(shapes[k])}" for k in first if k not in given]
     lines += [f"{where}{k}: not a leaf of this network" for k in given if k not in names.all]
     lines += [f"{where}{k}: has no shape yet" for k, leaf in given.items() if is_lazy(leaf)]
-    source = None if sharing is None else resolve(_as_spec(sharing), module.n_agents, first)
+    source = None if sharing is None else resolve(as_spec(sharing), module.n_agents, first)
     old: dict[str, Sharing] = {}
     rows: dict[str, Tensor] = {}
     for name in (k for k in first if k in given and not is_lazy(given[k])):
@@ -114,7 +113,7 @@ def _read(
         if tuple(rows[name].shape[1:]) != shape or count != old[name].n_slots:
             lines.append(
                 f"{where}{name}: expected {list(shape)} or [slots, *{list(shape)}] with {old[name].n_slots} slots, "
-                f"got {list(value.shape)}; say sharing= for another sharing"
+                f"got {list(value.shape)}; give sharing= for another sharing"
             )
     if lines:
         raise StructureError("state_dict does not fit the module\n" + "\n".join(lines))
@@ -129,9 +128,3 @@ def _not_ours(module: Any) -> str:
     ]
     found = f"; it holds one: give that, and prefix={inside[0][0] + '.'!r}" if inside else ""
     return f"module: expected a module of functional_marl.nn, got {type(module).__name__}{found}"
-
-
-def _as_spec(sharing: bool | SharingSpec) -> SharingSpec:
-    if isinstance(sharing, bool):
-        return "shared" if sharing else "independent"
-    return sharing

@@ -43,7 +43,7 @@ class MultiAgentNet(MultiAgentNetBase):
             n_agents=net.n_agents,
             centralized=net.centralized,
             share_params=whole.is_shared if whole is not None and plain else net.spec,
-            agent_dim=0,  # the base wants one; the network's own is below
+            agent_dim=0,  # the base needs one; the network's own is set below
             vmap_randomness=net.randomness,
             use_td_params=use_td_params,
             device=None,
@@ -56,10 +56,10 @@ class MultiAgentNet(MultiAgentNetBase):
                     leaf.copy_(given[name][0] if self.share_params is True else given[name])
 
     def _build_single_net(self, *, device: Any, **kwargs: Any) -> nn.Module:
-        template = self._given.module_spec
+        spec = self._given.module_spec
         if self._rows is not None:
-            return template.make_module(self._rows["params"], self._rows["state"]).train()
-        return template.init_module(int(torch.randint(2**62, ())))
+            return spec.make_module(self._rows["params"], self._rows["state"]).train()
+        return spec.init_module(int(torch.randint(2**62, ())))
 
     def _pre_forward_check(self, inputs: Tensor) -> Tensor:
         return inputs  # the core checks

@@ -68,14 +68,14 @@ def _record(build: Callable[[], nn.Module]) -> InitTrace | None:
 
 
 def reset_slots(
-    build: Callable[[], nn.Module], template: nn.Module, names: LeafNames, leaves: dict[str, Tensor]
+    build: Callable[[], nn.Module], empty_net: nn.Module, names: LeafNames, leaves: dict[str, Tensor]
 ) -> dict[str, Tensor]:
-    """New leaves ``{name: [S, *leaf]}``: by the resets of the template, and by the factory where these fill nothing.
+    """New leaves ``{name: [S, *leaf]}``: by the resets of the one-agent module, else by the factory.
 
     A reset sees one slot's leaves and fills all slots at once, as torchrl's does: the same seed gives the same
     numbers there. If it cannot be mapped, the slots are reset one after the other.
     """
-    module = copy.deepcopy(template)
+    module = copy.deepcopy(empty_net)
     marked = {k: mark_unfilled(leaf) if k in names.params else leaf.clone() for k, leaf in leaves.items()}
 
     def reset(slot: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -122,21 +122,21 @@ def _reset_mapped(
 
 
 def materialise_slots(
-    template: nn.Module, names: LeafNames, first: dict[str, Any], n_slots: int, one_input: Tensor
+    empty_net: nn.Module, names: LeafNames, first: dict[str, Any], n_slots: int, one_input: Tensor
 ) -> list[dict[str, Tensor]]:
     """Give the lazy leaves of every slot their shapes and first values, from one agent's input.
 
-    The template is called once with the leaves ``first``, which turns its lazy layers into ordinary ones. The
-    numbers that it then has are the first slot's. For each further slot those layers are reset.
+    The module is called once with the leaves ``first``, which turns its lazy layers into ordinary ones. The numbers
+    that it then has are the first slot's. For each further slot those layers are reset.
     """
     lazy = [name for name, leaf in first.items() if is_lazy(leaf)]
-    set_leaves(template, names, first)
-    evaluate_once(template, (one_input,))
-    owners = list({id(owner): owner for _, name, owner, _ in names.owners(template) if name in lazy}.values())
+    set_leaves(empty_net, names, first)
+    evaluate_once(empty_net, (one_input,))
+    owners = list({id(owner): owner for _, name, owner, _ in names.owners(empty_net) if name in lazy}.values())
     slots: list[dict[str, Tensor]] = []
     for slot in range(n_slots):
         if slot:
             for owner in owners:
                 owner.reset_parameters()  # pyright: ignore
-        slots.append({k: leaf.detach().clone() for k, leaf in get_leaves(template, names).items() if k in lazy})
+        slots.append({k: leaf.detach().clone() for k, leaf in get_leaves(empty_net, names).items() if k in lazy})
     return slots

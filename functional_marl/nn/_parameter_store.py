@@ -21,7 +21,7 @@ from functional_marl._sharing import Sharing, SharingSpec, resolve
 from functional_marl.nn._initialization import materialise_slots, reset_slots
 from functional_marl.nn._td_params import TDParams
 
-__all__ = ["ParameterStore", "ignore_template_buffers"]
+__all__ = ["ParameterStore", "as_spec", "ignore_template_buffers"]
 
 Modules = dict[str, Any]  # a module's table of submodules
 
@@ -48,11 +48,10 @@ class ParameterStore:
 
     def _describe(self, names: LeafNames) -> None:
         self.names = names
-        spec: Any = self.share_params
-        if isinstance(spec, bool):
-            spec = "shared" if spec else "independent"
         try:
-            self.sharing: dict[str, Sharing] = resolve(spec, self.n_agents, [*names.params, *names.buffers])
+            self.sharing: dict[str, Sharing] = resolve(
+                as_spec(self.share_params), self.n_agents, [*names.params, *names.buffers]
+            )
         except SharingError as error:
             raise SharingError(f"share_params: {error}") from None
 
@@ -263,6 +262,13 @@ class ParameterStore:
             value = state_dict.get(where + name)
             if is_lazy(leaf) and value is not None and not is_lazy(value):
                 cast(Any, leaf).materialize(value.shape, device=leaf.device, dtype=leaf.dtype)
+
+
+def as_spec(share_params: bool | SharingSpec) -> SharingSpec:
+    """torchrl's ``share_params`` as a sharing."""
+    if isinstance(share_params, bool):
+        return "shared" if share_params else "independent"
+    return share_params
 
 
 def ignore_template_buffers(module: Any, incompatible: Any) -> None:

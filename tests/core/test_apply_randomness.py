@@ -93,7 +93,7 @@ def test_same_and_different_decide_whether_agents_have_equal_masks(
 ) -> None:
     wide = lambda: nn.Sequential(nn.Dropout(0.5), nn.Linear(8 * N if centralized else 8, 3)).double()
     base = fm.network(wide, N, sharing=sharing, centralized=centralized, strategy=strategy)
-    # Equal parameters and equal inputs: whatever differs was drawn.
+    # Parameters and inputs are equal: outputs can differ only by random numbers.
     params = fm.stack_agents(wide(), n_agents=N, sharing="shared")
     params = {name: leaf.expand(base.param_shapes[name]).clone() for name, leaf in params.items()}
     x = numbers(20, 1, 8).expand(20, N, 8)
@@ -153,7 +153,7 @@ def test_error_raises_for_dropout_in_training_only(sharing: Any, strategy: Any, 
     net = fm.network(layers, N, sharing=sharing, randomness="error", strategy=strategy)
     params, x = fm.init_params(net, 0), numbers(5, N, 4)
     with generators_untouched():
-        for _ in range(3):  # the second call of a network may take another way
+        for _ in range(3):  # the second call of a network may use another strategy
             with pytest.raises(fm.RandomnessError, match=r'"same" or "different", or .*train=False'):
                 fm.apply(net, params, x, key=key, train=True)
         y = fm.apply(net, params, x, key=key)

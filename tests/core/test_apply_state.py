@@ -100,7 +100,7 @@ def test_two_training_steps_change_buffers_as_single_agents_do(name: str, sharin
         torch.testing.assert_close(after, merged(before, agents.buffers, net.state_sharing), rtol=1e-12, atol=1e-12)
         assert not any(torch.equal(after[k], before[k]) for k in list(after)[:1])
         state = after
-    # and what was learned is what evaluation uses
+    # evaluation uses the learned state
     y = fm.apply(net, params, numbers(N, 6, 4), state=state)
     expected = [fm.agent_module(net, params, i, state)(numbers(N, 6, 4)[i]) for i in range(N)]
     torch.testing.assert_close(y, torch.stack(expected).detach(), rtol=1e-12, atol=1e-12)

@@ -155,7 +155,7 @@ def test_values_and_gradients_equal_those_of_single_agents(name: str, sharing: s
         if name in INTEGERS:
             x = torch.randint(0, 3, (N, *shape), generator=torch.Generator().manual_seed(0))
         expected = by_agents(net, params, x, state=state)
-        # "auto" takes the plan where there is one, and then vmap is tried too.
+        # "auto" uses the plan if there is one; then vmap is tested too.
         for strategy in ("auto", "loop", *(("vmap",) if supports(net, "plan") else ())):
             assert_alike(by_apply(net.replace(strategy=strategy), params, x, state=state), expected)
 
@@ -166,7 +166,7 @@ def test_buffers_after_training_equal_those_of_single_agents(name: str, sharing:
     build, shapes = CASES[name]
     net = fm.network(double(build), N, sharing=sharing, agent_dim=0)
     params, shape = fm.init_params(net, 0), shapes[-1]
-    # Buffers of an agent each, so that none are merged.
+    # Each agent has its own buffers, so that none are merged.
     net = net.replace(sharing={**net.sharing_spec, **dict.fromkeys(net.state_sharing, "independent")})
     x = numbers(N, *shape)
     expected = by_agents(net, params, x, train=True)

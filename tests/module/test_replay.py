@@ -1,4 +1,4 @@
-"""A factory played from its tape against the factory built again under the same seed, by plain torch."""
+"""A replayed initialisation against the module that the factory builds under the same seed."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def _several() -> dict[str, Tensor]:
 
 
 def _written_constant() -> dict[str, Tensor]:
-    scale = torch.tensor([1.0, 2.0]).mul_(3)  # twice played it must not be 9 times
+    scale = torch.tensor([1.0, 2.0]).mul_(3)  # replayed twice it must not be 9 times
     return {"scale": scale, "drawn": (torch.tensor([1.0, 2.0]).mul_(3) + torch.rand(2)).mul_(2)}
 
 
@@ -63,21 +63,21 @@ def _in_parts() -> nn.Module:
     return layer
 
 
-PLAYED: dict[str, Build] = {
+REPLAYED: dict[str, Build] = {
     "linear": lambda: nn.Linear(3, 2),
     "no bias": lambda: nn.Linear(3, 2, bias=False),
     "embedding with padding": lambda: nn.Embedding(5, 3, padding_idx=1),
-    "norms draw nothing": lambda: nn.BatchNorm1d(3),
+    "norms use no random numbers": lambda: nn.BatchNorm1d(3),
     "attention": lambda: nn.MultiheadAttention(8, 2),
     "gru": lambda: nn.GRU(3, 4, num_layers=2),
     "weight norm": lambda: nn.utils.parametrizations.weight_norm(nn.Linear(3, 2)),
     "orthogonal": _orthogonal,
     "sparse": _sparse,
     "in parts": _in_parts,
-    "computed from a draw": lambda: Made(lambda: {"log_std": 0.1 * torch.randn(4)}),
+    "computed from random numbers": lambda: Made(lambda: {"log_std": 0.1 * torch.randn(4)}),
     "computed from several": lambda: Made(_several),
     "a constant written": lambda: Made(_written_constant),
-    "a draw thrown away": lambda: Made(_discarded),
+    "random numbers thrown away": lambda: Made(_discarded),
     "an order": lambda: Made(lambda: {"order": torch.randperm(6), "normal": torch.normal(torch.zeros(6), 2.0)}),
 }
 
@@ -106,7 +106,7 @@ def _seen(see: Callable[[Tensor], float]) -> Build:
 
 
 REFUSED: dict[str, Build] = {
-    "drawn again where it is far": lambda: Made(_resampled),
+    "sampled again where it is far": lambda: Made(_resampled),
     "seen by tolist": _seen(lambda leaf: max(leaf.tolist())),
     "seen by numpy": _seen(lambda leaf: float(leaf.numpy().max())),
     "seen by an array": _seen(lambda leaf: float(np.asarray(leaf).max())),
@@ -122,36 +122,36 @@ REFUSED: dict[str, Build] = {
 
 
 def _built(build: Build) -> dict[str, Tensor]:
-    """The leaves as drawn from torch's own global generator."""
+    """The leaves that the factory fills from torch's own global generator."""
     module = build()
     return {k: t.detach() for kind in ("_parameters", "_buffers") for k, t in named_tensors(module, kind).items()}
 
 
-def _tape(build: Build) -> InitTrace | None:
-    def draw(seed: int) -> nn.Module:
+def _trace(build: Build) -> InitTrace | None:
+    def init(seed: int) -> nn.Module:
         with sampling_from_seed(seed):
             return build()
 
-    return record_init(draw)
+    return record_init(init)
 
 
-@pytest.mark.parametrize("build", PLAYED.values(), ids=PLAYED)
-def test_what_is_played_is_what_is_built(build: Build) -> None:
-    tape = _tape(build)
-    assert tape is not None
+@pytest.mark.parametrize("build", REPLAYED.values(), ids=REPLAYED)
+def test_a_replay_gives_what_the_factory_builds(build: Build) -> None:
+    trace = _trace(build)
+    assert trace is not None
     for seed in (5, 6, 5):
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             expected = _built(build)
         rows = {name: torch.full_like(leaf, 3) for name, leaf in expected.items()}
-        tape.replay(rows, torch.Generator().manual_seed(seed))
+        trace.replay(rows, torch.Generator().manual_seed(seed))
         assert all(torch.equal(rows[name], leaf) for name, leaf in expected.items())
 
 
-@pytest.mark.parametrize("build", PLAYED.values(), ids=PLAYED)
-def test_without_a_generator_the_global_one_is_drawn_from_and_left_as_by_building(build: Build) -> None:
-    tape = _tape(build)
-    assert tape is not None
+@pytest.mark.parametrize("build", REPLAYED.values(), ids=REPLAYED)
+def test_without_a_generator_the_global_one_is_used_and_left_as_by_building(build: Build) -> None:
+    trace = _trace(build)
+    assert trace is not None
     with torch.random.fork_rng():
         torch.manual_seed(7)
         expected = [_built(build) for _ in range(2)]
@@ -159,17 +159,17 @@ def test_without_a_generator_the_global_one_is_drawn_from_and_left_as_by_buildin
         torch.manual_seed(7)
         for leaves in expected:
             rows = {name: torch.full_like(leaf, 3) for name, leaf in leaves.items()}
-            tape.replay(rows, None)
+            trace.replay(rows, None)
             assert all(torch.equal(rows[name], leaf) for name, leaf in leaves.items())
         assert torch.equal(torch.rand(3), after)
 
 
 @pytest.mark.parametrize("build", REFUSED.values(), ids=REFUSED)
-def test_what_operations_alone_do_not_determine_has_no_tape(build: Build) -> None:
-    assert _tape(build) is None
+def test_what_operations_alone_do_not_determine_has_no_trace(build: Build) -> None:
+    assert _trace(build) is None
 
 
-def test_a_factory_that_has_come_to_do_something_else_is_asked_again() -> None:
+def test_a_factory_that_now_does_something_else_is_called_again() -> None:
     gain = [1.0]
     net = fm.network(lambda: Made(lambda: {"leaf": gain[0] * torch.randn(3)}), n_agents=5)
     before = fm.init_params(net, 0)["leaf"]

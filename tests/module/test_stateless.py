@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -11,20 +10,7 @@ from torch import Tensor, nn
 
 import functional_marl as fm
 from tests.builders import FLAT_SHARINGS, N, copied, looped, numbers, same
-
-
-class Writes(nn.Module):
-    """A linear layer whose forward a test supplies."""
-
-    def __init__(self, forward: Callable[[Any, Tensor], Tensor], **attributes: Any) -> None:
-        super().__init__()
-        self.linear = nn.Linear(4, 4, dtype=torch.float64)
-        self.function = forward
-        for name, value in attributes.items():
-            setattr(self, name, value)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.function(self, x)
+from tests.module.modules import CustomForward
 
 
 def _counts(self: Any, x: Tensor) -> Tensor:
@@ -52,7 +38,7 @@ def _changes_its_mode(self: Any, x: Tensor) -> Tensor:
 @pytest.mark.parametrize("strategy", ["vmap", "loop"])
 @pytest.mark.parametrize("forward", [_counts, _remembers, _caches_a_buffer, _changes_its_mode])
 def test_what_a_forward_sets_on_its_module_is_forgotten(forward: Any, strategy: Any) -> None:
-    net = fm.network(lambda: Writes(forward), N, strategy=strategy)
+    net = fm.network(lambda: CustomForward(forward), N, strategy=strategy)
     params, x = fm.init_params(net, 0), numbers(2, N, 4)
     expected = torch.stack([fm.agent_module(net, params, i).train()(x[:, i]) for i in range(N)], 1)
     for _ in range(3):
@@ -75,7 +61,7 @@ def _through_a_view(self: Any, x: Tensor) -> Tensor:
 @pytest.mark.parametrize("strategy", ["auto", "vmap", "loop"])
 @pytest.mark.parametrize("forward", [_in_place, _through_a_view])
 def test_a_forward_that_writes_into_its_parameters_is_refused(forward: Any, strategy: Any, sharing: Any) -> None:
-    net = fm.network(lambda: Writes(forward), N, strategy=strategy, sharing=sharing)
+    net = fm.network(lambda: CustomForward(forward), N, strategy=strategy, sharing=sharing)
     params = fm.init_params(net, 0)
     before = copied(params)
     for _ in range(2):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -11,24 +10,11 @@ from torch import Tensor, nn
 
 import functional_marl as fm
 import functional_marl.nn as fnn
-from functional_marl._module.code_reading import Writes, read_code
 from tests.builders import FLAT_SHARINGS, N, by_agents, copied, numbers, same
+from tests.module.modules import Codes, Weight
 
 STRATEGIES: list[Any] = ["auto", "vmap", "loop"]
 calls = [0]
-
-
-class Weight(nn.Module):
-    """One linear layer; a test says what the forward does before."""
-
-    def __init__(self, change: Callable[[nn.Linear, Tensor], object]) -> None:
-        super().__init__()
-        self.linear = nn.Linear(4, 4, dtype=torch.float64)
-        self.change = change
-
-    def forward(self, x: Tensor) -> Tensor:
-        self.change(self.linear, x)
-        return self.linear(x)
 
 
 def _data(linear: nn.Linear, x: Tensor) -> None:
@@ -109,31 +95,6 @@ def test_a_compiled_call_loses_no_parameters(change: Any, strategy: Any) -> None
 # --- buffers -------------------------------------------------------------------------------------------
 
 
-def averaged(old: Tensor, new: Tensor) -> None:
-    """The moving average of lucidrains' VQ-VAEs, by a helper."""
-    old.data.mul_(0.9).add_(new, alpha=0.1)
-
-
-class Codes(nn.Module):
-    """A moving average in a buffer, updated through ``.data``."""
-
-    mean: Tensor
-    count: Tensor
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.linear = nn.Linear(4, 4, dtype=torch.float64)
-        self.register_buffer("mean", torch.zeros(4, dtype=torch.float64))
-        self.register_buffer("count", torch.zeros(1, dtype=torch.float64))
-
-    def forward(self, x: Tensor) -> Tensor:
-        h = self.linear(x)
-        if self.training:
-            averaged(self.mean, h.detach().mean(0))
-            self.count.data += x.shape[0]
-        return h - self.mean
-
-
 @pytest.mark.parametrize("sharing", ["independent", "shared", [0, 0, 1]])
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_a_buffer_written_through_data_comes_out(strategy: Any, sharing: Any) -> None:
@@ -189,63 +150,3 @@ def test_the_facade_keeps_what_is_written_through_data(shared: bool, td: bool) -
     wanted, after = fm.apply(net.replace(strategy="loop"), params, x, state=state, train=True, mutable=True)
     torch.testing.assert_close(team.train()(x), wanted, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(team.functional()[2], after, rtol=1e-12, atol=1e-12)
-
-
-# --- reading code --------------------------------------------------------------------------------------
-
-
-class Plain(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.linear, self.scale = nn.Linear(4, 4), nn.Parameter(torch.ones(4))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.linear(x) * self.scale
-
-
-class Residual(nn.Module):
-    """Writes in place, and names no leaf."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.linear = nn.Linear(4, 4)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.linear(x)
-        y += x
-        y[..., 0] = 0
-        return y.relu_()
-
-
-class ByProperty(Plain):
-    @property
-    def clamped(self) -> Tensor:
-        self.scale.data.clamp_(0, 1)
-        return self.scale
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x * self.clamped
-
-
-@pytest.mark.parametrize(
-    ("build", "writes"),
-    [
-        (lambda: nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.ReLU(True)), Writes.NEVER),
-        (lambda: nn.TransformerEncoderLayer(4, 2), Writes.NEVER),
-        (lambda: nn.utils.parametrizations.weight_norm(nn.Linear(4, 4)), Writes.NEVER),
-        (Plain, Writes.NEVER),
-        (Residual, Writes.NEVER),
-        (lambda: Weight(_later), Writes.COUNTED),
-        (lambda: Weight(_data), Writes.UNCOUNTED),
-        (Codes, Writes.UNCOUNTED),
-        (ByProperty, Writes.UNCOUNTED),
-    ],
-)
-def test_what_code_shows(build: Any, writes: Writes) -> None:
-    assert read_code(build()).writes is writes
-
-
-def test_a_hook_is_code_too() -> None:
-    module = Plain()
-    module.register_forward_pre_hook(lambda module, args: module.scale.data.clamp_(0, 1))  # pyright: ignore
-    assert read_code(module).writes is Writes.UNCOUNTED

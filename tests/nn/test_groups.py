@@ -1,4 +1,4 @@
-"""The tensordicts printed on the page of ``MarlGroupMapType``, out of PettingZoo through torchrl's wrapper."""
+"""The tensordicts printed on the page of ``MarlGroupMapType``, made by torchrl's wrapper of PettingZoo."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tensordict import TensorDict  # pyright: ignore[reportMissingTypeStubs]
 import functional_marl as fm
 from functional_marl.nn import check_marl_grouping
 
-# torchrl was tested with an older PettingZoo, and says so
+# torchrl warns of a PettingZoo newer than the one it was tested with
 pytestmark = pytest.mark.filterwarnings("ignore:PettingZoo in TorchRL is tested:UserWarning")
 
 ALL, EACH = fm.MarlGroupMapType.ALL_IN_ONE_GROUP, fm.MarlGroupMapType.ONE_GROUP_PER_AGENT
@@ -64,7 +64,7 @@ def wrapped(env: Any, kind: fm.MarlGroupMapType) -> Any:
 
 
 def stepped(env: Any) -> Any:
-    """``env.rand_action(env.reset())`` with what the page prints of it: tic-tac-toe has an action mask besides."""
+    """The entries of ``env.rand_action(env.reset())`` that the page prints: tic-tac-toe also has an action mask."""
     step = env.rand_action(env.reset())
     kept = TensorDict({}, [])
     for group in env.group_map:
@@ -80,7 +80,7 @@ Facts = list[tuple[str, str, str]]
 
 
 def facts(text: str) -> Facts:
-    """What a printed tensordict says, in order: each entry's name, shape and dtype, and each batch size."""
+    """The facts of a printed tensordict, in order: each entry's name, shape and dtype, and each batch size."""
     entry = r"(\w+): Tensor\(shape=torch\.Size\(\[([\d, ]*)\]\), device=cpu, dtype=torch\.(\w+)"
     found = re.findall(rf"{entry}|(\w+): TensorDict\(|batch_size=torch\.Size\(\[([\d, ]*)\]\)", text)
     return [(name or group, shape or size, dtype) for name, shape, dtype, group, size in found]
@@ -93,7 +93,7 @@ def page(kind: fm.MarlGroupMapType) -> Facts:
 
 
 def with_the_lone_axis(printed: Facts) -> Facts:
-    """The page's facts of one group an agent, and the agent axis of size 1 that torchrl has and the page lacks."""
+    """The page's facts of one group per agent, with the agent axis of size 1 that torchrl has and the page lacks."""
     return [
         (name, f"1, {shape}" if dtype else shape or ("1" if i < len(printed) - 1 and not name else ""), dtype)
         for i, (name, shape, dtype) in enumerate(printed)
@@ -109,7 +109,7 @@ def renamed(printed: Facts, kind: fm.MarlGroupMapType, names: list[str]) -> Fact
     return [*(fact for group in groups for fact in group), printed[-1]]
 
 
-def test_the_page_is_read_whole() -> None:
+def test_all_facts_of_the_page_are_read() -> None:
     entries = {"action": "9", "done": "1", "observation": "3, 3, 2"}
     dtypes = {"action": "int64", "done": "bool", "observation": "int8"}
     team = [(key, f"4, {shape}", dtypes[key]) for key, shape in entries.items()]
@@ -124,13 +124,13 @@ def test_four_agents_give_the_printed_tensordict(kind: fm.MarlGroupMapType) -> N
     step = stepped(env)
     assert env.group_map == fm.group_map(AGENTS, kind)
     assert facts(str(step)) == (page(ALL) if kind is ALL else with_the_lone_axis(page(EACH)))
-    if kind is EACH:  # and as printed, to the letter
+    if kind is EACH:  # exactly as printed
         squeezed = regrouped(env, step)
         assert facts(str(squeezed)) == page(EACH)
 
 
 def regrouped(env: Any, step: Any) -> Any:
-    """Out of the groups and into them again, the axis of a lone agent left out."""
+    """Ungrouped and grouped again, without the agent axis where a group has one agent."""
     return fm.group_agents(env.group_map, fm.ungroup_agents(env.group_map, step), squeeze_singletons=True)
 
 
@@ -145,7 +145,7 @@ def test_tictactoe_gives_the_printed_tensordict(kind: fm.MarlGroupMapType) -> No
 
 @kinds
 @pytest.mark.parametrize("make", [Boards, tictactoe])
-def test_a_step_goes_out_of_its_groups_and_back(make: Any, kind: fm.MarlGroupMapType) -> None:
+def test_a_step_is_ungrouped_and_grouped_again(make: Any, kind: fm.MarlGroupMapType) -> None:
     env = wrapped(make(), kind)
     step = stepped(env)
     apart = fm.ungroup_agents(env.group_map, step)
@@ -157,7 +157,7 @@ def test_a_step_goes_out_of_its_groups_and_back(make: Any, kind: fm.MarlGroupMap
 
 
 @kinds
-def test_a_lone_agents_network_has_its_axis(kind: fm.MarlGroupMapType) -> None:
+def test_the_network_of_a_single_agent_keeps_the_agent_axis(kind: fm.MarlGroupMapType) -> None:
     env = wrapped(Boards(), kind)
     step = stepped(env)
     for group, agents in env.group_map.items():
@@ -166,7 +166,7 @@ def test_a_lone_agents_network_has_its_axis(kind: fm.MarlGroupMapType) -> None:
         assert scores.shape == step[group, "action"].shape == (len(agents), 9)
 
 
-def test_torchrl_takes_our_enum_and_our_dict() -> None:
+def test_torchrl_accepts_our_enum_and_our_dict() -> None:
     theirs: Any = torchrl.envs.PettingZooWrapper
     groups = wrapped(Boards(), ALL).group_map
     assert theirs(env=Boards(), group_map=ALL).group_map == groups
@@ -186,6 +186,6 @@ def test_torchrl_takes_our_enum_and_our_dict() -> None:
     ],
     ids=["none", "twins", "too_many", "empty", "unknown", "repeated", "missing"],
 )
-def test_check_marl_grouping_names_what_is_wrong(groups: Any, names: list[str], message: str) -> None:
+def test_check_marl_grouping_names_each_fault(groups: Any, names: list[str], message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
         check_marl_grouping(groups, names)

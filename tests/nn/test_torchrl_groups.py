@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 import torchrl.envs.utils as rl_utils  # pyright: ignore[reportMissingTypeStubs]
-from tests.facade_cases import OURS, TORCHRL, both
 
 from functional_marl.nn import MarlGroupMapType
+from tests.nn.facade_cases import OURS, TORCHRL, both
 
 THEIRS = rl_utils.MarlGroupMapType
 

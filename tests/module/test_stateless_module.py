@@ -1,9 +1,10 @@
-"""A call is a function of its arguments: what a forward puts into containers and plain tensors does not stay."""
+"""A call restores its module: what a forward puts into containers and plain tensors does not stay."""
 
 from __future__ import annotations
 
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 import functional_marl as fm
 from tests.builders import FLAT_SHARINGS, N, numbers
+from tests.module.modules import CustomForward
 
 
 class Holds(nn.Module):
@@ -236,9 +238,20 @@ class Counting(nn.Module):
         return self.layer(x) * float(self.count[0])
 
 
-def test_arrays_are_put_back() -> None:
+def test_arrays_are_restored() -> None:
     net = fm.network(Counting, 3)
     params, x = fm.init_params(net, 0), torch.ones(5, 3, 4)
     first = fm.apply(net, params, x)
     assert torch.equal(fm.apply(net, params, x), first)
     torch.testing.assert_close(first, fm.apply(net.replace(strategy="loop"), params, x))
+
+
+def test_plain_tensors_stay_outside_of_a_transform_in_which_the_first_call_runs() -> None:
+    """Each thread copies the module at its first call, and torch wraps what is made inside of ``torch.func.grad``."""
+    build = partial(CustomForward, lambda m, x: m.linear(x) * m.mask, mask=torch.tensor([1.0, 0, 2, 1]))
+    net = fm.network(build, N, strategy="vmap")
+    params, x = fm.init_params(net, 0), numbers(5, N, 4)
+    torch.func.grad(lambda given: fm.apply(net, given, x).sum())(params)
+    for train in (False, True):
+        mask: Any = net.module_spec.stateless.module(train).module.mask
+        assert not torch._C._functorch.is_functorch_wrapped_tensor(mask)  # pyright: ignore

@@ -1,4 +1,4 @@
-"""Edits of the template that change its leaves: pruning, norms of weights, parametrizations, quantization, heads."""
+"""Edits of the one-agent module that change its leaves: pruning, weight norms, parametrizations, quantization."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ edits = pytest.mark.parametrize("edit", EDITS.values(), ids=EDITS)
 
 @edits
 @pytest.mark.parametrize("called", [True, False])
-def test_a_shared_template_takes_edits_of_its_leaves(edit: Callable[[Any], Any], called: bool) -> None:
+def test_a_shared_network_accepts_edits_of_its_leaves(edit: Callable[[Any], Any], called: bool) -> None:
     """The oracle is the module of one agent under the same edit, called on each agent's input."""
     net = mlp(OURS, share_params=True, use_td_params=False).eval()
     alone = copy.deepcopy(net._empty_net)
@@ -68,7 +68,7 @@ def test_a_shared_template_takes_edits_of_its_leaves(edit: Callable[[Any], Any],
     assert not torch.allclose(net(X), expected)
 
 
-def test_pruning_comes_and_goes() -> None:
+def test_pruning_is_added_and_removed() -> None:
     net = mlp(OURS, share_params=True, use_td_params=False)
     y, keys = net(X), list(net.state_dict())
     prune.identity(net._empty_net[0], "weight")
@@ -83,7 +83,7 @@ def test_pruning_comes_and_goes() -> None:
 
 @edits
 @pytest.mark.parametrize(("td", "share"), [(True, True), (True, False), (False, False), (False, [0, 0, 1])], ids=str)
-def test_other_templates_refuse_edits_of_their_leaves(edit: Callable[[Any], Any], td: bool, share: Any) -> None:
+def test_other_networks_refuse_edits_of_their_leaves(edit: Callable[[Any], Any], td: bool, share: Any) -> None:
     """Those of several agents at once would mix them: a spectral norm of ``[n, out, in]``, say."""
     net = mlp(OURS, share_params=share, use_td_params=td)
     net(X)
@@ -99,7 +99,7 @@ def test_other_templates_refuse_edits_of_their_leaves(edit: Callable[[Any], Any]
 @edits
 @stored
 @pytest.mark.parametrize("share", [True, False, [0, 0, 1]], ids=["shared", "independent", "clusters"])
-def test_edits_inside_of_the_builder(edit: Callable[[Any], Any], td: bool, share: Any) -> None:
+def test_edits_in_build_single_net(edit: Callable[[Any], Any], td: bool, share: Any) -> None:
     def build() -> nn.Module:
         net = nn.Sequential(nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 2))
         edit(net[0])
@@ -114,7 +114,7 @@ def test_edits_inside_of_the_builder(edit: Callable[[Any], Any], td: bool, share
     assert all(p.grad is not None for p in net.parameters())
 
 
-def test_a_shared_template_takes_a_new_head() -> None:
+def test_a_shared_network_accepts_a_new_head() -> None:
     net = mlp(OURS, share_params=True, use_td_params=False)
     net(X)
     net._empty_net[4] = nn.Linear(8, 5)
@@ -139,7 +139,7 @@ def test_a_shared_network_is_quantized() -> None:
 
 @stored
 @shared
-def test_a_leaf_taken_out_is_named(td: bool, share: bool) -> None:
+def test_a_removed_leaf_is_named(td: bool, share: bool) -> None:
     net = mlp(OURS, share_params=share, use_td_params=td)
     net(X)
     if td:

@@ -1,9 +1,8 @@
-"""Beyond torchrl: any sharing for ``nn.Module`` users, ``functional()`` and back, and the converter."""
+"""Any sharing for ``nn.Module`` users: what is registered, and ``functional()`` and back."""
 
 from __future__ import annotations
 
 import copy
-import itertools
 from typing import Any
 
 import pytest
@@ -24,7 +23,7 @@ def maps(net: Any) -> dict[str, fm.Sharing]:
 
 
 def agent_outputs(net: Any) -> Tensor:
-    """What every agent gives for the input of agent 0: ``[n, B, F]``."""
+    """Every agent's output for the input of agent 0: ``[n, B, F]``."""
     return net(X[:, :1].expand(4, 3, 6)).movedim(1, 0)
 
 
@@ -66,8 +65,8 @@ def test_a_subclass_takes_any_sharing() -> None:
 
 
 @pytest.mark.parametrize("share", SHARES, ids=str)
-def test_slots_are_drawn_in_order_whoever_is_in_them(share: Any) -> None:
-    """Slot ``s`` holds the draws of the ``s``-th module built: those of agent ``s`` under no sharing."""
+def test_slots_are_initialised_in_order(share: Any) -> None:
+    """Slot ``s`` holds the numbers of the ``s``-th module built: those of agent ``s`` under no sharing."""
     own = mlp(OURS, share_params=False).state_dict()
     for name, leaf in mlp(OURS, share_params=share).state_dict().items():
         rows = leaf[None] if share is True else leaf
@@ -126,51 +125,6 @@ def test_from_functional_refuses_what_a_module_cannot_be() -> None:
         lazy.functional()
 
 
-@pytest.mark.parametrize(("source", "target"), list(itertools.product(SHARES, SHARES)), ids=str)
-def test_checkpoints_convert_between_storages_and_sharings(source: Any, target: Any) -> None:
-    for td in (True, False):
-        old = mlp(OURS, share_params=source, use_td_params=td)
-        new = mlp(OURS, share_params=target, use_td_params=not td)
-        lossless = all(a.refines(b) for a, b in zip(maps(new).values(), maps(old).values(), strict=True))
-        if not lossless:
-            with pytest.raises(fm.SharingError, match="merge="):
-                convert_state_dict(old.state_dict(), new, sharing=source)
-        new.load_state_dict(convert_state_dict(old.state_dict(), new, sharing=source, merge="first"))
-        if lossless:
-            torch.testing.assert_close(new(X), old(X))
-
-
-def test_the_converter_reads_plain_sharings_off_the_shapes() -> None:
-    for source, target in itertools.product((True, False, "shared"), (False, {"*": "independent"})):
-        old, new = mlp(OURS, share_params=source), mlp(OURS, share_params=target)
-        state = {f"policy.{k}": v for k, v in old.state_dict().items()} | {"other": torch.zeros(1)}
-        converted = convert_state_dict(state, new, prefix="policy.")
-        assert converted.pop("other") is state["other"]
-        new.load_state_dict({k.removeprefix("policy."): v for k, v in converted.items()})
-        torch.testing.assert_close(new(X), old(X))
-
-
-@stored
-def test_slots_that_no_agent_is_in_keep_what_they_hold(td: bool) -> None:
-    spare, root = fm.Sharing([2, 0, 2], n_slots=4), "params." if td else "_empty_net."
-    old, new, own = (mlp(OURS, share_params=s, use_td_params=td) for s in ([0, 1, 0], spare, spare))
-    for p in new.parameters():
-        p.data.add_(1)
-    before = {k: p.clone() for k, p in new.state_dict().items()}
-    converted = convert_state_dict(old.state_dict(), new, sharing=[0, 1, 0])
-    assert all(torch.equal(p, before[k]) for k, p in new.state_dict().items())
-    for name, rows in old.state_dict().items():
-        assert torch.equal(converted[name], torch.stack([rows[1], before[name][1], rows[0], before[name][3]]))
-    new.load_state_dict(converted)
-    torch.testing.assert_close(new(X), old(X))
-    # of the same sharing: nothing of the checkpoint is lost
-    same = convert_state_dict(own.state_dict(), new, sharing=spare)
-    assert all(torch.equal(leaf, own.state_dict()[k]) for k, leaf in same.items())
-    assert root + "0.weight" in same
-    back = convert_state_dict(new.state_dict(), old, sharing=spare)
-    assert all(torch.equal(leaf, old.state_dict()[k]) for k, leaf in back.items())
-
-
 class KeyedDropout(nn.Module):
     """Names that are patterns, or look like them."""
 
@@ -207,33 +161,3 @@ def test_the_laws_take_the_patterns_of_the_facade(td: bool) -> None:
     assert [verdict.law for verdict in wrong.violated] == ["gradient_reaches_own_slot"]
     with pytest.raises(laws.CheckError, match=r"9\.\*.* decide no leaf"):
         laws.check(net, example=X, sharing={"9.*": "shared", "*": [0, 1, 1]})
-
-
-def test_the_converter_names_what_does_not_fit() -> None:
-    new = mlp(OURS)
-    with pytest.raises(fm.StructureError, match=r"params\.\*"):
-        convert_state_dict({"weight": torch.zeros(1)}, new)
-    state = mlp(OURS).state_dict()
-    state["params.0.weight"] = torch.zeros(3, 8, 5)
-    del state["params.2.bias"]
-    state["params.9.bias"] = torch.zeros(3, 2)
-    with pytest.raises(fm.StructureError) as error:
-        convert_state_dict(state, new)
-    for part in ("params.0.weight: expected [8, 6]", "got [3, 8, 5]", "params.2.bias: missing", "params.9.bias: not a"):
-        assert part in str(error.value)
-    with pytest.raises(fm.StructureError, match="sharing="):
-        convert_state_dict(mlp(OURS, share_params=[0, 0, 1]).state_dict(), new)
-
-
-@stored
-@pytest.mark.parametrize("share", [True, False, [0, 0, 1]], ids=str)
-def test_a_team_as_the_module_of_one_agent_is_refused(td: bool, share: Any) -> None:
-    def build() -> nn.Module:
-        return nn.Sequential(MultiAgentMLP(6, 2, 3, centralized=False, share_params=share, use_td_params=td, depth=1))
-
-    for give in (build, build()):
-        with pytest.raises(fm.StructureError, match=r"cannot be the module of one agent.*share_params=\[0, 0, 0, 1"):
-            fm.network(give, n_agents=2, agent_dim=1)
-    with pytest.raises(fm.StructureError, match=r"_build_single_net: .*cannot be the module of one agent"):
-        subclass(OURS, build)(share)
-    copy.deepcopy(build())
