@@ -28,6 +28,7 @@ MUTATED = [
     "layout",
     "groups",
     "randomness.rng_state",
+    "randomness.same_samples",
     "strategies",
 ]
 # Further tests, from the folder tests/: of every module, of a package as a whole, of one module.
