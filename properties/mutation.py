@@ -28,18 +28,24 @@ MUTATED = [
     "layout",
     "groups",
     "randomness.rng_state",
+    "randomness.same_samples",
     "strategies",
 ]
 # Further tests, from the folder tests/: of every module, of a package as a whole, of one module.
-EVERY = ["core/test_wrong_calls.py", "core/test_arguments.py", "core/test_messages.py"]
-MORE_TESTS = {
+EVERY = ["core/test_wrong_calls.py", "core/test_arguments.py", "core/test_checks.py", "core/test_errors.py"]
+_VMAP, _PLAN = ["strategies/test_vmap*.py"], ["lowering/test_plan.py"]
+MORE_TESTS: dict[str, list[str]] = {
     "strategies": ["core/test_apply*.py"],
     "groups": ["groups/test_apply_groups.py"],
     "randomness": ["core/test_apply_randomness.py"],
     "init_params": ["core/test_apply_state.py"],
     "randomness.rng_state": ["strategies/test_vmap_fast_path.py"],
-    "strategies.plan": ["lowering/test_plan.py"],
-    "strategies.batching_rules": ["strategies/test_vmap*.py"],
+    "strategies.auto": [],
+    "strategies.batching_rules": _VMAP,
+    "strategies.plan": _PLAN,
+    "strategies.plan_fast_path": _PLAN,
+    "strategies.vmap_call": _VMAP,
+    "strategies.vmap_primitives": _VMAP,
 }
 # Each mutant is a fork of a process that has collected the tests. pytest's search for lost exceptions would take most
 # of a fork's time; the modules behind -p are imported before the fork. Tests that compile are left out: dynamo does

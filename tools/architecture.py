@@ -10,6 +10,7 @@ layer, which every module may import. It keeps the table as its description, so 
 from __future__ import annotations
 
 import ast
+import math
 import sys
 from itertools import pairwise
 from pathlib import Path
@@ -61,8 +62,8 @@ def table() -> str:
 
 # --- the picture -------------------------------------------------------------------------------------------
 
-BOX, ROW = (1.62, 0.46), 0.78  # width and height of a box, and the distance of two rows, in inches
-IN_A_ROW = 4  # boxes of the lowest layer
+BOX, ROW = (1.75, 0.46), 0.78  # width and height of a box, and the distance of two rows, in inches
+IN_A_ROW = 5  # boxes of the lowest layer, at most
 LANE, LABEL = 0.22, 1.6  # the width that an arrow takes that passes a row, and that of the layers' names
 COLORS = ("#E8EEF7", "#E6F3EC", "#FBF1DF", "#F7E9EE", "#EDEAF6", "#EAF4F6", "#F3F3EC")
 Stop = tuple[str, str, int]  # a box in a row, (name, "", row), or a lane for an arrow that passes it, (from, to, row)
@@ -71,7 +72,8 @@ Stop = tuple[str, str, int]  # a box in a row, (name, "", row), or a lane for an
 def levels(arrows: Any) -> dict[str, int]:
     """The row of each module, from the bottom: what imports another of its layer stands above it."""
     lowest, *others = LAYERS.values()
-    found = {name: k // IN_A_ROW for k, name in enumerate(lowest)}
+    per_row = math.ceil(len(lowest) / math.ceil(len(lowest) / IN_A_ROW))
+    found = {name: k // per_row for k, name in enumerate(lowest)}
     for names in others:
         above = len(set(found.values()))
         for k, row in enumerate(nx.topological_generations(arrows.subgraph(names).reverse())):

@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import ast
 import contextlib
-import platform
-import runpy
-import tomllib
 import warnings
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -318,50 +314,3 @@ def test_on_the_public_path_the_warning_shows() -> None:
         with public_paths():
             fm.apply(net, params, x)
     assert any("batching rule" in str(one.message) for one in caught)
-
-
-# --- the tested range ----------------------------------------------------------------------------------
-
-
-def test_the_oldest_tested_torch_is_the_lower_bound_of_the_package(compat: Any) -> None:
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    oldest = min(compat.ROWS, key=lambda row: [int(n) for n in row.torch.split(".")]).torch
-    (bound,) = [text for text in project["dependencies"] if text.startswith("torch>=")]
-    assert bound == f"torch>={oldest.rpartition('.')[0]}"
-    pins = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line)
-    assert pins["torch"] in [row.torch for row in compat.ROWS]
-
-
-def test_a_new_row_replaces_the_old_one(compat: Any, tmp_path: Path) -> None:
-    page = tmp_path / "page.md"
-    page.write_text(f"before\n{compat.MARKS[0]}\n\n{compat.MARKS[1]}\nafter\n")
-    old, new = compat.Versions("2.9.1", "1", "2"), compat.Versions("2.13.0", "1", "2")
-    compat.write(page, [compat.line(new, 1, (5, 0, 1))])
-    compat.write(page, [compat.line(old, 7, (4, 1, 1))])
-    compat.write(page, [compat.line(new, 1, (6, 0, 0))])
-    python = ".".join(platform.python_version_tuple()[:2])
-    assert page.read_text().splitlines() == [
-        "before",
-        compat.MARKS[0],
-        *compat.HEAD.splitlines(),
-        f"| {python} | 2.9.1 | 1 | 2 | 1 of 7 | 4 | 1 | 1 |",
-        f"| {python} | 2.13.0 | 1 | 2 | all | 6 | 0 | 0 |",
-        compat.MARKS[1],
-        "after",
-    ]
-
-
-def test_both_pages_have_the_same_table(compat: Any) -> None:
-    tables = []
-    for name in ("README.md", "COMPATIBILITY.md"):
-        _, _, rest = (ROOT / name).read_text(encoding="utf-8").partition(compat.MARKS[0])
-        table, end, _ = rest.partition(compat.MARKS[1])
-        assert end
-        tables.append(table.strip())
-    assert tables[0] == tables[1]
-
-
-@pytest.fixture
-def compat() -> Any:
-    """``tools/compat.py``, which is not part of a package."""
-    return SimpleNamespace(**runpy.run_path(str(ROOT / "tools" / "compat.py")))

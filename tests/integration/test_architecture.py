@@ -33,7 +33,8 @@ def test_imports_that_others_imply_are_left_out() -> None:
     arrows = graph()
     assert set(arrows.nodes) == set(ORDER)
     assert all(ORDER.index(b) < ORDER.index(a) for a, b in arrows.edges)
-    assert list(arrows.successors("")) == [ORDER[-2]]  # the package imports all, and laws all but the package
+    assert ORDER[-2] in arrows.successors("")  # the package imports all, and the laws nearly all
+    assert "_errors" not in arrows.successors("")
 
 
 def test_marked_text_is_replaced(tmp_path: Path) -> None:

@@ -138,6 +138,33 @@ def test_a_broken_link_would_be_noticed(tmp_path: Path) -> None:
     assert broken_links(page) == ["no.png"]
 
 
+def unknown_names(path: Path) -> list[str]:
+    """The files, folders and names of the package that the text of a page mentions and that are not there."""
+    text = re.sub(r"^```.*?^```", "", path.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    files = re.findall(r"`([\w./*-]+(?:\.py|\.md|\.toml|/))`", text)
+    places = (ROOT, PACKAGE, path.parent)
+    wrong = [file for file in files if not any([*place.glob(file.strip("/"))] for place in places)]
+    for chain in re.findall(r"`fm\.([\w.]+)", text):
+        thing: Any = fm
+        for name in chain.rstrip(".").split("."):
+            thing = getattr(thing, name, None)
+        wrong += [f"fm.{chain}"] * (thing is None)
+    return wrong
+
+
+@pytest.mark.parametrize(
+    "path", [p for p in PAGES if p.name not in ("CHANGELOG.md", "FINDINGS.md")], ids=lambda p: p.name
+)
+def test_files_and_names_of_pages_are_there(path: Path) -> None:
+    assert unknown_names(path) == []
+
+
+def test_an_unknown_name_would_be_noticed(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("`_apply.py` `_nowhere.py` `laws/` `fm.apply(net)` `fm.nothing` `fm.nn.MLP`\n```\n`no.py`\n```\n")
+    assert unknown_names(page) == ["_nowhere.py", "fm.nothing"]
+
+
 OUTSIDE = re.compile(r"\b(?:DESIGN|STYLE|FACADE|LAWS|TARGETS)\.md\b|design document|\u00a7")
 
 

@@ -8,6 +8,8 @@ import pytest
 
 from properties.mutation import EVERY, MORE_TESTS, MUTATED, ROOT, all_tests, expanded, found, source_of
 
+PACKAGES = [name for name in MORE_TESTS if (ROOT / "functional_marl" / f"_{name}").is_dir()]
+
 
 @pytest.mark.parametrize("name", MUTATED)
 def test_each_module_has_a_source_and_tests(name: str) -> None:
@@ -31,6 +33,7 @@ def test_names_give_paths() -> None:
 def test_further_tests_are_there() -> None:
     patterns = [*EVERY, *(pattern for patterns in MORE_TESTS.values() for pattern in patterns)]
     assert [pattern for pattern in patterns if not found([pattern])] == []
+    assert [name for name in MORE_TESTS if not expanded(name) or (name not in PACKAGES and not source_of(name))] == []
 
 
 @pytest.mark.parametrize("module", ["nothing", "strategies.nothing"])

@@ -139,7 +139,7 @@ def test_the_librarys_own_classes_are_not_checked() -> None:
 
 
 def test_the_recipe_without_the_axis() -> None:
-    """The recipe of "Coming from torchrl": further features hold what depends on several agents."""
+    """The recipe of docs/torchrl.md: further features hold what depends on several agents."""
 
     class Relative(OURS.MultiAgentMLP):
         def forward(self, *inputs: Tensor) -> Tensor:

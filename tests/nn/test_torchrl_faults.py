@@ -1,7 +1,7 @@
 """Known faults of torchrl 0.14.1: each test shows the fault in torchrl, and that it is absent here.
 
 The first half of each test is for torchrl. If it fails one day, torchrl has repaired the fault. Remove it then here
-and in the README.
+and in docs/torchrl.md.
 """
 
 from __future__ import annotations
@@ -142,7 +142,7 @@ def test_a_pruned_template_is_called() -> None:
 
 
 def test_independent_lazy_networks_have_other_initial_parameters() -> None:
-    """Not a fault, but a difference: the README lists it beside the masks of dropout."""
+    """Not a fault, but a difference: docs/torchrl.md lists it with the masks of dropout."""
     weights: list[Tensor] = []
     for lib in (TORCHRL, OURS):
         torch.manual_seed(0)

@@ -132,7 +132,7 @@ def test_batch_norm_takes_images_without_a_batch_in_training(td: bool) -> None:
 
 
 def test_torchrl_normalises_over_agents_and_we_do_not() -> None:
-    """The row "BatchNorm" of "Coming from torchrl": in a shared ConvNet of torchrl the agents are a batch axis."""
+    """The row "BatchNorm" of docs/torchrl.md: in a shared ConvNet of torchrl the agents are a batch axis."""
     x = torch.randn(5, 3, 2, 17, 17)
     theirs, ours = (cnn(lib, share_params=True, **NORMS) for lib in (TORCHRL, OURS))
     moved = x.clone()
