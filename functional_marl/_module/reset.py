@@ -73,6 +73,6 @@ class ResetFactory:
         if unfilled:
             raise StructureError(
                 f"build: a module was given, and no reset_parameters() fills {unfilled}; give a factory instead: "
-                "a function that builds the module anew"
+                "a function that builds the module"
             )
         return module
