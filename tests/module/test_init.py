@@ -15,10 +15,6 @@ from tests.builders import N, numbers, same
 from tests.module.modules import CustomForward
 
 
-def _holding(**attributes: Any) -> nn.Module:
-    return CustomForward(CustomForward.forward, **attributes)
-
-
 @pytest.mark.parametrize(
     ("build", "message"),
     [
@@ -79,7 +75,7 @@ class Noisy(nn.Module):
 
 def test_random_buffers_need_a_key_and_constant_ones_do_not() -> None:
     net = fm.network(Noisy, N, sharing=[0, 0, 1])
-    message = r"draws the buffers \['noise'\] at random; give fm.init_state\(net, key\), or state="
+    message = r"samples the buffers \['noise'\]; give fm.init_state\(net, key\), or state="
     x = numbers(2, N, 4)
     calls: list[Callable[[], Any]] = [
         lambda: fm.init_state(net),

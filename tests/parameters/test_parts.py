@@ -46,3 +46,12 @@ def test_a_leaf_in_no_part_or_in_two_raises() -> None:
 def test_a_pattern_without_a_leaf_raises() -> None:
     with pytest.raises(fm.StructureError, match=r"partition: the patterns \['3.\*'\] decide no leaf"):
         fm.partition({"0.w": 1, "2.w": 2}, {"3.*": "frozen", "*": "trained"})
+
+
+def test_params_without_leaves_give_empty_parts() -> None:
+    assert fm.partition({}, {"0.*": "frozen", "*": "trained"}) == {"frozen": {}, "trained": {}}
+
+
+def test_a_filter_as_in_equinox_raises_and_names_patterns() -> None:
+    with pytest.raises(fm.StructureError, match=r"patterns: expected a dict from pattern to label, such as .*, got"):
+        fm.partition({"w": 1}, callable)  # pyright: ignore[reportArgumentType]
