@@ -31,7 +31,7 @@ class MultiAgentNet(MultiAgentNetBase):
     def __init__(
         self, net: Network, params: Mapping[str, Tensor], state: Mapping[str, Tensor], *, use_td_params: bool = True
     ) -> None:
-        maps = set(net.spec.values())
+        maps = set(net.sharing_spec.values())
         whole = maps.pop() if len(maps) == 1 else None
         plain = whole is not None and (whole.is_shared or whole.is_independent)
         self._given = net
@@ -42,7 +42,7 @@ class MultiAgentNet(MultiAgentNetBase):
         super().__init__(
             n_agents=net.n_agents,
             centralized=net.centralized,
-            share_params=whole.is_shared if whole is not None and plain else net.spec,
+            share_params=whole.is_shared if whole is not None and plain else net.sharing_spec,
             agent_dim=0,  # the base needs one; the network's own is set below
             vmap_randomness=net.randomness,
             use_td_params=use_td_params,
