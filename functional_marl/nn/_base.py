@@ -28,7 +28,7 @@ from functional_marl._strategies import supports
 from functional_marl.nn._agent_axis_warning import reads_agent_axis, warn_reads_agent_axis
 from functional_marl.nn._edit_tracker import EditTracker, keep_mode
 from functional_marl.nn._initialization import init_slots
-from functional_marl.nn._parameter_store import ParameterStore, ignore_template_buffers
+from functional_marl.nn._parameter_store import ParameterStore, ignore_empty_net_buffers
 
 __all__ = ["MultiAgentNetBase", "merges_agents", "repeatable"]
 
@@ -129,7 +129,7 @@ class MultiAgentNetBase(nn.Module):
             rows = {name: [row[0], *(slot[name] for slot in slots)] for name, row in rows.items()}
         self.initialized = not any(map(is_lazy, get_leaves(one, names).values()))
         self._store.register(self._modules, one, rows)
-        self.register_load_state_dict_post_hook(ignore_template_buffers)
+        self.register_load_state_dict_post_hook(ignore_empty_net_buffers)
         self._prepare()
 
     def _build_one(self) -> nn.Module:
