@@ -1,23 +1,26 @@
-# make demo and make test do all the set-up on a machine that has Python (3.11 or newer), make and git.
+# make demo and make test install everything on a machine that has Python (3.11 or newer), make and git.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
-# One thread: the networks are small, and two threads on two busy cores only wait for each other.
+# One thread: the networks are small, and two threads on two busy cores mostly wait for each other.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test compat lint check bench bench-jax benchmarl findings mutation format clean help
+.PHONY: demo test compat lint check architecture bench bench-jax benchmarl findings mutation format clean help
 
 help:
-	@echo "make demo    train on VMAS navigation under three sharings; results in runs/navigation"
-	@echo "make test    tests and properties"
-	@echo "make compat  the tests with the oldest and the newest torch, each in an environment of its own: an hour"
-	@echo "make lint    ruff and pyright"
-	@echo "make check   what CI runs: lint and test"
-	@echo "make bench   the table of benchmarks, with JAX if make bench-jax has installed it; ARGS=--quick: 2 minutes"
-	@echo "make findings   what the laws find in released libraries"
-	@echo "make mutation   mutants of the core modules, 20 minutes; make mutation-sharing: of one module"
-	@echo "make benchmarl   BenchMARL's models on our classes, in an environment of its own"
+	@echo "make demo          train on VMAS navigation under three sharings; results in runs/navigation"
+	@echo "make test          tests and properties"
+	@echo "make lint          ruff and pyright"
+	@echo "make check         what CI runs: lint and test"
+	@echo "make format        format the code, and repair what ruff can repair"
+	@echo "make architecture  draw docs/architecture.svg and write the table in ARCHITECTURE.md, from the imports"
+	@echo "make bench         the benchmarks; ARGS=--quick takes 2 minutes; make bench-jax adds jitted JAX"
+	@echo "make compat        the tests with the oldest and the newest torch, in new environments: an hour"
+	@echo "make findings      run the laws on released libraries and write findings/FINDINGS.md"
+	@echo "make mutation      test the tests: change the code, see them fail: an hour; make mutation-random: one module"
+	@echo "make benchmarl     run BenchMARL's models and tests on our classes, in a new environment"
+	@echo "make clean         remove all environments and results"
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'Python 3.11 or newer is needed')"
@@ -31,9 +34,10 @@ demo: $(INSTALLED)
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -n auto $(ARGS)
 
-# Several gigabytes a row, removed after it unless KEEP=1. PYTHON= is the interpreter, ARGS="--only 2.15.0" one row.
+# Each environment takes several gigabytes and is removed after its row, unless KEEP=1. PYTHON= is the interpreter;
+# ARGS="--only 2.15.0" runs one row.
 compat:
-	KEEP=$(KEEP) $(PYTHON) tools/compat.py $(ARGS)
+	KEEP=$(KEEP) $(PYTHON) -m tools.compat $(ARGS)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
@@ -42,17 +46,20 @@ lint: $(INSTALLED)
 
 check: lint test
 
+architecture: $(INSTALLED)
+	$(BIN)/python -m tools.architecture
+
 bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks.run $(ARGS)
 	$(BIN)/python -m benchmarks.growth $(ARGS)
 
-# JAX in an environment of its own, and the rows against it.
+# JAX is installed in an environment of its own; then the benchmark rows against it run.
 bench-jax: $(INSTALLED)
 	test -d .venv-jax || $(PYTHON) -m venv .venv-jax
 	.venv-jax/bin/python -m pip install --quiet --disable-pip-version-check jax
 	$(BIN)/python -m benchmarks.run --only jax $(ARGS)
 
-# BenchMARL 1.5.2 wants torchrl 0.11; its tests come with its source distribution, torch_geometric is for them.
+# BenchMARL 1.5.2 needs torchrl 0.11. Its tests come with its source distribution and need torch_geometric.
 BENCHMARL := .venv-benchmarl
 BENCHMARL_PIP := $(BENCHMARL)/bin/python -m pip --quiet --disable-pip-version-check
 
@@ -69,7 +76,7 @@ $(BENCHMARL)/.installed: pyproject.toml
 	tar xzf $(BENCHMARL)/benchmarl-1.5.2.tar.gz -C $(BENCHMARL)
 	@touch $@
 
-# What the laws find in released libraries, some of them in environments of their own.
+# The laws run on released libraries, some of them in environments of their own.
 FINDINGS := .venv-findings
 FINDINGS_PIP := $(FINDINGS)/bin/python -m pip --quiet --disable-pip-version-check
 

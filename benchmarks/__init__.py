@@ -1,4 +1,4 @@
-"""Benchmarks: every row of the speed and memory targets, side by side in one run.
+"""Benchmarks: all rows of the table in ``RESULTS.md``, in one run.
 
-``python -m benchmarks.run --quick`` prints the table in about two minutes; ``make bench`` the whole of it.
+``python -m benchmarks.run --quick`` prints a short form in about two minutes; ``make bench`` prints the whole table.
 """

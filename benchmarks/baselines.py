@@ -1,4 +1,4 @@
-"""What the library is measured against: torchrl, kernels written by hand, a loop of modules."""
+"""What the library is compared with: torchrl, kernels written by hand, a loop of modules."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def leaves_of(net: Any) -> Params:
 
 
 class OneMLP(nn.Module):
-    """The MLP of the table with a forward of its own, which no plan can look into."""
+    """The MLP of the table with a forward of its own, for which there is no plan."""
 
     def __init__(self, width: int, init: str = "default") -> None:
         super().__init__()
@@ -62,7 +62,7 @@ class OneMLP(nn.Module):
         for layer in self.layers if init == "orthogonal" else ():
             nn.init.orthogonal_(layer.weight)
             nn.init.zeros_(layer.bias)
-        if init == "scaled":  # a parameter computed from a draw: more than filling leaves in place
+        if init == "scaled":  # a parameter computed from a random one: more than filling leaves in place
             self.log_std = nn.Parameter(0.1 * torch.randn(OUTPUTS))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -102,7 +102,7 @@ def hand_batch_major(weights: HandWeights, x: Tensor) -> Tensor:
 
 
 def hand_plain(weights: HandWeights, x: Tensor) -> Tensor:
-    """As :func:`hand_batch_major`, with a new tensor for every activation: what one writes first."""
+    """As :func:`hand_batch_major`, with a new tensor for every activation: the simplest code."""
     h = x.transpose(0, 1)
     for weight, bias in weights[:-1]:
         h = torch.tanh(torch.baddbmm(bias.unsqueeze(1), h, weight.mT))
@@ -120,7 +120,7 @@ def hand_feature_major(weights: HandWeights, x: Tensor) -> Tensor:
 
 
 def loop_of_modules(params: Mapping[str, Tensor], width: int) -> Callable[[Tensor], Tensor]:
-    """One ``nn.Sequential`` an agent, called one after the other."""
+    """One ``nn.Sequential`` per agent, called one after the other."""
     weights = hand_weights(params)
     agents = weights[0][0].shape[0]
     modules: list[nn.Module] = []

@@ -20,7 +20,7 @@ __all__ = ["facade_construction", "import_time", "initialisation"]
 
 
 def initialisation(setup: Setup) -> Iterator[Contest]:
-    """KeyedDropout parameters of 512 agents against torchrl's constructor, which draws them too."""
+    """Keyed parameters of 512 agents compared with torchrl's constructor, which samples them too."""
     agents, width = (3, 4) if setup.tiny else (512, 64)
     known = fm.network(fm.nets.mlp(FEATURES, width, width, OUTPUTS), n_agents=agents)
     variants = {
@@ -83,7 +83,7 @@ def _import_seconds(name: str) -> float:
 
 
 def import_time(setup: Setup) -> Iterator[Contest]:
-    """``import functional_marl`` against ``import torch``, each in a process of its own."""
+    """``import functional_marl`` compared with ``import torch``, each in a new process."""
     variants = {"torch": partial(_import_seconds, "torch"), "ours": partial(_import_seconds, "functional_marl")}
     _import_seconds("functional_marl")  # files are in the page cache from here on
     rounds = 1 if setup.tiny else 5 if setup.quick else 11

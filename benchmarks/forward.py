@@ -44,7 +44,7 @@ def _claims(ours: str, other: str, *bounds: float | None) -> list[Claim]:
 
 # --- forward -------------------------------------------------------------------------------------------
 
-# size -> (at least so many times torchrl's speed, at most so many times the time by hand)
+# size -> (lower bound of the speed over torchrl's, upper bound of the time over that of kernels by hand)
 _FORWARD: dict[Size, tuple[float, float | None]] = {
     (3, 64, 1): (11.0, 1.2),
     (64, 64, 1): (4.0, 1.1),
@@ -60,7 +60,7 @@ def _best_hand(params: dict[str, Tensor], x: Tensor, device: str) -> Callable[[]
 
 
 def forward(setup: Setup) -> Iterator[Contest]:
-    """``no_grad``, every agent its own parameters."""
+    """``no_grad``, each agent with its own parameters."""
     for size in setup.sizes(*_FORWARD):
         agents, width, batch = size
         reference, net = torchrl_mlp(agents, width, device=setup.device), _net(agents, width)
@@ -74,7 +74,7 @@ def forward(setup: Setup) -> Iterator[Contest]:
         }
         times, hand = _FORWARD.get(size, (None, None))
         claims = [Claim("ours", "torchrl", times), Claim("ours", "hand", hand, "at most"), Claim("ours", "loop")]
-        if size == (512, 64, 256):  # where fresh pages cost as much as the products
+        if size == (512, 64, 256):  # here new memory pages cost as much as the products
             variants["plain hand"] = inference(hand_plain, hand_weights(params), x)
             claims.append(Claim("ours", "plain hand", 0.5, "at most"))
         if setup.cuda:
@@ -85,7 +85,7 @@ def forward(setup: Setup) -> Iterator[Contest]:
 
 
 def _ahead_of_time(function: Callable[..., Any], *args: Any) -> Callable[..., Any]:
-    """One compiled artifact for fixed shapes: no guards at the call but those of the artifact."""
+    """One compiled artifact for fixed shapes: no guards at the call except those of the artifact."""
     loose: Any = torch.compile(function, fullgraph=True, dynamic=False)
     return loose.aot_compile((args, {}))
 
@@ -129,7 +129,7 @@ def forward_compiled(setup: Setup) -> Iterator[Contest]:
 
 
 def facade(setup: Setup) -> Iterator[Contest]:
-    """The same through ``fm.nn.MultiAgentMLP``, both ways of keeping parameters."""
+    """The same through ``fm.nn.MultiAgentMLP``, with both storages of parameters."""
     for size in setup.sizes((3, 64, 1), (3, 64, 32)):
         agents, width, batch = size
         reference = torchrl_mlp(agents, width, device=setup.device)
@@ -234,7 +234,7 @@ def backward(setup: Setup) -> Iterator[Contest]:
 
 
 def large(setup: Setup) -> Iterator[Contest]:
-    """Sizes where the products are all that counts, in every mode."""
+    """Sizes at which the products take nearly all the time, in every mode."""
     for size in setup.sizes((8, 512, 512), (64, 256, 512), (3, 1024, 1024), (512, 256, 64)):
         torch._dynamo.reset()
         agents, width, batch = size
@@ -257,13 +257,13 @@ def large(setup: Setup) -> Iterator[Contest]:
 
 
 def memory(setup: Setup) -> Iterator[Contest]:
-    """The most that a forward holds beyond its input and parameters."""
+    """The largest amount that a forward holds besides its input and parameters."""
     for size in setup.sizes((512, 256, 256)):
         agents, width, batch = size
         reference, net = torchrl_mlp(agents, width, device=setup.device), _net(agents, width)
         params, x = leaves_of(reference), setup.randn(batch, agents, FEATURES)
-        ways = {"torchrl": inference(reference, x), "ours": inference(partial(fm.apply, net), params, x)}
-        variants = {name: partial(peak_bytes, way, setup.device) for name, way in ways.items()}
-        for way in ways.values():
-            way()
+        calls = {"torchrl": inference(reference, x), "ours": inference(partial(fm.apply, net), params, x)}
+        variants = {name: partial(peak_bytes, call, setup.device) for name, call in calls.items()}
+        for call in calls.values():
+            call()
         yield Contest(_name(size), variants, _claims("ours", "torchrl", 30.0), unit="B", size=size)

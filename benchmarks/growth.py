@@ -1,7 +1,7 @@
-"""How cost grows: agents 2 to 4,096 and width 16 to 1,024, time and peak memory, ours against torchrl.
+"""How cost grows: agents 2 to 4,096 and width 16 to 1,024, time and peak memory, ours and torchrl's.
 
-``python -m benchmarks.growth [--quick]``: a plot of microseconds and megabytes, and the same as JSON. Beside
-each curve stands the work itself (multiplications): no curve of ours may climb faster than it.
+``python -m benchmarks.growth [--quick]``: a plot of microseconds and megabytes, and the same as JSON. Each
+plot also has a curve of the work itself (multiplications): no curve of ours may grow faster than it.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Measure both curves, print them, and write the plot and the JSON."""
     parser = argparse.ArgumentParser(description="Time and peak memory against agents and width.")
     parser.add_argument("--quick", action="store_true", help="every other size, few rounds")
-    parser.add_argument("--tiny", action="store_true", help="two sizes, one round: does it run?")
+    parser.add_argument("--tiny", action="store_true", help="two sizes, one round: only to see that it runs")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "benchmarks")

@@ -1,6 +1,6 @@
-"""Against jitted JAX: ``vmap`` of the same MLP, in an environment of its own (``make bench-jax``).
+"""Comparison with jitted JAX: ``vmap`` of the same MLP, in an environment of its own (``make bench-jax``).
 
-JAX runs in a child process that waits while ours is timed, and times itself when it is asked to: the two take
+JAX runs in a child process that waits while ours is timed, and times itself at a command: the two take
 turns a block of calls at a time, as all variants do.
 """
 
@@ -31,22 +31,22 @@ _SIZES = ((3, 64, 1), (3, 64, 32), (64, 64, 1), (64, 64, 32), (512, 64, 256), (6
 
 
 class NoJax(Exception):
-    """There is no environment with JAX in it."""
+    """There is no environment with JAX."""
 
 
 class _Worker:
-    """The child process and what it was last given."""
+    """The child process, and what was last sent to it."""
 
     def __init__(self) -> None:
         python = Path(os.environ.get("BENCH_JAX_PYTHON", ROOT / ".venv-jax" / "bin" / "python"))
         if not python.exists():
-            raise NoJax(f"no {python}; make bench-jax makes it")
+            raise NoJax(f"no {python}; make bench-jax creates it")
         self.folder = tempfile.TemporaryDirectory()
         command = [str(python), str(Path(__file__).with_name("jax_worker.py"))]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
-    def ask(self, **command: Any) -> dict[str, Any]:
-        """Send one command and wait for its answer."""
+    def send(self, **command: Any) -> dict[str, Any]:
+        """Send one command and wait for the reply."""
         stdin, stdout = self.process.stdin, self.process.stdout
         assert stdin is not None
         assert stdout is not None
@@ -61,7 +61,7 @@ class _Worker:
         """Parameters and input; the outputs and the gradients by JAX."""
         path = Path(self.folder.name) / "given.npz"
         np.savez(path, x=x.numpy(), **{f"p{k}": leaf.numpy() for k, leaf in enumerate(params.values())})
-        out = np.load(self.ask(set=str(path))["out"])
+        out = np.load(self.send(set=str(path))["out"])
         names = ("forward", "gradient", "tanh", "product")
         return {n: [torch.from_numpy(out[k]) for k in out.files if k.startswith(n)] for n in names}
 
@@ -80,12 +80,12 @@ class _Remote:
         self.worker, self.what, self.outputs = worker, what, outputs
 
     def __call__(self) -> list[Tensor]:
-        """What JAX gave for the input."""
+        """JAX's outputs for the input."""
         return self.outputs
 
     def seconds(self, calls: int) -> float:
-        """Seconds a call, by the child's clock."""
-        return self.worker.ask(time=self.what, calls=calls)["seconds"]
+        """Seconds per call, by the child's clock."""
+        return self.worker.send(time=self.what, calls=calls)["seconds"]
 
 
 def contests(setup: Setup) -> Iterator[Contest]:
@@ -133,7 +133,7 @@ def _at(setup: Setup, worker: _Worker, size: tuple[int, int, int]) -> Iterator[C
         "ours, compiled": lambda: list(gradients(params, x).values()),
     }
     yield Contest(f"gradient {name}", variants, [Claim("ours, compiled", "jax", kind="at most")], size=size)
-    # What both are made of, without us: torch's own operations against XLA's.
+    # Single operations without this library: torch's compared with XLA's.
     weight = list(params.values())[2]
     parts = {"tanh": torch.tanh, "product": lambda weight: weight @ weight}
     for part, operation in parts.items() if size == (64, 64, 32) else ():
@@ -142,10 +142,10 @@ def _at(setup: Setup, worker: _Worker, size: tuple[int, int, int]) -> Iterator[C
 
 
 def geometric_means(results: Sequence[Measured]) -> list[Measured]:
-    """Over the sizes: the gradient by plain compile, and the forward by its best way (one way for all sizes)."""
+    """Over the sizes: the gradient by plain compile, and the forward by its best variant (one for all sizes)."""
     means: list[Measured] = []
-    ways = list(dict.fromkeys((m.contest.split()[0], m.claim.ours) for m in results if m.size))
-    for what, ours in ways:
+    variants = list(dict.fromkeys((m.contest.split()[0], m.claim.ours) for m in results if m.size))
+    for what, ours in variants:
         own = [m for m in results if m.size and m.contest.startswith(what) and m.claim.ours == ours]
         mean, low, high = (
             math.exp(statistics.fmean(math.log(v) for v in values))

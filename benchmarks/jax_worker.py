@@ -1,4 +1,4 @@
-"""The JAX side, run by its own interpreter: reads commands from stdin, a JSON object a line, and answers so.
+"""The JAX side, run by its own interpreter. It reads commands from stdin and answers, one JSON object per line.
 
 It imports nothing of this project. ``{"set": file.npz}`` gives parameters and input and answers with
 ``{"out": file.npz}``; ``{"time": name, "calls": n}`` answers ``{"seconds": per call}``, where name is ``forward``,
@@ -12,7 +12,7 @@ import time
 
 os.environ["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
 os.environ["JAX_PLATFORMS"] = "cpu"
-if hasattr(os, "sched_setaffinity"):  # one thread: XLA makes as many as it sees cores
+if hasattr(os, "sched_setaffinity"):  # one thread: XLA starts one for each core that it sees
     os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
 
 import jax

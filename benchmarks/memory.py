@@ -1,4 +1,4 @@
-"""Peak memory of a call, from the allocator's own books: exact, and blind to what the process did before."""
+"""Peak memory of a call, as the allocator records it: exact, and independent of what the process did before."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["peak_bytes"]
 
 
 def peak_bytes(work: Callable[[], Any], device: str = "cpu") -> int:
-    """The most bytes that ``work`` held at one time beyond what was held before it began."""
+    """The largest number of bytes that ``work`` held at one time, beyond those held before it."""
     gc.collect()
     if device.startswith("cuda"):
         torch.cuda.synchronize()
@@ -22,7 +22,7 @@ def peak_bytes(work: Callable[[], Any], device: str = "cpu") -> int:
         work()
         torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated() - before
-    # Of a backward, which runs on a thread of its own, the profiler at times loses events: the most of three.
+    # A backward runs in a thread of its own, and the profiler sometimes loses its events: the largest of three runs.
     return max(_recorded_peak(work) for _ in range(3))
 
 

@@ -1,8 +1,8 @@
 """Run the table: ``python -m benchmarks.run [--quick] [--only ROW] [--device cuda]``.
 
-One process, one thread, all variants of a row in turns. Figures under ``--quick`` are of few rounds, and rows
-that compile or train for long are left out. A ratio close to 1 counts when two runs agree: give the first
-run's file to the second as ``--against``.
+One process, one thread, all variants of a row in turns. With ``--quick`` there are few rounds, and rows that compile
+or train for a long time are left out. Trust a ratio close to 1 if two runs agree: pass the first run's file to the
+second as ``--against``.
 
 On a CUDA device the same table is timed by CUDA events, and forwards are captured as CUDA graphs too.
 """
@@ -52,7 +52,7 @@ ROWS = [
 
 
 def run_row(row: Row, setup: Setup, budget: Budget, before: dict[str, float]) -> list[Measured]:
-    """Measure one row and print its lines as they come."""
+    """Measure one row and print its lines immediately."""
     results: list[Measured] = []
     for contest in row.contests(setup):
         for measured in measure(row.name, contest, budget, setup.device):
@@ -65,16 +65,18 @@ def run_row(row: Row, setup: Setup, budget: Budget, before: dict[str, float]) ->
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print the table, write its files, and give the exit code: 1 where a row failed to run."""
+    """Print the table, write its files, and return the exit code: 1 if a row failed."""
     names = [row.name for row in ROWS]
-    parser = argparse.ArgumentParser(description="Speed and memory against torchrl, kernels by hand and JAX.")
+    parser = argparse.ArgumentParser(description="Speed and memory, compared with torchrl, kernels by hand and JAX.")
     parser.add_argument("--quick", action="store_true", help="few rounds, without the rows that compile or train")
-    parser.add_argument("--tiny", action="store_true", help="one round of tiny sizes: does everything run?")
-    parser.add_argument("--only", action="append", choices=names, metavar="ROW", help=f"of {', '.join(names)}")
+    parser.add_argument("--tiny", action="store_true", help="one round of tiny sizes: only to see that everything runs")
+    parser.add_argument(
+        "--only", action="append", choices=names, metavar="ROW", help=f"one of {', '.join(names)}; may be repeated"
+    )
     parser.add_argument("--skip", action="append", choices=names, metavar="ROW", default=[])
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
     parser.add_argument("--seconds", type=float, help="for each contest (default: 4; quick: 0.4)")
-    parser.add_argument("--against", type=Path, help="the JSON file of an earlier run, shown beside this one's")
+    parser.add_argument("--against", type=Path, help="the JSON file of an earlier run, shown next to this one's")
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "benchmarks")
     options = parser.parse_args(argv)
 
@@ -101,7 +103,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             results += run_row(row, setup, budget, before)
         except jax_cases.NoJax as why:
             print(f"{row.name}: left out: {why}", flush=True)
-        except Exception:  # the other rows are worth having
+        except Exception:  # the other rows still count
             traceback.print_exc()
             failed.append(row.name)
     facts["seconds"] = round(time.perf_counter() - began, 1)

@@ -1,4 +1,4 @@
-"""What a row of the table is, and what it is told about the run."""
+"""A row of the table, and the settings of the run that it gets."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ Size = tuple[int, int, int]  # agents, hidden width, batch
 
 @dataclass(frozen=True)
 class Setup:
-    """Where to run and how much of it: ``quick`` leaves out what compiles for long, ``tiny`` shrinks all sizes."""
+    """The device and the amount of work: ``quick`` leaves out long compilations, ``tiny`` shrinks all sizes."""
 
     device: str = "cpu"
     quick: bool = False
     tiny: bool = False
 
     def sizes(self, *sizes: Size) -> list[Size]:
-        """The sizes themselves, or one that takes no time."""
+        """The sizes, or under ``tiny`` one that takes no time."""
         return [(3, 4, 2)] if self.tiny else list(sizes)
 
     def randn(self, *shape: int) -> Tensor:
@@ -45,7 +45,7 @@ class Setup:
 
 @dataclass(frozen=True)
 class Row:
-    """One row of the targets: contests, measured one after the other, and perhaps a figure over all of them."""
+    """A row of the table: contests, measured one after the other, and perhaps a figure over all of them."""
 
     name: str
     contests: Callable[[Setup], Iterator[Contest]]
@@ -54,7 +54,7 @@ class Row:
 
 
 def example(name: str) -> Any:
-    """A file of ``examples/``, as a module: what is documented is what is measured."""
+    """A file of ``examples/`` as a module: the documented code is measured."""
     folder = str(ROOT / "examples")
     if folder not in sys.path:
         sys.path.insert(0, folder)
@@ -82,7 +82,7 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def graphed(function: Callable[..., Any], *args: Any) -> Callable[[], Any]:
-    """A function captured once as a CUDA graph, and its replay; fails if it synchronises with the host."""
+    """A function captured once as a CUDA graph, and its replay; raises if it synchronises with the host."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):

@@ -77,7 +77,7 @@ Losses = Callable[[dict[str, Tensor], dict[str, Tensor]], Tensor]
 
 
 def _ppo(policy: fm.Network, critic: fm.Network, seeds: int) -> Losses:
-    """PPO's loss, a sum over the seeds: advantages are normalised and ratios clipped seed by seed.
+    """PPO's loss, a sum over the seeds: advantages are normalised and ratios clipped for each seed.
 
     ``batch``: obs [B, S * n, F], actions [B, S * n, 2], and per agent log_probs, advantages, returns [B, S * n].
     """
@@ -111,7 +111,7 @@ def _ppo(policy: fm.Network, critic: fm.Network, seeds: int) -> Losses:
 
 
 def population(setup: Setup) -> Iterator[Contest]:
-    """A PPO update of 8 seeds x 3 agents at once, against 8 updates one after the other."""
+    """A PPO update of 8 seeds x 3 agents at once, compared with 8 updates one after the other."""
     seeds, agents, width = (2, 2, 4) if setup.tiny else (8, 3, 64)
     for batch, bound in ((2, None),) if setup.tiny else ((32, 4.0), (400, 1.7)):
         torch._dynamo.reset()
@@ -153,7 +153,7 @@ def population(setup: Setup) -> Iterator[Contest]:
 
 
 def _update(recipes: Any, recipe: Any, loss: Losses, params: Any, batch: dict[str, Tensor]) -> Callable[[], Tensor]:
-    """A recipe's step on a minibatch that is a dict: it goes in as the first of the two batch arguments."""
+    """A recipe's step on a minibatch that is a dict: it is the first of the two batch arguments."""
     step = recipe(lambda params, batch, _: loss(params, batch), params)
     nothing = torch.zeros(())
     return lambda: step(batch, nothing)
@@ -163,7 +163,7 @@ def _update(recipes: Any, recipe: Any, loss: Losses, params: Any, batch: dict[st
 
 
 def navigation(setup: Setup) -> Iterator[Contest]:
-    """A training iteration on VMAS navigation: the demo's own code, and torchrl's collector and loss."""
+    """A training iteration on VMAS navigation: with the demo's own code, and with torchrl's collector and loss."""
     from benchmarks.torchrl_navigation import iterations
 
     demo = example("navigation")

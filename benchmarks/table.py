@@ -20,7 +20,7 @@ _WIDTHS = (58, 22, 10, 10, 9, 8, 17, 6)
 
 
 def machine(device: str) -> dict[str, Any]:
-    """What a figure is worthless without."""
+    """The machine and the versions, without which a figure means nothing."""
     cpu = platform.processor()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
@@ -110,7 +110,7 @@ def write_json(path: Path, results: Sequence[Measured], facts: dict[str, Any]) -
 
 
 def plot(path: Path, results: Sequence[Measured], facts: dict[str, Any]) -> None:
-    """Speed over torchrl against the size, one line a kind of work."""
+    """Speed over torchrl against the size, one line per kind of work."""
     import matplotlib as mpl
 
     mpl.use("agg")

@@ -1,9 +1,10 @@
-"""Timing of variants of the same work against each other.
+"""Timing of variants of the same work, compared with each other.
 
-Machines are noisy and other work comes and goes. Variants therefore take turns, in an order that rotates
-from round to round, and what counts is the median over the rounds of the ratio within a round. On the CPU the
-clock is the process's CPU time: with one thread that is the wall clock of an idle machine, and on a busy one
-it leaves out the waiting. Outputs are compared before anything is timed.
+Machines are noisy, and other processes start and stop. So the variants take turns, in an order that rotates from
+round to round, and the result is the median over rounds of the ratio within a round. On the CPU the clock is the
+process's CPU time: with one thread it equals the wall clock of an idle machine, and on a busy machine it does not
+count waiting.
+Outputs are compared before anything is timed.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ Variant = Callable[[], Any]
 
 @dataclass(frozen=True)
 class Claim:
-    """What a row promises: ``other`` costs ``bound`` times ``ours`` or more; or ``ours`` at most ``bound`` times it.
+    """The aim of a row: ``other`` takes at least ``bound`` times as long as ``ours``, or ``ours`` at most
+    ``bound`` times as long as ``other``.
 
     Without a bound the ratio is shown for information.
     """
@@ -38,11 +40,11 @@ class Claim:
     kind: Literal["at least", "at most"] = "at least"
 
     def ratio(self, ours: float, other: float) -> float:
-        """``other / ours`` of a figure that is to be at least the bound, else ``ours / other``."""
+        """``other / ours`` for a lower bound, ``ours / other`` for an upper bound."""
         return other / ours if self.kind == "at least" else ours / other
 
     def met(self, ratio: float) -> bool | None:
-        """Whether a ratio keeps the promise; None where nothing was promised."""
+        """Whether a ratio meets the bound; None without a bound."""
         if self.bound is None:
             return None
         return ratio >= self.bound if self.kind == "at least" else ratio <= self.bound
@@ -50,11 +52,11 @@ class Claim:
 
 @dataclass
 class Contest:
-    """Variants of the same work and what is claimed of them.
+    """Variants of the same work, and the claims about them.
 
-    ``calls`` outputs of every variant are compared ahead of timing, several where a variant carries state
-    from call to call. With ``unit`` other than seconds each call gives its own figure (bytes, or the seconds
-    that a child process measured), and no outputs are compared.
+    ``calls`` outputs of every variant are compared before timing: several if a variant has state from call to call.
+    With a ``unit`` other than seconds each call returns its own figure (bytes, or the seconds that a child process
+    measured), and no outputs are compared.
     """
 
     name: str
@@ -63,7 +65,7 @@ class Contest:
     calls: int = 1
     unit: str = "s"
     tolerance: float = 1e-4
-    rounds: int | None = None  # else as many as the budget has time for
+    rounds: int | None = None  # None: as many as the budget allows
     seconds: float = 1.0  # how many times the usual budget
     size: tuple[int, ...] = ()  # agents, width, batch: for the plot
     compared: bool = True
@@ -81,7 +83,7 @@ class Budget:
 
     @classmethod
     def tiny(cls) -> Budget:
-        """One round of one call: to see that everything runs."""
+        """One round of one call, only to see that everything runs."""
         return cls(seconds=0.0, least_rounds=1, most_rounds=1, block=0.0)
 
 
@@ -103,7 +105,7 @@ class Measured:
 
     @property
     def verdict(self) -> str:
-        """``met`` or ``missed``; with a question mark where the bound lies between the quartiles."""
+        """``met`` or ``missed``; with a question mark if the bound is between the quartiles."""
         met = self.claim.met(self.ratio)
         if met is None or self.claim.bound is None:
             return ""
@@ -129,7 +131,7 @@ def measure(row: str, contest: Contest, budget: Budget, device: str = "cpu") -> 
 
 
 def compare(contest: Contest) -> None:
-    """Check that all variants give what the first one gives.
+    """Check that all variants have the outputs of the first.
 
     Raises:
         AssertionError: names the variant that does not.
@@ -156,18 +158,18 @@ def _numbers(output: Any) -> list[Tensor]:
 
 
 def _rotated(names: list[str], turn: int) -> list[str]:
-    """Another one begins each round, and every other pass goes backwards."""
+    """The names in the order of a round: each round starts with another one, and every other pass is reversed."""
     start = turn % len(names)
     order = names[start:] + names[:start]
     return order[::-1] if (turn // len(names)) % 2 else order
 
 
 def _rounds(contest: Contest, budget: Budget, device: str) -> dict[str, list[float]]:
-    """Seconds a call, by variant, for every round."""
+    """Seconds per call, by variant, for every round."""
     timer = _cuda_seconds if device.startswith("cuda") else _seconds
     names = list(contest.variants)
     gc.collect()
-    gc.freeze()  # collections in the middle have less to look through
+    gc.freeze()  # garbage collections during the timing take less time
     try:
         calls: dict[str, int] = {}
         expected = 0.0
@@ -189,7 +191,7 @@ def _rounds(contest: Contest, budget: Budget, device: str) -> dict[str, list[flo
 
 
 def _seconds(variant: Variant, calls: int) -> float:
-    if hasattr(variant, "seconds"):  # runs elsewhere, and is timed there
+    if hasattr(variant, "seconds"):  # runs in another process, and is timed there
         return variant.seconds(calls)
     began = time.process_time()
     for _ in range(calls):
@@ -198,7 +200,7 @@ def _seconds(variant: Variant, calls: int) -> float:
 
 
 def _cuda_seconds(variant: Variant, calls: int) -> float:
-    """Seconds a call on the device's own clock."""
+    """Seconds per call on the device's own clock."""
     start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
     torch.cuda.synchronize()
     start.record()

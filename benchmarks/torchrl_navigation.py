@@ -1,4 +1,4 @@
-"""The navigation demo's training iteration in torchrl's own terms: its collector, its PPO loss, its buffer."""
+"""The navigation demo's training iteration with torchrl's collector, PPO loss and buffer."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def iterations(settings: Any) -> Iterator[float]:
 
 def _update(loss: Any, optimizer: torch.optim.Optimizer, buffer: Any, data: Any, settings: Any) -> float:
     shape = data["next", "agents", "reward"].shape
-    for flag in ("done", "terminated"):  # one an agent, as the rewards are
+    for flag in ("done", "terminated"):  # one per agent, like the rewards
         data["next", "agents", flag] = data["next", flag].unsqueeze(-1).expand(shape)
     with torch.no_grad():
         loss.value_estimator(data, params=loss.critic_network_params, target_params=loss.target_critic_network_params)

@@ -1,16 +1,16 @@
-"""Navigation: what sharing buys and what it costs, on the smallest task that shows both.
+"""Navigation: the benefits and the costs of sharing, on the smallest task that shows both.
 
-Two VMAS agents see both goals, in the same order, and nothing says whose is whose. PPO trains a team under
-three sharings of one and the same network: one slot for all ("shared"), one slot for all with the agent's
-index in the input ("shared-ids"), and one slot each ("independent"). The first cannot do better than to
-wait between the goals; the other two reach them.
+Two VMAS agents see both goals, in the same order. No input tells an agent which goal is its own. PPO trains a team
+under three sharings of the same network: one slot for all ("shared"), one slot for all with the agent's index in the
+input ("shared-ids"), and one slot each ("independent"). With the first, the best that agents can do is to wait between
+the goals; with the other two they reach them.
 
     pip install -e ".[train]"  # once, at the top of the repository
     python examples/navigation.py
     python examples/navigation.py --agents 3 --sharing 0,0,1 --sharing independent --iterations 30
 
 In ``--out`` (default ``runs/navigation``): ``curves.png``, ``metrics.csv`` and, for each sharing,
-``rollout_*.png`` and ``parameters_*.safetensors``. Ctrl-C ends early and keeps everything up to there.
+``rollout_*.png`` and ``parameters_*.safetensors``. Ctrl-C stops the program and keeps the results so far.
 """
 
 # torch, tqdm and vmas annotate only some of their parameters:
@@ -38,11 +38,11 @@ from tqdm import tqdm
 
 import functional_marl as fm
 
-# Mean episode reward of two agents. But for 0.01 on arrival, an episode's rewards add up to the way made
-# towards one's own goal, so nobody can beat the mean distance at the start, 1.08. A policy that cannot tell
-# whose goal is whose earns, over the two cases, the mean of the ways made towards both; the best places to be
-# are those between the goals, where half the way from goal to goal is still to go: 1.08 - 1.08 / 2 = 0.54.
-# Both are expectations: the mean of 60 episodes is off by about 0.04, to either side.
+# Mean episode reward of two agents. Apart from 0.01 on arrival, the rewards of an episode add up to the distance that
+# an agent gained towards its own goal. So the maximum is the mean distance at the start, 1.08. An agent that does not
+# know which goal is its own gains, on average over the two cases, the mean of the distances gained towards both goals.
+# The best positions are between the goals, where half the distance between the goals is left: 1.08 - 1.08 / 2 = 0.54.
+# Both numbers are expectations: the mean of 60 episodes differs from them by about 0.04.
 CEILINGS = {"1.08: own goal known": 1.08, "0.54: own goal unknown": 0.54}
 
 Params = dict[str, dict[str, Tensor]]  # {"policy": {"0.weight": [S, out, in], ...}, "critic": {...}}
@@ -50,7 +50,7 @@ Params = dict[str, dict[str, Tensor]]  # {"policy": {"0.weight": [S, out, in], .
 
 @dataclass(frozen=True)
 class Settings:
-    """Sizes of a training: 6,000 frames an iteration, in minibatches of 1,000, ten times over."""
+    """Sizes of a training run: 6,000 frames per iteration, in minibatches of 1,000, for ten epochs."""
 
     agents: int = 2
     iterations: int = 20
@@ -66,7 +66,7 @@ class Settings:
 
 
 class Team(NamedTuple):
-    """Networks of one sharing: policy and critic are shared in the same way."""
+    """The networks of one sharing: policy and critic have the same sharing."""
 
     policy: fm.Network
     critic: fm.Network
@@ -74,19 +74,19 @@ class Team(NamedTuple):
 
 
 class Rollout(NamedTuple):
-    """One episode in each of B environments, n agents, T steps; after its end an episode is not alive."""
+    """One episode in each of B environments, n agents, T steps. After the end of an episode ``alive`` is false."""
 
     obs: Tensor  # [T + 1, B, n, F]
     values: Tensor  # [T + 1, B, n]
     actions: Tensor  # [T, B, n, 2]
     log_probs: Tensor  # [T, B, n]
     rewards: Tensor  # [T, B, n], zero where not alive
-    done: Tensor  # [T, B], the whole team is at its goals
+    done: Tensor  # [T, B], all agents are at their goals
     alive: Tensor  # [T, B]
 
 
 class Batch(NamedTuple):
-    """The N living frames of a rollout, ready for the loss."""
+    """The N frames of a rollout in which the episode is alive, ready for the loss."""
 
     obs: Tensor  # [N, n, F]
     actions: Tensor  # [N, n, 2]
@@ -96,7 +96,7 @@ class Batch(NamedTuple):
 
 
 def make_env(settings: Settings) -> Any:
-    """Real VMAS navigation: each agent is paid for its own way, and sees every goal but no other agent."""
+    """VMAS navigation: each agent is rewarded for its own progress, and sees every goal but no other agent."""
     options: Any = {"collisions": False, "observe_all_goals": True, "shared_rew": False}
     return vmas.make_env("navigation", num_envs=settings.envs, n_agents=settings.agents, **options)
 
@@ -111,24 +111,24 @@ def make_team(sharing: str, agents: int) -> Team:
     """Networks of a team under a named sharing, or under slots such as ``"0,0,1"``."""
     ids = sharing == "shared-ids"
     slots = [int(slot) for slot in sharing.split(",")] if sharing[0].isdigit() else sharing.removesuffix("-ids")
-    inputs = 4 + 2 * agents + ids * agents  # position, velocity, the way from each goal, perhaps the index
+    inputs = 4 + 2 * agents + ids * agents  # position, velocity, offset from each goal, and the index if ids
 
-    # The critic sees what its agent sees, not the joint input: rewards are each agent's own, and one shared
-    # critic of the joint input would have to give all agents one value.
+    # The critic sees its agent's observation, not the joint input: each agent has its own rewards, and a shared critic
+    # of the joint input would have to give all agents the same value.
     policy = fm.network(partial(mlp, inputs, 4), n_agents=agents, sharing=slots)
     critic = fm.network(partial(mlp, inputs, 1), n_agents=agents, sharing=slots)
     return Team(policy, critic, ids)
 
 
 def init_team(team: Team, key: Tensor) -> Params:
-    """Fresh parameters, as leaves for the optimizer."""
+    """Initial parameters, as leaves for the optimizer."""
     keys = fm.split(key, 2)
     params = {"policy": fm.init_params(team.policy, keys[0]), "critic": fm.init_params(team.critic, keys[1])}
     return {part: {name: leaf.requires_grad_() for name, leaf in tree.items()} for part, tree in params.items()}
 
 
 def act(team: Team, params: Params, obs: Tensor) -> Normal:
-    """Distribution over each agent's action, ``[*B, n, 2]``; the environment clamps what is drawn from it."""
+    """Distribution over each agent's action, ``[*B, n, 2]``; the environment clamps the samples."""
     x = fm.with_agent_ids(obs) if team.ids else obs
     mean, log_std = fm.apply(team.policy, params["policy"], x).chunk(2, dim=-1)
     return Normal(mean, log_std.clamp(-4, 1).exp(), validate_args=False)
@@ -142,9 +142,9 @@ def judge(team: Team, params: Params, obs: Tensor) -> Tensor:
 
 @torch.no_grad()
 def rollout(env: Any, team: Team, params: Params, steps: int, seed: int, noise: torch.Generator | None) -> Rollout:
-    """Play one episode in each environment; without ``noise`` the mean action is played.
+    """Play one episode in each environment; without ``noise`` it plays the mean action.
 
-    All VMAS environments of a process draw from one stream, and only when they are reset. Seeding each reset
+    All VMAS environments of a process use one random stream, and only when they are reset. Seeding each reset
     makes the episodes depend on ``seed`` alone, whatever else ran in the process before.
     """
     obs = torch.stack(env.reset(seed=seed), dim=-2)
@@ -178,7 +178,7 @@ def gae(rewards: Tensor, values: Tensor, done: Tensor, gamma: float, lam: float)
 
 
 def make_batch(played: Rollout, gamma: float, lam: float) -> Batch:
-    """Living frames and their advantages, normalized agent by agent: none sets another's scale."""
+    """The frames that are alive, and their advantages, normalized for each agent separately."""
     advantages = gae(played.rewards, played.values, played.done, gamma, lam)
     returns = advantages + played.values[:-1]
     frames = (played.obs[:-1], played.actions, played.log_probs, advantages, returns)
@@ -200,7 +200,7 @@ def ppo_loss(team: Team, params: Params, batch: Batch, clip: float) -> dict[str,
 def update(
     team: Team, params: Params, optimizer: Adam, batch: Batch, settings: Settings, shuffle: torch.Generator
 ) -> dict[str, float]:
-    """Step ``params`` through the batch ``epochs`` times, in place, and give the mean losses.
+    """Step ``params`` through the batch ``epochs`` times, in place, and return the mean losses.
 
     Gradients are not clipped by their global norm: that would let one agent's gradient scale another's.
     """
@@ -218,7 +218,7 @@ def update(
 
 
 def train(team: Team, params: Params, settings: Settings, key: Tensor) -> Iterator[dict[str, float]]:
-    """Train ``params`` in place and give the metrics of each iteration; every draw comes from ``key``."""
+    """Train ``params`` in place and yield the metrics of each iteration; all random numbers come from ``key``."""
     env = make_env(settings)
     optimizer = Adam([leaf for tree in params.values() for leaf in tree.values()], lr=settings.learning_rate)
     episode_key, generator_key = fm.split(key, 2)
@@ -230,13 +230,13 @@ def train(team: Team, params: Params, settings: Settings, key: Tensor) -> Iterat
         batch = make_batch(played, settings.gamma, settings.lam)
         losses = update(team, params, optimizer, batch, settings, generator)
         frames = iteration * settings.envs * settings.steps
-        reward = played.rewards.sum(0).mean().item()  # an episode's sum, mean over environments and agents
+        reward = played.rewards.sum(0).mean().item()  # sum over an episode, mean over environments and agents
         seconds = time.perf_counter() - began
         yield {"iteration": iteration, "frames": frames, "reward": reward, **losses, "seconds": seconds}
 
 
 def as_seed(key: Tensor) -> int:
-    """Seed below 2**32, which torch and numpy (so VMAS) both take."""
+    """A seed below 2**32, which torch and numpy (and so VMAS) accept."""
     return int(key[0]) % 2**32
 
 
@@ -248,19 +248,19 @@ def save_params(path: Path, sharing: str, params: Params) -> None:
 
 
 def show(path: Path, sharing: str, team: Team, params: Params, settings: Settings, seed: int) -> float:
-    """Draw mean actions in six episodes, the same for every sharing; give the mean reward over 600."""
+    """Draw a picture of six episodes with mean actions, the same for every sharing; return the mean reward of 600."""
     env = make_env(replace(settings, envs=600))
     played = rollout(env, team, params, settings.steps, seed, noise=None)
     rewards = played.rewards.sum(0).mean(-1)
-    positions, ways = played.obs[..., :2], played.obs[0, :, 0, 4:].reshape(600, -1, 2)
-    goals = positions[0, :, :1] - ways  # an observation holds the way from each goal
+    positions, offsets = played.obs[..., :2], played.obs[0, :, 0, 4:].reshape(600, -1, 2)
+    goals = positions[0, :, :1] - offsets  # an observation has the offset from each goal
     title = f"{sharing}: mean reward {rewards.mean():.2f} over 600 episodes, six of them here"
     draw_rollout(path, title, positions[:, :6], goals[:6], played.alive[:, :6].sum(0), rewards[:6])
     return rewards.mean().item()
 
 
 def run(sharings: Sequence[str], settings: Settings, seed: int, out: Path) -> int:
-    """Train under each sharing in turn, leave all files in ``out``, and give the exit code."""
+    """Train under each sharing in turn, write all files to ``out``, and return the exit code."""
     ceilings = CEILINGS if settings.agents == 2 else {}
     curves: dict[str, list[tuple[float, float]]] = {}
     fields = ["sharing", "iteration", "frames", "reward", "policy_loss", "value_loss", "entropy", "seconds"]
@@ -269,7 +269,7 @@ def run(sharings: Sequence[str], settings: Settings, seed: int, out: Path) -> in
         table.writeheader()
         try:
             for sharing in sharings:
-                # The key depends on the seed and the sharing's name, not on what was trained before.
+                # The key depends on the seed and the sharing's name alone, not on earlier training runs.
                 init_key, train_key = fm.split(fm.fold_in(fm.key(seed), crc32(sharing.encode())), 2)
                 team = make_team(sharing, settings.agents)
                 params = init_team(team, init_key)
@@ -287,7 +287,7 @@ def run(sharings: Sequence[str], settings: Settings, seed: int, out: Path) -> in
                 reward = show(out / f"rollout_{name}.png", sharing, team, params, settings, seed)
                 print(f"{sharing}: mean reward {reward:.2f} over 600 new episodes", flush=True)
         except KeyboardInterrupt:
-            print(f"interrupted; what was written so far is in {out}")
+            print(f"interrupted; the results so far are in {out}")
             return 130
         finally:
             draw_curves(out / "curves.png", curves, ceilings)
@@ -296,9 +296,9 @@ def run(sharings: Sequence[str], settings: Settings, seed: int, out: Path) -> in
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the demo and give the exit code."""
+    """Run the demo and return the exit code."""
     options = parse_options(argv, description=__doc__, iterations=Settings.iterations)
-    torch.set_num_threads(1)  # faster for small networks, and no curve depends on the number of cores
+    torch.set_num_threads(1)  # faster for small networks, and the curves do not depend on the number of cores
     settings = Settings(agents=options.agents, iterations=options.iterations)
     return run(options.sharing, settings, options.seed, options.out)
 

@@ -1,4 +1,4 @@
-"""The command line of ``navigation.py``: what can be wrong with an option is said before any work."""
+"""The command line of ``navigation.py``: wrong options are reported before any work."""
 
 import argparse
 import re
@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 SHARINGS = ("shared", "shared-ids", "independent")
-MOST_AGENTS = 10  # VMAS draws positions until none overlap: in a crowded world it would draw for ever
+MOST_AGENTS = 10  # VMAS samples positions until none overlap: with too many agents it would never end
 
 
 def parse_options(argv: Sequence[str] | None, *, description: str | None, iterations: int) -> argparse.Namespace:
     """Options ``sharing`` (a list of names), ``agents``, ``iterations``, ``seed`` and ``out`` (a folder)."""
-    kinds = f"one of {', '.join(SHARINGS)}, or a slot for each agent as in 0,0,1"
+    kinds = f"one of {', '.join(SHARINGS)}, or one slot per agent, such as 0,0,1"
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sharing", action="append", help=f"{kinds}; may be repeated (default: those named)")
     parser.add_argument("--agents", type=int, default=2, help=f"1 to {MOST_AGENTS} (default: %(default)s)")

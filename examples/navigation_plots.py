@@ -12,14 +12,14 @@ from matplotlib.patches import Circle
 from torch import Tensor
 
 OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442", "#000000")
-COLORS = (*OKABE_ITO, "#8C564B", "#888833")  # safe for all eyes, and two more for teams of ten
+COLORS = (*OKABE_ITO, "#8C564B", "#888833")  # distinguishable for the color-blind, and two more for teams of ten
 GREY = "#777777"
 AGENT_RADIUS = 0.1
 
 
 @contextmanager
 def replacing(path: Path) -> Generator[Path]:
-    """Write to the path given, which takes the place of ``path`` only once it is complete."""
+    """Write to the path yielded, which replaces ``path`` when it is complete."""
     part = path.with_name(f".{path.name}.part")
     try:
         yield part
@@ -29,7 +29,7 @@ def replacing(path: Path) -> Generator[Path]:
 
 
 def draw_curves(path: Path, curves: Mapping[str, Sequence[tuple[float, float]]], ceilings: Mapping[str, float]) -> None:
-    """Mean episode reward against frames, one curve of ``(frames, reward)`` a sharing, under the ceilings."""
+    """Mean episode reward against frames, one curve of ``(frames, reward)`` per sharing, with the ceilings."""
     figure: Any = Figure(figsize=(10, 5.5), layout="constrained")
     axes = figure.subplots()
     for color, (sharing, points) in zip(cycle(COLORS, len(curves)), curves.items(), strict=True):
@@ -53,7 +53,7 @@ def draw_curves(path: Path, curves: Mapping[str, Sequence[tuple[float, float]]],
 
 
 def draw_rollout(path: Path, title: str, positions: Tensor, goals: Tensor, steps: Tensor, rewards: Tensor) -> None:
-    """Draw each agent's way from its start to where its episode ended, in six environments.
+    """Draw each agent's path from its start to the end of its episode, in six environments.
 
     ``positions: [T + 1, 6, n, 2]``, ``goals: [6, n, 2]``, ``steps: [6]`` until the end, ``rewards: [6]``.
     """
@@ -65,11 +65,11 @@ def draw_rollout(path: Path, title: str, positions: Tensor, goals: Tensor, steps
         panel.spines[:].set_color("#CCCCCC")
         panel.set_title(f"reward {rewards[env]:.2f}", fontsize=12)
         for agent, color in agents:
-            way = positions[: int(steps[env]) + 1, env, agent].numpy()
-            radius = AGENT_RADIUS * (1 - 0.7 * agent / len(agents))  # agents that end in one place all show
-            panel.plot(*way.T, color=color, linewidth=2.4, alpha=0.75, solid_capstyle="round", zorder=2)
-            panel.plot(*way[0], "o", markersize=8, color="white", markeredgecolor=color, mew=2, zorder=3)
-            panel.add_patch(Circle(way[-1], radius, facecolor=color, edgecolor="white", zorder=4))
+            trail = positions[: int(steps[env]) + 1, env, agent].numpy()
+            radius = AGENT_RADIUS * (1 - 0.7 * agent / len(agents))  # so that agents at the same place are all visible
+            panel.plot(*trail.T, color=color, linewidth=2.4, alpha=0.75, solid_capstyle="round", zorder=2)
+            panel.plot(*trail[0], "o", markersize=8, color="white", markeredgecolor=color, mew=2, zorder=3)
+            panel.add_patch(Circle(trail[-1], radius, facecolor=color, edgecolor="white", zorder=4))
             panel.plot(*goals[env, agent].numpy(), "*", markersize=17, color=color, mec="black", mew=0.9, zorder=5)
     figure.suptitle(title, fontsize=15)
     shapes = {"start": ("o", 8, "white"), "end": ("o", 13, GREY), "goal": ("*", 16, GREY)}
@@ -84,11 +84,11 @@ def draw_rollout(path: Path, title: str, positions: Tensor, goals: Tensor, steps
 
 
 def cycle(colors: Sequence[str], count: int) -> list[str]:
-    """The first ``count`` colors, from the start again where they run out."""
+    """The first ``count`` colors, repeated if there are too few."""
     return [colors[i % len(colors)] for i in range(count)]
 
 
 def save(figure: Any, path: Path) -> None:
-    """Write a figure as PNG, in one piece."""
+    """Write a figure as PNG; the file appears when it is complete."""
     with replacing(path) as part:
         figure.savefig(part, format="png", dpi=130)

@@ -1,17 +1,17 @@
-"""Predators and prey of PettingZoo: one network a group, each group with its own sharing.
+"""Predators and prey of PettingZoo: one network per group, each group with its own sharing.
 
-In ``simple_tag`` of MPE three slower predators, the group ``adversary``, are paid for each touch of two faster
-prey, the group ``agent``, who pay for it. A group map says who belongs to which group. The predators have the
-same observations and the same task, so one set of parameters serves all three ("shared"); each prey has its
-own ("independent"). Both groups learn at once, by PPO with pure functions. In the end trained and untrained
-groups meet each other: parameters are values, so they are put together at will.
+In ``simple_tag`` of MPE three slower predators, the group ``adversary``, are rewarded for each touch of two faster
+prey, the group ``agent``, which lose the same reward. A group map contains the agents of each group. The predators have
+the same observations and the same task, so all three share one set of parameters ("shared"); each prey has its own
+("independent"). Both groups learn at the same time, by PPO with pure functions. At the end trained and untrained groups
+play against each other: parameters are values, so they can be combined freely.
 
     pip install -e ".[train]"  # once, at the top of the repository
     python examples/pettingzoo_groups.py
     python examples/pettingzoo_groups.py --iterations 20 --seed 1
 
-In ``--out`` (default ``runs/pettingzoo_groups``): ``curves.png`` and ``metrics.csv``. Ctrl-C ends early and
-keeps everything up to there. The task is from Lowe et al., "Multi-Agent Actor-Critic for Mixed
+In ``--out`` (default ``runs/pettingzoo_groups``): ``curves.png`` and ``metrics.csv``. Ctrl-C stops
+the program and keeps the results so far. The task is from Lowe et al., "Multi-Agent Actor-Critic for Mixed
 Cooperative-Competitive Environments" (2017), in the package ``mpe2``.
 """
 
@@ -42,7 +42,7 @@ Params = dict[str, dict[str, Tensor]]  # group -> {"0.weight": [S, out, in], ...
 
 @dataclass(frozen=True)
 class Settings:
-    """Sizes of a training: 800 frames an iteration, in minibatches of 200, four times over."""
+    """Sizes of a training run: 800 frames per iteration, in minibatches of 200, for four epochs."""
 
     iterations: int = 60
     envs: int = 32
@@ -55,7 +55,7 @@ class Settings:
     lam: float = 0.9
     clip: float = 0.2
     entropy_bonus: float = 1e-2
-    reward_scale: float = 0.1  # a touch pays ten
+    reward_scale: float = 0.1  # the reward of a touch is ten
 
 
 class Rollout(NamedTuple):
@@ -79,19 +79,19 @@ class Batch(NamedTuple):
 
 
 def make_envs(settings: Settings) -> list[Any]:
-    """Parallel environments, stepped one after the other; all episodes last ``steps`` steps."""
+    """Parallel environments, stepped one after the other. All episodes have ``steps`` steps."""
     options: Any = {"num_good": 2, "num_adversaries": 3, "max_cycles": settings.steps}
     return [simple_tag_v3.parallel_env(**options) for _ in range(settings.envs)]
 
 
 def mlp(inputs: int, outputs: int, width: int) -> nn.Module:
-    """Network of one agent: the logits of its actions, and its value as the last output."""
+    """The network of one agent: the logits of its actions, and its value as the last output."""
     hidden = (nn.Linear(inputs, width), nn.Tanh(), nn.Linear(width, width), nn.Tanh())
     return nn.Sequential(*hidden, nn.Linear(width, outputs + 1))
 
 
 def make_nets(env: Any, groups: Groups, width: int) -> dict[str, fm.Network]:
-    """One network a group, of the size of its first agent's spaces."""
+    """One network per group, with the sizes of its first agent's spaces."""
     nets: dict[str, fm.Network] = {}
     for group, members in groups.items():
         inputs, actions = env.observation_space(members[0]).shape[0], int(env.action_space(members[0]).n)
@@ -101,7 +101,7 @@ def make_nets(env: Any, groups: Groups, width: int) -> dict[str, fm.Network]:
 
 
 def init_groups(nets: Nets, key: Tensor) -> Params:
-    """Fresh parameters of all groups."""
+    """Initial parameters of all groups."""
     return {group: fm.init_params(net, fm.fold_in(key, i)) for i, (group, net) in enumerate(nets.items())}
 
 
@@ -111,8 +111,8 @@ def split(output: Tensor) -> tuple[Categorical, Tensor]:
 
 
 def stack(per_env: Sequence[Mapping[str, Any]], agents: Sequence[str]) -> dict[str, Tensor]:
-    """What each environment says of each agent, as one tensor ``[B, ...]`` an agent."""
-    return {agent: torch.stack([torch.as_tensor(said[agent]) for said in per_env]) for agent in agents}
+    """The values that each environment returns for each agent, as one tensor ``[B, ...]`` per agent."""
+    return {agent: torch.stack([torch.as_tensor(values[agent]) for values in per_env]) for agent in agents}
 
 
 @torch.no_grad()
@@ -120,20 +120,20 @@ def rollout(envs: Sequence[Any], groups: Groups, nets: Nets, params: Params, noi
     """Play one episode in each environment: ``{group: Rollout}``."""
     agents = [agent for members in groups.values() for agent in members]
     seeds = torch.randint(2**31, (len(envs),), generator=noise).tolist()
-    said = [env.reset(seed=seed)[0] for env, seed in zip(envs, seeds, strict=True)]
+    observed = [env.reset(seed=seed)[0] for env, seed in zip(envs, seeds, strict=True)]
     frames: dict[str, list[tuple[Tensor, ...]]] = {group: [] for group in groups}
     while True:
         # {agent: [B, F]} -> {group: [B, n, F]}
-        obs: Any = fm.group_agents(groups, stack(said, agents), batch_dims=1)
+        obs: Any = fm.group_agents(groups, stack(observed, agents), batch_dims=1)
         heads = {group: split(out) for group, out in fm.apply_groups(nets, params, obs).items()}
-        if not envs[0].agents:  # the episodes ran out of time, all at once
+        if not envs[0].agents:  # all episodes end at the same step
             break
-        actions = {group: draw(policy.probs, noise) for group, (policy, _) in heads.items()}
+        actions = {group: sample(policy.probs, noise) for group, (policy, _) in heads.items()}
         # {group: [B, n]} -> {agent: [B]}
         moves: Any = fm.ungroup_agents(groups, actions, batch_dims=1)
         moves = {agent: move.tolist() for agent, move in moves.items()}
         steps = [env.step({agent: moves[agent][b] for agent in agents}) for b, env in enumerate(envs)]
-        said = [step[0] for step in steps]
+        observed = [step[0] for step in steps]
         paid = [{agent: float(step[1][agent]) for agent in agents} for step in steps]
         rewards: Any = fm.group_agents(groups, stack(paid, agents), batch_dims=1)
         for group, (policy, values) in heads.items():
@@ -148,8 +148,8 @@ def rollout(envs: Sequence[Any], groups: Groups, nets: Nets, params: Params, noi
     return played
 
 
-def draw(probs: Any, noise: torch.Generator) -> Tensor:
-    """Actions ``[*B, n]`` of the probabilities ``[*B, n, A]``."""
+def sample(probs: Any, noise: torch.Generator) -> Tensor:
+    """Actions ``[*B, n]``, sampled with the probabilities ``[*B, n, A]``."""
     return torch.multinomial(probs.flatten(0, -2), 1, generator=noise).view(probs.shape[:-1])
 
 
@@ -189,7 +189,7 @@ def update(
     settings: Settings,
     noise: torch.Generator,
 ) -> dict[str, float]:
-    """Step ``params`` through the batches ``epochs`` times, in place, and give each group's mean loss.
+    """Step ``params`` through the batches ``epochs`` times, in place, and return each group's mean loss.
 
     The groups share neither parameters nor losses: the sum of their losses trains each on its own.
     """
@@ -216,7 +216,7 @@ def episode_rewards(played: Mapping[str, Rollout]) -> dict[str, float]:
 def train(
     envs: Sequence[Any], groups: Groups, nets: Nets, params: Params, settings: Settings, noise: torch.Generator
 ) -> Iterator[dict[str, float]]:
-    """Train ``params`` in place and give the metrics of each iteration."""
+    """Train ``params`` in place and yield the metrics of each iteration."""
     leaves = [leaf.requires_grad_() for tree in params.values() for leaf in tree.values()]
     optimizer = Adam(leaves, lr=settings.learning_rate)
     for iteration in range(1, settings.iterations + 1):
@@ -231,7 +231,7 @@ def train(
 def matches(
     envs: Sequence[Any], groups: Groups, nets: Nets, untrained: Params, trained: Params, seed: int
 ) -> dict[str, dict[str, float]]:
-    """Mean episode rewards where trained and untrained groups meet, in the same four times B episodes."""
+    """Mean episode rewards of trained against untrained groups, in the same 4 B episodes."""
     found: dict[str, dict[str, float]] = {}
     sides = {"untrained": untrained, "trained": trained}
     for one in sides:
@@ -261,7 +261,7 @@ def draw_curves(path: Path, history: Sequence[Mapping[str, float]]) -> None:
 
 
 def run(settings: Settings, seed: int, out: Path) -> int:
-    """Train both groups, leave the files in ``out``, and give the exit code."""
+    """Train both groups, write the files to ``out``, and return the exit code."""
     envs = make_envs(settings)
     groups = fm.group_map(envs[0].possible_agents, fm.by_prefix)
     nets = make_nets(envs[0], groups, settings.width)
@@ -281,7 +281,7 @@ def run(settings: Settings, seed: int, out: Path) -> int:
             for name, rewards in matches(envs, groups, nets, untrained, params, seed).items():
                 print(name, ", ".join(f"{group} {reward:.1f}" for group, reward in rewards.items()), flush=True)
         except KeyboardInterrupt:
-            print(f"interrupted; what was written so far is in {out}")
+            print(f"interrupted; the results so far are in {out}")
             return 130
         finally:
             draw_curves(out / "curves.png", history)
@@ -290,9 +290,9 @@ def run(settings: Settings, seed: int, out: Path) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the example and give the exit code."""
+    """Run the example and return the exit code."""
     options = parse(make_parser(__doc__, iterations=Settings.iterations, out="runs/pettingzoo_groups"), argv)
-    torch.set_num_threads(1)  # faster for small networks, and no curve depends on the number of cores
+    torch.set_num_threads(1)  # faster for small networks, and the curves do not depend on the number of cores
     return run(Settings(iterations=options.iterations), options.seed, options.out)
 
 

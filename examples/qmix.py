@@ -1,13 +1,13 @@
 """QMIX on VMAS navigation with discrete actions: our agents and our mixer in torchrl's ``QMixerLoss``.
 
-Two agents share one network of action values, and ``QMixer`` makes the team's value of them, given the
-observations of both. The task pays the team as a whole.
+Two agents share one network of action values, and ``QMixer`` computes the team's value from them and from the
+observations of both. The reward is that of the team as a whole.
 
     pip install -e ".[train]"  # once, at the top of the repository
     python examples/qmix.py
 
-In ``--out`` (default ``runs/qmix``): ``curves.png`` and ``metrics.csv``. Ctrl-C ends early and keeps everything
-up to there. QMIX: Rashid et al., "Monotonic Value Function Factorisation for Deep Multi-Agent Reinforcement
+In ``--out`` (default ``runs/qmix``): ``curves.png`` and ``metrics.csv``. Ctrl-C stops the program and keeps the
+results so far. QMIX: Rashid et al., "Monotonic Value Function Factorisation for Deep Multi-Agent Reinforcement
 Learning" (2018).
 """
 
@@ -40,7 +40,7 @@ from functional_marl.nn import MultiAgentMLP, QMixer
 
 @dataclass(frozen=True)
 class Settings:
-    """Sizes of a training: 3,000 frames and 60 updates an iteration."""
+    """Sizes of a training run: 3,000 frames and 60 updates per iteration."""
 
     iterations: int = 24
     envs: int = 60
@@ -51,19 +51,19 @@ class Settings:
     width: int = 64
     learning_rate: float = 1e-3
     gamma: float = 0.9
-    reward_scale: float = 10.0  # a step pays a hundredth
-    tau: float = 0.01  # of the targets' way towards the networks at each update
+    reward_scale: float = 10.0  # the reward of a step is about a hundredth
+    tau: float = 0.01  # the share of the networks' weights in the targets' at each update
 
 
 def make_env(settings: Settings, seed: int) -> Any:
-    """Navigation with nine actions an agent, without collisions; each agent sees its own goal."""
+    """Navigation with nine actions per agent, without collisions; each agent sees its own goal."""
     options: Any = {"n_agents": 2, "collisions": False, "shared_rew": True, "max_steps": settings.steps}
     env: Any = VmasEnv("navigation", num_envs=settings.envs, continuous_actions=False, seed=seed, **options)
     return TransformedEnv(env, RewardSum(in_keys=[env.reward_key], out_keys=[("agents", "episode_reward")]))
 
 
 def make_agents(env: Any, width: int) -> Any:
-    """The action values of all agents, and of each its best action."""
+    """The action values of all agents, and the best action of each."""
     net = MultiAgentMLP(
         env.observation_spec["agents", "observation"].shape[-1],
         env.full_action_spec_unbatched[env.action_key].space.n,
@@ -86,7 +86,7 @@ def make_agents(env: Any, width: int) -> Any:
 
 
 def make_mixer(env: Any) -> Any:
-    """The team's value, from the values of the chosen actions and from what both agents see."""
+    """The team's value, from the values of the chosen actions and from both observations."""
     state = env.observation_spec["agents", "observation"].shape[-2:]
     mixer = QMixer(state_shape=state, mixing_embed_dim=32, n_agents=env.n_agents, device="cpu")
     in_keys: Any = [("agents", "chosen_action_value"), ("agents", "observation")]
@@ -94,7 +94,7 @@ def make_mixer(env: Any) -> Any:
 
 
 def train(settings: Settings, seed: int) -> Iterator[dict[str, float]]:
-    """Train from scratch and give the metrics of each iteration; all draws come from ``seed``."""
+    """Train from scratch and yield the metrics of each iteration; all random numbers come from ``seed``."""
     env = make_env(settings, seed)
     torch.manual_seed(seed)
     agents = make_agents(env, settings.width)
@@ -111,7 +111,7 @@ def train(settings: Settings, seed: int) -> Iterator[dict[str, float]]:
     optimizer = torch.optim.Adam(loss_module.parameters(), lr=settings.learning_rate)
 
     frames = settings.envs * settings.steps
-    steps = settings.steps * settings.iterations // 2  # exploration falls over the first half of the training
+    steps = settings.steps * settings.iterations // 2  # exploration decreases over the first half of the training
     explore: Any = EGreedyModule(
         env.full_action_spec_unbatched, 1.0, 0.05, annealing_num_steps=steps, action_key=env.action_key
     )
@@ -142,7 +142,7 @@ def train(settings: Settings, seed: int) -> Iterator[dict[str, float]]:
 
 
 def run(settings: Settings, seed: int, out: Path) -> int:
-    """Train, leave the files in ``out``, and give the exit code."""
+    """Train, write the files to ``out``, and return the exit code."""
     points: list[tuple[float, float]] = []
     with writing(out / "metrics.csv", ["iteration", "frames", "reward", "loss", "exploration"]) as write:
         try:
@@ -152,7 +152,7 @@ def run(settings: Settings, seed: int, out: Path) -> int:
                     points.append((metrics["frames"], metrics["reward"]))
                     bar.set_postfix(reward=f"{metrics['reward']:.2f}", exploration=f"{metrics['exploration']:.2f}")
         except KeyboardInterrupt:
-            print(f"interrupted; what was written so far is in {out}")
+            print(f"interrupted; the results so far are in {out}")
             return 130
         finally:
             figure, axes = make_axes("VMAS navigation by QMIX, exploring ever less", "mean episode reward")
@@ -163,10 +163,10 @@ def run(settings: Settings, seed: int, out: Path) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the example and give the exit code."""
+    """Run the example and return the exit code."""
     options = parse(make_parser(__doc__, iterations=Settings.iterations, out="runs/qmix"), argv)
-    logging.getLogger("torchrl").setLevel(logging.WARNING)  # its news would break the progress bar
-    torch.set_num_threads(1)  # faster for small networks, and no curve depends on the number of cores
+    logging.getLogger("torchrl").setLevel(logging.WARNING)  # its messages would break the progress bar
+    torch.set_num_threads(1)  # faster for small networks, and the curves do not depend on the number of cores
     return run(Settings(iterations=options.iterations), options.seed, options.out)
 
 

@@ -1,4 +1,4 @@
-"""What the smaller examples share: their command line, their table of metrics and the frame of their picture."""
+"""Common parts of the smaller examples: the command line, the table of metrics and the axes of the picture."""
 
 import argparse
 import csv
@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 
 def positive(text: str) -> int:
-    """An option's value that is 1 or more."""
+    """Parse the value of an option that is 1 or more."""
     try:
         number = int(text)
     except ValueError:
@@ -32,7 +32,7 @@ def make_parser(description: str | None, *, iterations: int, out: str) -> argpar
 
 
 def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
-    """The options; what is wrong with one is a usage error ahead of any work. The folder ``out`` exists then."""
+    """Parse the options. A wrong one is a usage error, before any work. Afterwards the folder ``out`` exists."""
     options = parser.parse_args(argv)
     if not 0 <= options.seed < 2**32:
         parser.error(f"--seed: expected 0 to 2**32 - 1, got {options.seed}")
@@ -46,7 +46,7 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argpar
 
 @contextmanager
 def writing(path: Path, fields: Sequence[str]) -> Generator[Callable[[Mapping[str, Any]], None]]:
-    """Write a CSV file through the function given; each row is on disk when that function is back."""
+    """Write a CSV file through the function yielded; each row is on disk when that function returns."""
     with open(path, "w", newline="") as file:
         table = csv.DictWriter(file, fields)
         table.writeheader()
@@ -59,7 +59,7 @@ def writing(path: Path, fields: Sequence[str]) -> Generator[Callable[[Mapping[st
 
 
 def make_axes(title: str, height: str) -> tuple[Any, Any]:
-    """A figure and its axes: frames against what ``height`` says."""
+    """A figure and its axes: frames on the x axis, ``height`` on the y axis."""
     figure: Any = Figure(figsize=(10, 5.5), layout="constrained")
     axes = figure.subplots()
     axes.set_xlabel("frames", fontsize=12)

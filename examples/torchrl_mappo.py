@@ -1,21 +1,21 @@
 """TorchRL's multi-agent tutorial with this library's networks: the same program, one import changed.
 
-MAPPO on VMAS navigation: three agents with lidars find their goals without running into each other. Actors
-see their own observation, the critic sees all of them. Everything but the networks is torchrl's own:
+MAPPO on VMAS navigation: three agents with lidars find their goals without collisions. Actors see their own
+observation, the critic sees all of them. Everything except the networks is torchrl's own:
 ``ProbabilisticActor``, ``Collector``, ``ReplayBuffer``, ``ClipPPOLoss``. The program runs once with torchrl's
-``MultiAgentMLP`` and once with ours, from the same seed, and both reward curves end up in one picture.
+``MultiAgentMLP`` and once with ours, from the same seed. Both reward curves are in one picture.
 
-Both libraries compute the same sums in another order. 450 updates an iteration bring a difference in the
-seventh digit to the surface: torchrl's own curve moves as far when its first weights are changed in that
-digit. With fewer updates, in double precision, the two curves are the same number for number.
+The libraries compute the same sums in different orders. The 450 updates of an iteration amplify a difference in the
+seventh digit: torchrl's own curve changes as much if its first weights are changed in that digit. With fewer updates
+and in double precision, the two curves have the same numbers.
 
     pip install -e ".[train]"  # once, at the top of the repository
     python examples/torchrl_mappo.py
     python examples/torchrl_mappo.py --double --epochs 10 --iterations 3
     python examples/torchrl_mappo.py --share independent --library functional_marl
 
-In ``--out`` (default ``runs/torchrl_mappo``): ``curves.png`` and ``metrics.csv``. Ctrl-C ends early and keeps
-everything up to there. After the tutorial "Multi-Agent Reinforcement Learning (PPO) with TorchRL"
+In ``--out`` (default ``runs/torchrl_mappo``): ``curves.png`` and ``metrics.csv``. Ctrl-C stops the program and
+keeps the results so far. After the tutorial "Multi-Agent Reinforcement Learning (PPO) with TorchRL"
 (pytorch.org/rl, ``multiagent_ppo``).
 """
 
@@ -55,7 +55,7 @@ Curves = dict[str, list[tuple[int, float]]]  # library -> (frames, reward) of ea
 
 @dataclass(frozen=True)
 class Settings:
-    """Sizes of a training, those of the tutorial: 6,000 frames an iteration."""
+    """Sizes of a training run, as in the tutorial: 6,000 frames per iteration."""
 
     iterations: int = 10
     agents: int = 3
@@ -85,13 +85,13 @@ def multi_agent_mlp(library: str) -> Any:
 def make_env(settings: Settings, seed: int) -> Any:
     """Navigation, with each agent's rewards summed over its episode.
 
-    All VMAS environments of a process draw from one stream. ``seed`` sets that stream anew, so that both runs
+    All VMAS environments of a process use one random stream. ``seed`` sets that stream anew, so that both runs
     see the same episodes.
     """
     options = {"num_envs": settings.envs, "max_steps": settings.steps, "n_agents": settings.agents}
     env: Any = VmasEnv("navigation", continuous_actions=True, seed=seed, **options)  # pyright: ignore
     transforms: list[Any] = [RewardSum(in_keys=[env.reward_key], out_keys=[("agents", "episode_reward")])]
-    if settings.double:  # VMAS itself knows single precision only
+    if settings.double:  # VMAS has single precision only
         seen, given = [("agents", "observation"), env.reward_key], [env.action_key]
         transforms.insert(0, DTypeCastTransform(torch.float32, torch.float64, seen, in_keys_inv=given))
     return TransformedEnv(env, Compose(*transforms))
@@ -128,7 +128,7 @@ def make_actor(env: Any, library: str, share: str, width: int) -> Any:
 
 
 def make_critic(env: Any, library: str, share: str, width: int) -> Any:
-    """Each agent's value, from the observations of all: this is the M of MAPPO."""
+    """Each agent's value, from the observations of all agents, as in MAPPO."""
     net = multi_agent_mlp(library)(
         n_agent_inputs=env.observation_spec["agents", "observation"].shape[-1],
         n_agent_outputs=1,
@@ -164,9 +164,9 @@ def make_loss(env: Any, actor: Any, critic: Any, settings: Settings) -> Any:
 
 
 def train(library: str, share: str, settings: Settings, seed: int) -> Iterator[Metrics]:
-    """Train from scratch and give the metrics of each iteration; all draws come from ``seed``."""
+    """Train from scratch and yield the metrics of each iteration; all random numbers come from ``seed``."""
     env = make_env(settings, seed)
-    torch.manual_seed(seed)  # torchrl draws parameters, actions and minibatches from the global generator
+    torch.manual_seed(seed)  # torchrl samples parameters, actions and minibatches with the global generator
     dtype = torch.float64 if settings.double else torch.float32
     actor = make_actor(env, library, share, settings.width).to(dtype)
     critic = make_critic(env, library, share, settings.width).to(dtype)
@@ -183,7 +183,7 @@ def train(library: str, share: str, settings: Settings, seed: int) -> Iterator[M
         for iteration in range(1, settings.iterations + 1):
             batch: Any = next(batches)
             collected = time.perf_counter() - began
-            # VMAS has one done for the team; the loss wants one for each agent.
+            # VMAS has one done for the team; the loss needs one for each agent.
             for key in ("done", "terminated"):
                 done = batch["next", key].unsqueeze(-1).expand(batch["next", env.reward_key].shape)
                 batch["next", "agents", key] = done
@@ -206,7 +206,7 @@ def train(library: str, share: str, settings: Settings, seed: int) -> Iterator[M
 
 
 def update(loss_module: Any, optimizer: Any, buffer: Any, frames: int, settings: Settings) -> Metrics:
-    """Step through the buffer ``epochs`` times and give the mean losses."""
+    """Step through the buffer ``epochs`` times and return the mean losses."""
     names = ("loss_objective", "loss_critic", "loss_entropy")
     history: list[Metrics] = []
     for _ in range(settings.epochs * (frames // settings.minibatch)):
@@ -220,7 +220,7 @@ def update(loss_module: Any, optimizer: Any, buffer: Any, frames: int, settings:
 
 
 def draw_curves(path: Path, curves: Curves, title: str) -> None:
-    """Mean episode reward against frames: the first curve wide and pale, so that an equal second one shows."""
+    """Mean episode reward against frames: the first curve wide and pale, so that an equal second one is visible."""
     figure, axes = make_axes(title, "mean episode reward")
     looks: Mapping[str, Any] = {
         "torchrl": {"color": "#BFDDF2", "linewidth": 8, "marker": "o", "markersize": 12},
@@ -235,7 +235,7 @@ def draw_curves(path: Path, curves: Curves, title: str) -> None:
 
 
 def run(libraries: Sequence[str], share: str, settings: Settings, seed: int, out: Path) -> int:
-    """Train with each library in turn, leave the files in ``out``, and give the exit code."""
+    """Train with each library in turn, write the files to ``out``, and return the exit code."""
     curves: Curves = {}
     seconds = dict.fromkeys(libraries, 0.0)
     losses = ["loss_objective", "loss_critic", "loss_entropy"]
@@ -251,7 +251,7 @@ def run(libraries: Sequence[str], share: str, settings: Settings, seed: int, out
                         seconds[library] += metrics["seconds"]
                         bar.set_postfix(reward=f"{metrics['reward']:.3f}")
         except KeyboardInterrupt:
-            print(f"interrupted; what was written so far is in {out}")
+            print(f"interrupted; the results so far are in {out}")
             return 130
         finally:
             precision = "double" if settings.double else "single"
@@ -264,15 +264,15 @@ def run(libraries: Sequence[str], share: str, settings: Settings, seed: int, out
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the example and give the exit code."""
+    """Run the example and return the exit code."""
     parser = make_parser(__doc__, iterations=Settings.iterations, out="runs/torchrl_mappo")
     parser.add_argument("--library", choices=(*LIBRARIES, "both"), default="both", help="default: %(default)s")
     parser.add_argument("--share", choices=SHARES, default=SHARES[0], help="default: %(default)s")
     parser.add_argument("--epochs", type=positive, default=Settings.epochs, help="default: %(default)s")
     parser.add_argument("--double", action="store_true", help="train in double precision")
     options = parse(parser, argv)
-    logging.getLogger("torchrl").setLevel(logging.WARNING)  # its news would break the progress bar
-    torch.set_num_threads(1)  # faster for small networks, and no curve depends on the number of cores
+    logging.getLogger("torchrl").setLevel(logging.WARNING)  # its messages would break the progress bar
+    torch.set_num_threads(1)  # faster for small networks, and the curves do not depend on the number of cores
     libraries = LIBRARIES if options.library == "both" else (options.library,)
     settings = Settings(iterations=options.iterations, epochs=options.epochs, double=options.double)
     return run(libraries, options.share, settings, options.seed, options.out)

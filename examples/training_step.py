@@ -1,17 +1,17 @@
 """Fast training steps on explicit parameters, in three recipes that give the same numbers.
 
-1. **Eager**: ``loss.backward()``, and torch's fused Adam as a function, ``torch.optim.adam.adam``: at 3 agents
-   ``Optimizer.step`` takes 100 us more around the same kernel, a third of the whole step. Gradients come by
-   ``.backward()``, which lays them out like their leaves, and not by ``torch.autograd.grad`` or
-   ``torch.func.grad``: some of those are not contiguous (that of a weight used transposed), and the fused Adam on
-   the CPU then updates the wrong numbers without a word. If you must hand gradients over yourself, make them
+1. **Eager**: ``loss.backward()``, and torch's fused Adam as a function, ``torch.optim.adam.adam``. At 3 agents
+   ``Optimizer.step`` takes 100 us more for the same kernel, a third of the whole step. Gradients come from
+   ``.backward()``, which gives them the memory layout of their leaves, and not from ``torch.autograd.grad`` or
+   ``torch.func.grad``. Some of those are not contiguous (that of a weight used transposed), and the fused Adam on
+   the CPU then updates the wrong numbers without an error. If you pass gradients yourself, make them
    ``.contiguous()``.
 2. **Compiled**: forward, gradient and Adam in one ``torch.compile(fullgraph=True)`` call. ``.backward()`` and
    ``torch.optim`` do not compile into one graph, so Adam is written over the dict in plain operations. The step
-   count is a tensor: a Python number would be compiled into the graph, once a step.
-3. **Population**: several seeds at once. Their agents stand side by side as the slots of one larger network
-   (24 agents for 8 seeds of 3), whose products are then worth a kernel. The losses of the seeds are summed, so
-   that each seed's gradient, and with it Adam's update, is what it would be alone; a mean would divide it.
+   count is a tensor: a Python number would be compiled into the graph, again at each step.
+3. **Population**: several seeds at once. Their agents are the slots of one larger network (24 agents for 8 seeds of
+   3), whose products are large enough for a kernel. The losses of the seeds are summed, so that each seed has the
+   gradient, and therefore the Adam update, that it would have alone; a mean would divide it.
 
     python examples/training_step.py
     python examples/training_step.py --agents 64 --rounds 50
@@ -40,7 +40,7 @@ RATE = 1e-3
 
 
 class AdamState(NamedTuple):
-    """What Adam remembers: how many steps it took, and the means of gradients and of their squares."""
+    """The state of Adam: the number of steps, and the running means of gradients and of their squares."""
 
     steps: Tensor
     mean: Params
@@ -48,7 +48,7 @@ class AdamState(NamedTuple):
 
 
 def adam_init(params: Params) -> AdamState:
-    """Nothing seen yet."""
+    """The state before the first step."""
     some = next(iter(params.values()))
     zeros = {name: torch.zeros_like(leaf) for name, leaf in params.items()}
     return AdamState(some.new_zeros(()), zeros, {name: leaf.clone() for name, leaf in zeros.items()})
@@ -57,7 +57,7 @@ def adam_init(params: Params) -> AdamState:
 def adam(
     params: Params, grads: Params, state: AdamState, rate: float, beta1: float = 0.9, beta2: float = 0.999
 ) -> tuple[Params, AdamState]:
-    """One step of Adam (Kingma & Ba, 2015) as ``torch.optim.Adam`` takes it; nothing is written in place."""
+    """One step of Adam (Kingma & Ba, 2015) as in ``torch.optim.Adam``; nothing is written in place."""
     steps = state.steps + 1
     mean = {k: torch.lerp(m, grads[k], 1 - beta1) for k, m in state.mean.items()}
     square = {k: beta2 * s + (1 - beta2) * grads[k] * grads[k] for k, s in state.square.items()}
@@ -67,7 +67,7 @@ def adam(
 
 
 def plain_step(loss: Loss, params: Params, rate: float = RATE) -> Step:
-    """What everybody writes: ``torch.optim.Adam`` on copies of ``params``."""
+    """The usual code: ``torch.optim.Adam`` on copies of ``params``."""
     leaves = {name: leaf.clone().requires_grad_() for name, leaf in params.items()}
     optimizer = torch.optim.Adam(leaves.values(), lr=rate)
 
@@ -103,7 +103,7 @@ def eager_step(loss: Loss, params: Params, rate: float = RATE) -> Step:
 
 
 def compiled_step(loss: Loss, params: Params, rate: float = RATE) -> Step:
-    """A step in one graph: the parameters and Adam's state go in and come out."""
+    """A step in one graph: the parameters and Adam's state are inputs and outputs."""
 
     def pure(params: Params, state: AdamState, x: Tensor, y: Tensor) -> tuple[Params, AdamState, Tensor]:
         grads, value = torch.func.grad_and_value(loss)(params, x, y)
@@ -126,7 +126,7 @@ def squared_error(net: fm.Network) -> Loss:
 
 
 def summed_over_seeds(net: fm.Network, seeds: int) -> Loss:
-    """The sum over the seeds of each one's mean: ``[B, seeds * n, F]``, a seed's agents side by side."""
+    """The sum over seeds of each seed's mean loss: ``[B, seeds * n, F]``, with a seed's agents side by side."""
 
     def loss(params: Params, x: Tensor, y: Tensor) -> Tensor:
         error = (fm.apply(net, params, x) - y).square()
@@ -136,38 +136,38 @@ def summed_over_seeds(net: fm.Network, seeds: int) -> Loss:
 
 
 def network(agents: int) -> fm.Network:
-    """The network of the example: three linear layers an agent."""
+    """The network of the example: three linear layers per agent."""
     return fm.network(fm.nets.mlp(FEATURES, WIDTH, WIDTH, OUTPUTS), n_agents=agents)
 
 
 def folded(populations: Sequence[Params]) -> Params:
-    """The slots of several independent networks behind each other: ``[S, *leaf]`` each to ``[P * S, *leaf]``."""
+    """The slots of several independent networks, one after the other: ``[S, *leaf]`` each to ``[P * S, *leaf]``."""
     return {name: torch.cat([params[name] for params in populations]) for name in populations[0]}
 
 
 def batch_of(agents: int, size: int, seed: int) -> tuple[Tensor, Tensor]:
     """Random inputs ``[B, n, F]`` and targets ``[B, n, F_out]``."""
-    draw = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
     return (
-        torch.randn(size, agents, FEATURES, generator=draw),
-        torch.randn(size, agents, OUTPUTS, generator=draw),
+        torch.randn(size, agents, FEATURES, generator=generator),
+        torch.randn(size, agents, OUTPUTS, generator=generator),
     )
 
 
 def compare(first: Step, second: Step, batch: tuple[Tensor, Tensor], steps: int) -> None:
-    """Check that two recipes see the same losses: each after the first depends on every update before it."""
+    """Check that two recipes give the same losses. Each loss after the first depends on all updates before it."""
     for number in range(steps):
         ours, other = second(*batch), first(*batch)
         torch.testing.assert_close(ours, other, rtol=1e-4, atol=1e-5, msg=lambda m, n=number: f"step {n}: {m}")
 
 
 def median_ratio(first: Callable[[], object], second: Callable[[], object], rounds: int) -> float:
-    """How many times longer ``first`` takes: both in turns, the median of the rounds' ratios."""
+    """How many times longer ``first`` takes: both run in turns, and the median ratio of the rounds counts."""
     ratios: list[float] = []
     for turn in range(rounds):
         seconds = dict[Callable[[], object], float]()
         for step in (first, second) if turn % 2 else (second, first):
-            began = time.process_time()  # leaves out waiting for a busy core
+            began = time.process_time()  # does not count waiting for a busy core
             for _ in range(10):
                 step()
             seconds[step] = time.process_time() - began
@@ -176,12 +176,12 @@ def median_ratio(first: Callable[[], object], second: Callable[[], object], roun
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Check the recipes against each other, time them, and give the exit code."""
+    """Check the recipes against each other, time them, and return the exit code."""
     parser = argparse.ArgumentParser(description="Fast training steps on explicit parameters.")
     parser.add_argument("--agents", type=int, default=3)
     parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--seeds", type=int, default=8, help="of the population (default: %(default)s)")
-    parser.add_argument("--rounds", type=int, default=30, help="of timing (default: %(default)s)")
+    parser.add_argument("--seeds", type=int, default=8, help="seeds in the population (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=30, help="rounds of timing (default: %(default)s)")
     options = parser.parse_args(argv)
     torch.set_num_threads(1)  # faster for small networks
 
@@ -196,7 +196,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         ratio = median_ratio(lambda: plain(*batch), lambda step=step: step(*batch), options.rounds)
         print(f"  {name}: {ratio:.2f} times as fast as eager with torch's default Adam")
 
-    # Seeds: each with its own parameters and data; the folded network holds the same numbers.
+    # Each seed has its own parameters and data; the joint network has the same numbers.
     starts = [fm.init_params(net, seed) for seed in range(options.seeds)]
     batches = [batch_of(options.agents, options.batch, seed) for seed in range(options.seeds)]
     apart = [eager_step(loss, start) for start in starts]

@@ -1,4 +1,4 @@
-"""The models of BenchMARL, built by their own configurations: each with the claims that it makes itself."""
+"""The models of BenchMARL, built from their own configurations, each with the claims that BenchMARL makes."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def _example(lead: tuple[int, ...], shape: tuple[int, ...], more: dict[Any, Tens
 
 
 class Pair(nn.Module):
-    """Two models of which the first shares its parameters with the second, as the method says: two agents."""
+    """Two agents: two models, of which the first shares its parameters with the second by ``share_params_with``."""
 
     def __init__(self, share: bool) -> None:
         super().__init__()
@@ -70,7 +70,7 @@ class Pair(nn.Module):
         first.share_params_with(self.models[1])
 
     def forward(self, x: Tensor) -> Tensor:
-        """``[B, 2, n, F]``: one model each."""
+        """``[B, 2, n, F]``: one model for each of the two."""
         rows = [
             model(_example((len(x),), (6,), {}).set(("agents", "observation"), x[:, k]))["agents", "action"]
             for k, model in enumerate(self.models)
@@ -93,17 +93,17 @@ def _configs() -> dict[str, tuple[Any, tuple[int, ...]]]:
 
 
 def cases() -> Iterator[Case]:
-    """Every case: class, what is special about it, and the check."""
+    """Every case: the class, a description, and a function that runs the check."""
     for (name, (config, shape)), share, joint in itertools.product(_configs().items(), (True, False), (False, True)):
         if name.startswith("Deepsets,") and not joint:
-            continue  # local deep sets need sets
+            continue  # without centralised=True, deep sets need sets
         recurrent = config.is_rnn
         example = _example((B, T), shape, {"is_init": torch.zeros(B, T, 1, dtype=torch.bool)}) if recurrent else None
         dims: Any = {"agents": {"observation": -1 - len(shape)}} | ({"is_init": None} if recurrent else {})
         sharing: Any = "shared" if share else "independent"
         if name == "Deepsets" and joint and not share:
-            # Documented: with sets, a centralised model is two deep sets, and the second pools over agents what the
-            # first, of each agent its own, makes of its sets. So every agent trains every first one.
+            # Documented: with sets, a centralised model is two deep sets. Each agent has its own first one, which
+            # reads that agent's sets; the second pools their outputs over agents. So each agent trains all first ones.
             sharing = {"local_deepsets.*": "shared", "*": "independent"}
         how: dict[str, Any] = {
             "n_agents": N,

@@ -1,4 +1,4 @@
-"""DI-engine's multi-agent models: agents of one network as its documentation says, HAVAC with one network each."""
+"""DI-engine's multi-agent models. By its documentation all agents share one network; in HAVAC each has its own."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from ding.model.module_spec.collaq import CollaQ
-from ding.model.module_spec.coma import COMAActorNetwork
-from ding.model.module_spec.havac import HAVAC
-from ding.model.module_spec.maqac import DiscreteMAQAC
-from ding.model.module_spec.mavac import MAVAC
-from ding.model.module_spec.qmix import QMix
-from ding.model.module_spec.qtran import QTran
-from ding.model.module_spec.wqmix import WQMix
+from ding.model.template.collaq import CollaQ
+from ding.model.template.coma import COMAActorNetwork
+from ding.model.template.havac import HAVAC
+from ding.model.template.maqac import DiscreteMAQAC
+from ding.model.template.mavac import MAVAC
+from ding.model.template.qmix import QMix
+from ding.model.template.qtran import QTran
+from ding.model.template.wqmix import WQMix
 from torch import Tensor, nn
 
 from functional_marl.laws import Report, check
@@ -23,7 +23,7 @@ N, F, G, A, H = 3, 6, 5, 4, 8
 Case = tuple[str, str, Callable[[], Report]]
 
 
-class Shown(nn.Module):
+class Wrapped(nn.Module):
     """A model of DI-engine as a function of ``[B, n, F]`` tensors."""
 
     def __init__(self, model: nn.Module, call: Callable[..., Tensor]) -> None:
@@ -31,7 +31,7 @@ class Shown(nn.Module):
         self.model, self.call = model, call
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        """What the agents of this model get: ``[B, n, ...]``."""
+        """The agents' outputs: ``[B, n, ...]``."""
         return self.call(self.model, *inputs)
 
 
@@ -87,27 +87,27 @@ def _havac(model: Any, x: Tensor) -> Tensor:
 
 
 def cases() -> Iterator[Case]:
-    """Every case: class, what is special about it, and the check."""
+    """Every case: the class, a description, and a function that runs the check."""
 
-    def asked(build: Callable[[], nn.Module], call: Callable[..., Tensor], *sizes: int, **how: Any) -> Any:
+    def checked(build: Callable[[], nn.Module], call: Callable[..., Tensor], *sizes: int, **how: Any) -> Any:
         example = tuple(torch.zeros(2, N, size) for size in sizes)
         how = {"sharing": "shared", "laws": LAWS, "examples": 8} | how
-        return lambda: check(lambda: Shown(build(), call), n_agents=N, example=example, **how)
+        return lambda: check(lambda: Wrapped(build(), call), n_agents=N, example=example, **how)
 
     q: Any = {"agent_num": N, "obs_shape": F, "global_obs_shape": G, "action_shape": A, "hidden_size_list": [H, H]}
     for mixer in (True, False):
-        yield "QMix", f"mixer={mixer}", asked(lambda mixer=mixer: QMix(mixer=mixer, **q), _values, F)
+        yield "QMix", f"mixer={mixer}", checked(lambda mixer=mixer: QMix(mixer=mixer, **q), _values, F)
     for kind in ("normal", "pytorch"):
-        yield "QMix", f"lstm_type={kind!r}", asked(lambda kind=kind: QMix(lstm_type=kind, **q), _values, F)
-    yield "QMix", "dueling=True", asked(lambda: QMix(dueling=True, **q), _values, F)
-    yield "WQMix", "q_star=False", asked(lambda: WQMix(**q), _values, F)
+        yield "QMix", f"lstm_type={kind!r}", checked(lambda kind=kind: QMix(lstm_type=kind, **q), _values, F)
+    yield "QMix", "dueling=True", checked(lambda: QMix(dueling=True, **q), _values, F)
+    yield "WQMix", "q_star=False", checked(lambda: WQMix(**q), _values, F)
     star = lambda model, x: _values(model, x, q_star=True)  # noqa: E731
-    yield "WQMix", "q_star=True", asked(lambda: WQMix(**q), star, F)
-    yield "QTran", "", asked(lambda: QTran(embedding_size=H, **q), _values, F)
-    yield "CollaQ", "", asked(lambda: CollaQ(alone_obs_shape=4, **q), _collaq, F, 4)
-    yield "COMAActorNetwork", "", asked(lambda: COMAActorNetwork(F, A, [H, H]), _coma, F)
-    # norm_type is one of 'BN', 'IN', 'SyncBN' and 'LN', says the documentation, and inputs are [B, agents, features].
-    # These take one agent's [B, features], too: so the laws can compare with one agent alone.
+    yield "WQMix", "q_star=True", checked(lambda: WQMix(**q), star, F)
+    yield "QTran", "", checked(lambda: QTran(embedding_size=H, **q), _values, F)
+    yield "CollaQ", "", checked(lambda: CollaQ(alone_obs_shape=4, **q), _collaq, F, 4)
+    yield "COMAActorNetwork", "", checked(lambda: COMAActorNetwork(F, A, [H, H]), _coma, F)
+    # By the documentation norm_type is one of 'BN', 'IN', 'SyncBN' and 'LN', and inputs are [B, agents, features].
+    # These models also take one agent's [B, features], so the laws can compare with one agent alone.
     small: Any = {"actor_head_hidden_size": H, "critic_head_hidden_size": H}
     for norm in (None, "LN", "BN"):
         mavac = lambda norm=norm: MAVAC(F, G, A, N, norm_type=norm, **small)  # noqa: E731
@@ -117,6 +117,6 @@ def cases() -> Iterator[Case]:
             ("MAVAC", "critic", mavac, _critic, G),
             ("DiscreteMAQAC", "actor", maqac, _maqac_actor, F),
         ):
-            one = lambda build=build, call=call: Shown(build(), call)  # noqa: E731
-            yield name, f"{part}, norm_type={norm!r}", asked(build, call, size, single=one)
-    yield "HAVAC", "actor", asked(lambda: HAVAC(F, G, A, N), _havac, F, sharing="independent")
+            one = lambda build=build, call=call: Wrapped(build(), call)  # noqa: E731
+            yield name, f"{part}, norm_type={norm!r}", checked(build, call, size, single=one)
+    yield "HAVAC", "actor", checked(lambda: HAVAC(F, G, A, N), _havac, F, sharing="independent")

@@ -1,4 +1,4 @@
-"""OpenRL's multi-agent transformer: an encoder that sees all agents, and actors that share or do not."""
+"""OpenRL's multi-agent transformer: an encoder that sees all agents, and actors with shared or own parameters."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Values(nn.Module):
 
 
 class Actors(nn.Module):
-    """The decoder without a decoder: an MLP of the observation, shared (``share_actor``) or one an agent."""
+    """The decoder with ``dec_actor=True``: an MLP of the observation, shared (``share_actor``) or one per agent."""
 
     def __init__(self, share: bool) -> None:
         super().__init__()
@@ -41,15 +41,19 @@ class Actors(nn.Module):
 
 
 def cases() -> Iterator[Case]:
-    """Every case: class, what is special about it, and the check."""
+    """Every case: the class, a description, and a function that runs the check."""
 
-    def asked(build: Callable[[], nn.Module], but: str = "", **how: Any) -> Callable[[], Report]:
-        laws = [law for law in LAWS if law != but]
+    def checked(build: Callable[[], nn.Module], without: str = "", **how: Any) -> Callable[[], Report]:
+        laws = [law for law in LAWS if law != without]
         return lambda: check(build, n_agents=N, example=torch.zeros(2, N, F), laws=laws, examples=8, **how)
 
-    # Attention sees all agents, from the place of each: not one value for one joint input, which law 15 is about.
-    seen: dict[str, Any] = {"sharing": "shared", "centralized": True, "but": "centralized_rows_are_equal"}
-    yield "Encoder", "", asked(Values, **seen)
+    # Law 15 expects one value for one joint input. Attention gives one per agent, as joint from that agent.
+    joint: dict[str, Any] = {"sharing": "shared", "centralized": True, "without": "centralized_rows_are_equal"}
+    yield "Encoder", "", checked(Values, **joint)
     for share in (True, False):
-        said = "shared" if share else "independent"
-        yield "Decoder", f"dec_actor=True, share_actor={share}", asked(lambda share=share: Actors(share), sharing=said)
+        claim = "shared" if share else "independent"
+        yield (
+            "Decoder",
+            f"dec_actor=True, share_actor={share}",
+            checked(lambda share=share: Actors(share), sharing=claim),
+        )

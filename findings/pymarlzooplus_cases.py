@@ -1,7 +1,7 @@
-"""PyMARLzoo+ (EPyMARL's networks and more): agents and critics that say which parameters agents share.
+"""PyMARLzoo+ (EPyMARL's networks and more): agents and critics that document which parameters agents share.
 
-Its names end in NS where agents do not share. The networks of one agent are held in lists there; a critic that
-keeps them in a plain list is shown to the laws with the list registered, or nobody would see a parameter.
+Its names end in NS where agents do not share. Such classes keep a list of one-agent networks. Some critics keep a plain
+list, in which PyTorch finds no parameters: for these the wrapper registers the list.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Case = tuple[str, str, Callable[[], Report]]
 
 
 class Batch(dict[str, Any]):
-    """An episode batch, as far as critics look into it: entries ``[B, T, ...]`` and the two sizes."""
+    """The part of an episode batch that critics read: entries ``[B, T, ...]`` and the two sizes."""
 
     device = "cpu"
 
@@ -52,7 +52,7 @@ SCHEME = {"obs": {"vshape": F}, "state": {"vshape": 5}, "actions_onehot": {"vsha
 
 
 class Agents(nn.Module):
-    """``RNNNSAgent`` as its controller calls it: agents and batch in one axis."""
+    """``RNNNSAgent`` as its controller calls it, with agents and batch in one axis."""
 
     def __init__(self, **more: Any) -> None:
         super().__init__()
@@ -65,17 +65,17 @@ class Agents(nn.Module):
 
 
 class Critic(nn.Module):
-    """A critic, its list of networks, and the batch that it wants."""
+    """A critic, with its list of networks registered, and the batch that it needs."""
 
     def __init__(self, critic: Any, entries: Callable[..., Any]) -> None:
         super().__init__()
-        object.__setattr__(self, "critic", critic)  # its own parameters() and state_dict() take no arguments
+        object.__setattr__(self, "critic", critic)  # its parameters() and state_dict() take no arguments
         self.critics, self.entries = nn.ModuleList(critic.critics), entries
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        """One value an agent: ``[B, T, n, 1]``."""
+        """One value per agent: ``[B, T, n, 1]``."""
         critic: Any = self.critic
-        critic.critics = list(self.critics)  # a copy computes with its own
+        critic.critics = list(self.critics)  # so that a copy computes with its own networks
         return critic(*self.entries(*inputs))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Critic:
@@ -99,7 +99,7 @@ class Mat(nn.Module):
 
 
 class Cds(nn.Module):
-    """``RNNAgentCDS`` over time: a network for all and a head of each agent's own, added."""
+    """``RNNAgentCDS`` over time: the sum of a network that all agents share and of each agent's own head."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -111,34 +111,34 @@ class Cds(nn.Module):
 
 
 def cases() -> Iterator[Case]:
-    """Every case: class, what is special about it, and the check."""
+    """Every case: the class, a description, and a function that runs the check."""
 
-    def asked(build: Callable[[], nn.Module], *shapes: tuple[int, ...], but: str = "", **how: Any) -> Any:
+    def checked(build: Callable[[], nn.Module], *shapes: tuple[int, ...], but: str = "", **how: Any) -> Any:
         example, laws = tuple(torch.zeros(shape) for shape in shapes), [law for law in LAWS if law != but]
         return lambda: check(build, n_agents=N, example=example, laws=laws, examples=8, **how)
 
     alone: dict[str, Any] = {"sharing": "independent"}
     for rnn in (True, False):
         build = lambda rnn=rnn: Agents(use_rnn=rnn)  # noqa: E731
-        yield "RNNNSAgent", f"use_rnn={rnn}", asked(build, (2, N, F), (2, N, H), **alone)
+        yield "RNNNSAgent", f"use_rnn={rnn}", checked(build, (2, N, F), (2, N, H), **alone)
     steps: dict[str, Any] = {"agent_dim": 2, **alone}
     build = lambda: Critic(ACCriticNS(SCHEME, _args()), lambda obs: (Batch(obs=obs),))  # noqa: E731
-    yield "ACCriticNS", "", asked(build, (2, 3, N, F), **steps)
+    yield "ACCriticNS", "", checked(build, (2, 3, N, F), **steps)
     build = lambda: Critic(MADDPGCriticNS(SCHEME, _args()), lambda x, a: (x, a))  # noqa: E731
-    yield "MADDPGCriticNS", "", asked(build, (2, 3, N, 5), (2, 3, N, N * A), **steps)
+    yield "MADDPGCriticNS", "", checked(build, (2, 3, N, 5), (2, 3, N, N * A), **steps)
     state: dict[str, Any] = {"agent_dim": (2, None), "centralized": True, "out_agent_dim": 2, **alone}
     build = lambda: Critic(  # noqa: E731
         COMACriticNS(SCHEME, _args(obs_individual_obs=True)),
         lambda obs, state, actions: (Batch(obs=obs, state=state, actions_onehot=actions),),
     )
     joint = {**state, "agent_dim": (2, None, 2)}
-    yield "COMACriticNS", "", asked(build, (2, 3, N, F), (2, 3, 5), (2, 3, N, A), **joint)
+    yield "COMACriticNS", "", checked(build, (2, 3, N, F), (2, 3, 5), (2, 3, N, A), **joint)
     build = lambda: Critic(  # noqa: E731
         CentralVCriticNS(SCHEME, _args()), lambda actions, state: (Batch(actions_onehot=actions, state=state),)
     )
-    yield "CentralVCriticNS", "", asked(build, (2, 3, N, A), (2, 3, 5), **state)
-    # Attention sees all agents, from the place of each: not one value for one joint input, which law 15 is about.
-    seen: dict[str, Any] = {"sharing": "shared", "centralized": True, "but": "centralized_rows_are_equal"}
-    yield "MATCritic", "", asked(Mat, (2, N, F), (2, N, A), **seen)
+    yield "CentralVCriticNS", "", checked(build, (2, 3, N, A), (2, 3, 5), **state)
+    # Law 15 expects one value for one joint input. Attention gives one per agent, as joint_view from that agent.
+    joint_view: dict[str, Any] = {"sharing": "shared", "centralized": True, "but": "centralized_rows_are_equal"}
+    yield "MATCritic", "", checked(Mat, (2, N, F), (2, N, A), **joint_view)
     heads = {"agent.mlp.*": "independent", "*": "shared"}
-    yield "RNNAgentCDS", "", asked(Cds, (2, N, 4, F), agent_dim=1, out_agent_dim=2, sharing=heads)
+    yield "RNNAgentCDS", "", checked(Cds, (2, N, 4, F), agent_dim=1, out_agent_dim=2, sharing=heads)

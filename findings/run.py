@@ -1,11 +1,11 @@
-"""Ask released libraries for the laws of sharing; write what they break to ``findings/FINDINGS.md`` and the README.
+"""Check released libraries by the laws of sharing, and write what they violate to ``findings/FINDINGS.md``.
 
-    make findings                              # all, with the environments that it needs
+    make findings                              # all libraries, with the environments that they need
     make findings ARGS="--only torchrl"        # one library: printed, nothing is written
 
-Libraries whose requirements do not go together run in environments of their own, which the Makefile makes. Law 51
-(compilation) is left out: it takes minutes. The exit code is 1 where a finding has no second reading in
-``readings.py``, or a reading's finding does not reproduce.
+Libraries with incompatible requirements run in environments of their own, which the Makefile creates. Law 51
+(compilation) is left out: it takes minutes. The exit code is 1 if a finding has no second reading in ``readings.py``,
+or if the finding of a reading does not reproduce.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from readings import READINGS, TRIED, WITHDRAWN
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
-# library: its cases, and the environment that has it; None: this one
+# library: the module with its cases, and the environment that has the library (None: this one)
 PARTS: dict[str, tuple[str, str | None]] = {
     "torchrl": ("torchrl_cases", None),
     "benchmarl": ("benchmarl_cases", ".venv-benchmarl"),
@@ -37,12 +37,11 @@ PARTS: dict[str, tuple[str, str | None]] = {
     "pymarlzooplus": ("pymarlzooplus_cases", ".venv-findings"),
     "openrl": ("openrl_cases", ".venv-findings"),
 }
-MARKS = "<!-- make findings writes this -->", "<!-- until here -->"
 Finding = dict[str, Any]
 
 
-def ask(part: str, words: str) -> Iterator[Finding]:
-    """The findings of one library, of the installed release: one dict a network, and one a violated law."""
+def run_laws(part: str, words: str) -> Iterator[Finding]:
+    """The findings in one library, in its installed release: one dict per network, and one per violated law."""
     warnings.simplefilter("ignore")
     sys.path[:0] = [str(HERE), str(ROOT)]
     laws: Any = importlib.import_module("functional_marl.laws")
@@ -51,26 +50,26 @@ def ask(part: str, words: str) -> Iterator[Finding]:
     cases = [case for case in module.cases() if words in f"{case[0]} {case[1]}"]
     for k, (name, about, run) in enumerate(cases):
         print(f"[{k + 1}/{len(cases)}] {part}: {name}, {about}", file=sys.stderr, flush=True)
-        said = {"library": part, "release": version(part), "class": name, "about": about}
+        subject = {"library": part, "release": version(part), "class": name, "about": about}
         try:
             report = run()
         except laws.CheckError as error:
             print(f"    could not run: {error}", file=sys.stderr)
             continue
-        yield said | {"held": sum(verdict.verdict == "holds" for verdict in report)}
+        yield subject | {"held": sum(verdict.verdict == "holds" for verdict in report)}
         for verdict in report.violated:
             why = verdict.why.splitlines()[0].partition("): ")[2]
-            if verdict.number == 50 and "outputs as alone" not in why:  # numbers: another thread's, or of freed memory
+            if verdict.number == 50 and "outputs as alone" not in why:  # its numbers differ at each run
                 why = "in two threads: other outputs than alone"
-            yield said | {"number": verdict.number, "law": verdict.law, "case": verdict.case, "why": why}
+            yield subject | {"number": verdict.number, "law": verdict.law, "case": verdict.case, "why": why}
 
 
 def elsewhere(part: str, words: str) -> Iterator[Finding]:
-    """The same, in the environment that has the library."""
+    """The same, run in the environment that has the library."""
     where = PARTS[part][1]
     python = ROOT / where / "bin" / "python" if where else Path(sys.executable)
     if not python.exists():
-        raise SystemExit(f"{part}: there is no {where}: `make findings` makes it")
+        raise SystemExit(f"{part}: {where} is missing: `make findings` creates it")
     command = [python, str(HERE / "run.py"), "--lines", "--only", part, "--matching", words]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "WANDB_MODE": "disabled"}
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
@@ -82,10 +81,10 @@ def elsewhere(part: str, words: str) -> Iterator[Finding]:
 
 
 def lines(part: str, words: str) -> None:
-    """Print findings as JSON; what a library itself prints goes to the other stream."""
+    """Print findings as JSON. What the library itself prints goes to stderr."""
     out = sys.stdout
     with contextlib.redirect_stdout(sys.stderr):
-        for finding in ask(part, words):
+        for finding in run_laws(part, words):
             print(json.dumps(finding), file=out, flush=True)
 
 
@@ -97,12 +96,12 @@ def _key(finding: Finding) -> tuple[str, str, int]:
 
 
 def _symptom(finding: Finding) -> tuple[str, ...]:
-    """What makes two findings one: numbers, and where parameters are stored, make no difference."""
-    # Copies and threads go wrong whatever the network of one agent is.
+    """Findings with equal keys are one symptom: numbers, and where parameters are stored, make no difference."""
+    # Copies and threads fail for every module of one agent.
     own = (finding["about"].startswith("subclass") and finding["number"] not in (33, 50)) or finding["number"] == 45
     kind = finding["about"].split(",")[0] if own else ""
     why = re.sub(r"(params|_empty_net)\.|'[^']*\.[^']*'|[-+]?[0-9][0-9.e+-]*", "", finding["why"])
-    # Threads meet anywhere: which exception it is says nothing.
+    # Threads interfere at any place, so the kind of the exception means nothing.
     return *map(str, _key(finding)), kind, "" if finding["number"] == 50 else why
 
 
@@ -131,13 +130,13 @@ def _table(head: list[str], rows: list[list[Any]]) -> str:
 
 
 def in_full(findings: list[Finding]) -> str:
-    """A row a class, law and symptom, with the first of the cases that show it."""
+    """A row for each class, law and symptom, with the first case that shows it."""
     rows = [[*_where(one), one["why"][:240], 1 + len(same)] for one, *same in _groups(findings, _symptom)]
     return _table(["library", "network", "law", "smallest case", "what was found", "cases"], rows)
 
 
 def in_short(findings: list[Finding]) -> str:
-    """A row a class and law, with its reading."""
+    """A row for each class and law, with its second reading."""
     classes = list(dict.fromkeys(_key(one)[:2] for one in findings))
     order = sorted(findings, key=lambda one: (classes.index(_key(one)[:2]), one["number"]))
     rows = [[*_where(same[0]), READINGS[_key(same[0])]] for same in _groups(order, _key)]
@@ -145,7 +144,7 @@ def in_short(findings: list[Finding]) -> str:
 
 
 def counts(found: list[Finding]) -> str:
-    """A row a library: how much was asked, held, and did not."""
+    """A row for each library: how many networks were checked, how often a law held, and how often it did not."""
     rows = [
         [
             f"{same[0]['library']} {same[0]['release']}",
@@ -155,7 +154,7 @@ def counts(found: list[Finding]) -> str:
         ]
         for same in _groups(found, lambda one: one["library"])
     ]
-    return _table(["library", "networks asked", "a law holds", "a law is violated"], rows)
+    return _table(["library", "networks checked", "a law holds", "a law is violated"], rows)
 
 
 def page(found: list[Finding]) -> str:
@@ -163,12 +162,13 @@ def page(found: list[Finding]) -> str:
     violated = [one for one in found if "law" in one]
     read = [one for one in violated if _key(one) in READINGS]
     unread = [one for one in violated if _key(one) not in READINGS]
-    more = f"\n## Not read a second time\n\n{in_full(unread)}\n" if unread else ""
+    more = f"\n## Without a second reading\n\n{in_full(unread)}\n" if unread else ""
     return f"""# Findings in the wild
 
-Which laws released libraries break, found by `functional_marl.laws.check` without being told where to look. `make
-findings` writes this page again, with the environments that it needs. Claims are the library's own: arguments such as
-`share_params`, and what its documentation says of them.
+Which laws of sharing released libraries violate. `functional_marl.laws.check` found all of this by running their
+networks; it was not told where to look. `make findings` creates the environments, runs the checks again, and writes
+this page. What a network should do is the library's own claim: arguments such as `share_params`, and what its
+documentation promises about them.
 
 {counts(found)}
 
@@ -178,7 +178,7 @@ findings` writes this page again, with the environments that it needs. Claims ar
 
 ## Every symptom
 
-A row is the first case that shows it; the last column counts the cases.
+Each row shows the first case of a symptom; the last column counts all its cases.
 
 {in_full(read)}
 {more}
@@ -188,20 +188,11 @@ A row is the first case that shows it; the last column counts the cases.
 {TRIED}"""
 
 
-def between_marks(path: Path, text: str) -> None:
-    """Put a table between the marks of a file."""
-    before, start, rest = path.read_text(encoding="utf-8").partition(MARKS[0])
-    _, end, after = rest.partition(MARKS[1])
-    if not start or not end:
-        raise SystemExit(f"{path}: expected a line {MARKS[0]!r} and a line {MARKS[1]!r}")
-    path.write_text(f"{before}{start}\n{text}\n{end}{after}", encoding="utf-8")
-
-
 def main() -> int:
-    """Run the parts and write the tables."""
-    parser = argparse.ArgumentParser(description="Which laws of sharing released libraries break.")
+    """Check the libraries and write the page."""
+    parser = argparse.ArgumentParser(description="Which laws of sharing released libraries violate.")
     parser.add_argument("--only", choices=list(PARTS), help="one library: printed, nothing is written")
-    parser.add_argument("--matching", default="", help="only cases whose words contain this: printed")
+    parser.add_argument("--matching", default="", help="only cases whose name or description contains this: printed")
     parser.add_argument("--lines", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.lines:
@@ -220,7 +211,6 @@ def main() -> int:
     for key in sorted(gone):
         print(f"does not reproduce: {key}", file=sys.stderr)
     (HERE / "FINDINGS.md").write_text(page(found), encoding="utf-8")
-    between_marks(ROOT / "README.md", in_short([one for one in violated if _key(one) in READINGS]))
     print(f"{len(violated)} findings in {sum('held' in one for one in found)} networks", file=sys.stderr)
     return 1 if unread or gone else 0
 

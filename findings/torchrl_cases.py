@@ -1,4 +1,4 @@
-"""The multi-agent networks of torchrl, as its users make them: each with the claims that it makes itself."""
+"""The multi-agent networks of torchrl, built as users build them, each with the claims that torchrl makes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Attention(nn.Module):
         self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Tokens see each other, and nobody else."""
+        """Each token sees the tokens of its own set."""
         return x + self.attention(x, x, x, need_weights=False)[0]
 
 
@@ -45,14 +45,14 @@ class Tied(nn.Module):
 
 
 class Bare(nn.Module):
-    """A parameter made in ``__init__``, as for a log-deviation: ``[*B, 6] -> [*B, 4]``."""
+    """A parameter created in ``__init__``, such as a log standard deviation: ``[*B, 6] -> [*B, 4]``."""
 
     def __init__(self) -> None:
         super().__init__()
         self.layer, self.bare = nn.Linear(6, 4), nn.Parameter(torch.randn(4))
 
     def forward(self, x: Tensor) -> Tensor:
-        """No reset knows the parameter."""
+        """No ``reset_parameters`` resets ``bare``."""
         return self.layer(x) + self.bare
 
 
@@ -61,7 +61,7 @@ def _normed() -> nn.Module:
 
 
 def _subclass(build: Callable[[], nn.Module], agent_dim: int) -> Callable[..., nn.Module]:
-    """A subclass of torchrl's base whose agents have this network."""
+    """A subclass of torchrl's base class with this network for each agent."""
 
     class Net(MultiAgentNetBase):
         def __init__(self, **how: Any) -> None:
@@ -76,8 +76,8 @@ def _subclass(build: Callable[[], nn.Module], agent_dim: int) -> Callable[..., n
     return Net
 
 
-def _asked(build: Callable[[], nn.Module], *shape: int, but: Sequence[str] = (), **how: Any) -> Callable[[], Report]:
-    laws = [law for law in LAWS if law not in but]
+def _checked(build: Callable[[], nn.Module], *shape: int, skip: Sequence[str] = (), **how: Any) -> Callable[[], Report]:
+    laws = [law for law in LAWS if law not in skip]
     return lambda: check(build, n_agents=3, example=torch.zeros(shape), laws=laws, examples=8, **how)
 
 
@@ -89,8 +89,8 @@ def _sharings() -> Iterator[tuple[str, dict[str, Any]]]:
         )
 
 
-def _but(how: dict[str, Any]) -> list[str]:
-    """Shared parameters that live in the template are swapped with themselves: threads meet in a rare race only."""
+def _unchecked(how: dict[str, Any]) -> list[str]:
+    """Laws to leave out. Shared parameters in the template are swapped with themselves: only a rare race shows it."""
     return ["threads_agree"] if how["share_params"] and not how["use_td_params"] else []
 
 
@@ -103,25 +103,33 @@ def _cnn(how: dict[str, Any], inputs: int | None) -> Callable[[], nn.Module]:
 
 
 def cases() -> Iterator[Case]:
-    """Every case: class, what is special about it, and the check."""
+    """Every case: the class, a description, and a function that runs the check."""
     for (shown, how), joint in itertools.product(_sharings(), (False, True)):
         words = f"{shown}{', centralized' if joint else ''}"
         how = {**how, "centralized": joint}
         mlp, cnn = partial(_mlp, how), partial(_cnn, how)
-        # A shared network of a joint input is called once, for all agents, says a comment in it: that their draws are
-        # one, whatever vmap_randomness says, is meant so.
-        but = _but(how)
-        once = [*but, "randomness_has_one_meaning"] if joint and how["share_params"] else but
-        yield "MultiAgentMLP", words, _asked(mlp(6), 4, 3, 6, but=but)
-        yield "MultiAgentMLP", f"{words}, lazy", _asked(mlp(None), 4, 3, 6, but=but)
+        # By a comment in torchrl, a shared network of a joint input is called once for all agents. So agents have one
+        # dropout mask under every vmap_randomness by intention.
+        skip = _unchecked(how)
+        once = [*skip, "randomness_has_one_meaning"] if joint and how["share_params"] else skip
+        yield "MultiAgentMLP", words, _checked(mlp(6), 4, 3, 6, skip=skip)
+        yield "MultiAgentMLP", f"{words}, lazy", _checked(mlp(None), 4, 3, 6, skip=skip)
         for mode in ("different", "same", "error"):
-            said = f"{words}, dropout, vmap_randomness={mode!r}"
-            left = once if mode == "different" else but
-            yield "MultiAgentMLP", said, _asked(mlp(6, dropout=0.5, vmap_randomness=mode), 4, 3, 6, but=left)
-        yield "MultiAgentMLP", f"{words}, dropout, lazy", _asked(mlp(None, dropout=0.5), 4, 3, 6, but=once)
-        yield "MultiAgentMLP", f"{words}, dropout, training", _asked(mlp(6, dropout=0.5), 4, 3, 6, but=once, train=True)
-        yield "MultiAgentConvNet", words, _asked(cnn(2), 4, 3, 2, 9, 9, but=but)
-        yield "MultiAgentConvNet", f"{words}, lazy", _asked(cnn(None), 4, 3, 2, 9, 9, but=but)
+            about = f"{words}, dropout, vmap_randomness={mode!r}"
+            left = once if mode == "different" else skip
+            yield (
+                "MultiAgentMLP",
+                about,
+                _checked(mlp(6, dropout=0.5, vmap_randomness=mode), 4, 3, 6, skip=left),
+            )
+        yield "MultiAgentMLP", f"{words}, dropout, lazy", _checked(mlp(None, dropout=0.5), 4, 3, 6, skip=once)
+        yield (
+            "MultiAgentMLP",
+            f"{words}, dropout, training",
+            _checked(mlp(6, dropout=0.5), 4, 3, 6, skip=once, train=True),
+        )
+        yield "MultiAgentConvNet", words, _checked(cnn(2), 4, 3, 2, 9, 9, skip=skip)
+        yield "MultiAgentConvNet", f"{words}, lazy", _checked(cnn(None), 4, 3, 2, 9, 9, skip=skip)
     for shown, how in _sharings():
         for name, build, agent_dim, shape in (
             ("subclass with BatchNorm1d", _normed, -2, (4, 3, 6)),
@@ -133,7 +141,7 @@ def cases() -> Iterator[Case]:
             yield (
                 "MultiAgentNetBase",
                 f"{name}, {shown}",
-                _asked(lambda net=net, how=how: net(**how), *shape, but=_but(how)),
+                _checked(lambda net=net, how=how: net(**how), *shape, skip=_unchecked(how)),
             )
     for kind in MarlGroupMapType:
         yield (

@@ -1,7 +1,8 @@
-"""XuanCe's multi-agent policies, with ``use_parameter_sharing`` and without: each with that claim.
+"""XuanCe's multi-agent policies, with ``use_parameter_sharing=True`` and ``False``, each with that claim.
 
-Its policies take a dict of observations, one entry a network. With shared parameters that is one entry with agents
-in the batch, and agents' ids, one-hot, go in beside the observations: ``Shown`` calls them as its agents do.
+Its policies take a dict of observations, one entry per network. With shared parameters this is one entry, with the
+agents in the batch axis, and one-hot agent ids are a further input. ``Wrapped`` calls the policies as XuanCe's agents
+do.
 """
 
 from __future__ import annotations
@@ -33,8 +34,8 @@ Case = tuple[str, str, Callable[[], Report]]
 Call = Callable[..., dict[str, Tensor]]
 
 
-class Shown(nn.Module):
-    """A policy of XuanCe as a function of ``[B, n, F]``; ``call`` says what of it is asked."""
+class Wrapped(nn.Module):
+    """A policy of XuanCe as a function of ``[B, n, F]``; ``call`` selects the output that is checked."""
 
     def __init__(self, policy: nn.Module, call: Call, share: bool, joint: bool) -> None:
         super().__init__()
@@ -44,7 +45,7 @@ class Shown(nn.Module):
         return {KEYS[0]: x.flatten(0, 1)} if self.share else {key: x[:, k] for k, key in enumerate(KEYS)}
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        """``[B, n, F]`` and more inputs of agents; the last is their ids where parameters are shared."""
+        """``[B, n, F]`` and further inputs per agent. With shared parameters the last input is the agents' ids."""
         ids = {"agent_ids": inputs[-1].flatten(0, 1)} if self.share else {}
         given = inputs[:-1] if self.share else inputs
         outputs = self.call(self.policy, *(x.flatten(1) if self.joint else self._by_key(x) for x in given), **ids)
@@ -57,7 +58,7 @@ def _networks(keys: list[str], inputs: int) -> nn.ModuleDict:
     return nn.ModuleDict({key: Basic_MLP((inputs,), [H], activation=nn.Tanh, device="cpu") for key in keys})
 
 
-def _of(kind: Any, call: Call, share: bool, space: Any, critic: int = 0, joint: bool = False) -> Shown:
+def _of(kind: Any, call: Call, share: bool, space: Any, critic: int = 0, joint: bool = False) -> Wrapped:
     keys = KEYS[:1] if share else KEYS
     how: dict[str, Any] = {
         "action_space": dict.fromkeys(keys, space),
@@ -76,7 +77,7 @@ def _of(kind: Any, call: Call, share: bool, space: Any, critic: int = 0, joint: 
         names = names if "MAAC" in kind.__name__ else ("actor_representation", "critic_representation")
         how |= dict(zip(names, (_networks(keys, F), _networks(keys, critic or F)), strict=True))
         how |= {"actor_hidden_size": [H], "critic_hidden_size": [H]}
-    return Shown(kind(**how), call, share, joint)
+    return Wrapped(kind(**how), call, share, joint)
 
 
 def _second(policy: Any, *inputs: Any, **ids: Any) -> dict[str, Tensor]:
@@ -100,9 +101,9 @@ def _critic(policy: Any, *inputs: Any, **ids: Any) -> dict[str, Tensor]:
 
 
 def cases() -> Iterator[Case]:
-    """Every case: class, what is special about it, and the check."""
+    """Every case: the class, a description, and a function that runs the check."""
     few, box = Discrete(4), Box(-np.ones(A), np.ones(A))
-    asked: list[tuple[str, Any, Call, Any, bool, bool]] = [
+    checked: list[tuple[str, Any, Call, Any, bool, bool]] = [
         ("values of actions", BasicQnetwork, _second, few, False, False),
         ("actor", MAAC_Policy, _logits, few, False, False),
         ("critic", MAAC_Policy, _values, few, False, False),
@@ -115,21 +116,21 @@ def cases() -> Iterator[Case]:
         ("critic", MATD3_Policy, _critic, box, True, True),
     ]
     for share in (True, False):
-        for part, kind, call, space, actions, joint in asked:
+        for part, kind, call, space, actions, joint in checked:
             sizes = [F, *([A] if actions else []), *([N] if share else [])]
             critic = N * (F + A) if joint else F
             build = lambda kind=kind, call=call, share=share, space=space, critic=critic, joint=joint: _of(  # noqa: E731
                 kind, call, share, space, critic, joint
             )
-            # With shared parameters a joint critic tells agents apart by their ids, which law 15 knows nothing of, and
-            # an actor is one network, of which threads spoil each other's results in a race only.
-            but = ("centralized_rows_are_equal" if joint else "threads_agree",) if share else ()
+            # With shared parameters a joint critic distinguishes agents by their ids, which law 15 does not consider.
+            # And an actor is one network then: two threads disturb each other only in a race.
+            without = ("centralized_rows_are_equal" if joint else "threads_agree",) if share else ()
             how: dict[str, Any] = {
                 "n_agents": N,
                 "sharing": "shared" if share else "independent",
                 "centralized": joint,
                 "example": tuple(torch.zeros(2, N, size) for size in sizes),
-                "laws": [law for law in LAWS if law not in but],
+                "laws": [law for law in LAWS if law not in without],
                 "examples": 8,
             }
             name = f"{'Gaussian ' if kind is Gaussian_MAAC_Policy else ''}{kind.__name__}"

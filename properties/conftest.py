@@ -1,8 +1,8 @@
 """Hypothesis profiles: ``HYPOTHESIS_PROFILE=ci python -m pytest properties``.
 
-Examples for each law: 25 for a quick look (dev), 100 by default (test), 200 (ci), 2,000 (nightly). All but the
-last draw the same at each run, so that nothing fails by chance; and in all but the last, laws whose cases take long
-get fewer. Compilers and statistics, 20 times as slow as the rest and more, get fewer in each.
+Examples for each law: 25 for a quick run (dev), 100 by default (test), 200 (ci), 2,000 (nightly). All but nightly
+generate the same examples at each run, so that nothing fails by chance, and run fewer examples of slow laws. Laws about
+compilers and statistics, which are at least 20 times as slow, get fewer examples in all profiles.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Callable
 import pytest
 from hypothesis import HealthCheck, settings
 
-# Networks take milliseconds to make, and the draws of a subject are many: neither is a sign of trouble here.
+# Building a network takes milliseconds, and a subject has many parts to generate. Both are normal here.
 _USUAL = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 for _name, _examples in (("dev", 25), ("test", 100), ("ci", 200)):
     settings.register_profile(
@@ -25,7 +25,7 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "test"))
 
 @pytest.fixture(scope="session")
 def examples() -> Callable[[int], int]:
-    """How many examples a law gets whose case costs so many usual ones."""
+    """A function from a law's cost, in cases of an ordinary law, to its number of examples."""
     most = settings().max_examples
     free = 20 if most == settings.get_profile("nightly").max_examples else 1
     return lambda cost: max(1, most if cost < free else most // cost)

@@ -1,4 +1,4 @@
-"""Wrong implementations, one operation each: every law has one here that it must reject."""
+"""Wrong implementations, each of one operation. Every law has one that it must reject."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Op = Callable[..., Any]
 
 @dataclass(frozen=True)
 class Mutant:
-    """A law, and operations of which one is wrong in a way that the law must see."""
+    """A law, and operations of which one is wrong in a way that violates the law."""
 
     law: Law
     name: str
@@ -63,7 +63,7 @@ def applied(
     how: Callable[[fm.Network, dict[str, Any]], dict[str, Any]] = lambda net, how: how,
     when: Callable[[fm.Network, bool], bool] = lambda net, train: True,
 ) -> Op:
-    """``apply`` with one thing changed on its way in or out; a function of a leaf also gets its agent axis."""
+    """``apply`` with one input or output changed. A function of a leaf also gets the position of its agent axis."""
 
     def apply(given: fm.Network, leaves: Params, *args: Tree, kwargs: Any = None, **more: Any) -> Any:
         if not when(given, more.get("train", False)):
@@ -84,7 +84,7 @@ def applied(
 
 
 def slots(change: Callable[[Sharing], Sequence[int]]) -> Callable[[fm.Network], fm.Network]:
-    """Networks whose agents look into other slots."""
+    """Networks whose agents use other slots."""
     return lambda net: net.replace(sharing={k: Sharing(change(s), s.n_slots) for k, s in net.sharing_spec.items()})
 
 
@@ -93,7 +93,7 @@ def next_slot(sharing: Sharing) -> list[int]:
 
 
 def late_boundary(sharing: Sequence[int]) -> list[int]:
-    """Off by one in clusters: each agent is where the one before it belongs."""
+    """Off by one in clusters: each agent has the slot of the agent before it."""
     return [sharing[max(i - 1, 0)] for i in range(len(sharing))]
 
 
@@ -122,12 +122,12 @@ def by_agent(change: Callable[[int, Tensor, int], Tensor]) -> Op:
 
 
 def square(net: fm.Network, params: Params) -> Params:
-    """Slots are looked for along the next axis, where it is as long."""
+    """Slots are indexed along the next axis, if it has the same length."""
     return {k: p.transpose(0, 1) if p.ndim > 1 and p.shape[0] == p.shape[1] else p for k, p in params.items()}
 
 
 def batch_for_agents(net: fm.Network, params: Params, x: Tree, *args: Tree, **how: Any) -> Any:
-    """Swapped batch and agent axes, where their sizes allow it."""
+    """Swapped batch and agent axes, if their sizes allow it."""
     alone = isinstance(x, Tensor) and not args and x.ndim > 2 and x.shape[0] == x.shape[1] == net.n_agents
     if not alone or net.centralized or net.agent_dim not in (0, 1):
         return fm.apply(net, params, x, *args, **how)
@@ -144,7 +144,7 @@ mutant(
 )
 mutant(
     laws.ways_agree,
-    "the plan draws its masks elsewhere",
+    "the plan takes its masks from elsewhere",
     apply=applied(
         how=lambda net, how: how | {"key": fm.fold_in(how["key"], 1)},
         when=lambda net, train: train and net.strategy == "plan",
@@ -198,7 +198,7 @@ def ids_in_front(x: Tensor, agent_dim: int = -2) -> Tensor:
 
 
 mutant(laws.ids_break_equivariance, "ids are zero", with_agent_ids=no_ids)
-mutant(laws.ids_break_equivariance, "ids stand in front", with_agent_ids=ids_in_front)
+mutant(laws.ids_break_equivariance, "ids come first", with_agent_ids=ids_in_front)
 mutant(
     laws.local_jacobian,
     "mean field: agents see each other's mean",

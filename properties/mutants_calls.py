@@ -1,4 +1,4 @@
-"""Wrong axes, wrong randomness, calls that leave something behind, wrong compiling, wrong groups."""
+"""Mutants with wrong axes, wrong randomness, side effects of calls, wrong compilation, wrong groups."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from properties.mutants import applied, mutant, next_slot, shared, slots
 
 
 def negative_for_outputs(net: fm.Network) -> fm.Network:
-    """A negative agent_dim is resolved on the outputs anew, which may have other axes."""
+    """A negative agent_dim is resolved again on the outputs, which may have other axes."""
     negative = isinstance(net.agent_dim, int) and net.agent_dim < 0 and net.out_agent_dim is None
     return net.replace(out_agent_dim=net.agent_dim) if negative else net
 
@@ -32,12 +32,12 @@ mutant(
 )
 mutant(
     laws.one_agent_is_the_network,
-    "a lone agent loses its axis",
+    "a single agent loses its axis",
     apply=lambda net, params, *args, **how: _squeezed(fm.apply(net, params, *args, **how)),
 )
 mutant(
     laws.one_agent_is_the_network,
-    "a lone agent is averaged with its absent neighbour",
+    "a single agent is averaged with an agent that does not exist",
     apply=applied(outputs=lambda leaf, dim: leaf / 2, when=lambda net, train: net.n_agents == 1),
 )
 
@@ -46,17 +46,17 @@ def _squeezed(outputs: Any) -> Any:
     return tree_map(torch.squeeze, outputs)
 
 
-def no_rows_no_service(net: fm.Network, params: Params, *args: Tree, **how: Any) -> Any:
+def empty_batch_raises(net: fm.Network, params: Params, *args: Tree, **how: Any) -> Any:
     if any(leaf.numel() == 0 for leaf in flatten(args)[0]):
         raise ValueError("nothing to do")
     return fm.apply(net, params, *args, **how)
 
 
-mutant(laws.empty_batches, "an empty batch is refused", apply=no_rows_no_service)
+mutant(laws.empty_batches, "an empty batch raises", apply=empty_batch_raises)
 mutant(laws.kinds_are_kept, "computes in float32", apply=applied(outputs=lambda leaf, dim: leaf.float()))
 mutant(
     laws.kinds_are_kept,
-    "outputs come to the CPU",
+    "outputs move to the CPU",
     apply=applied(outputs=lambda leaf, dim: torch.zeros(leaf.shape, dtype=leaf.dtype)),
 )
 mutant(
@@ -68,7 +68,7 @@ mutant(
 # --- randomness -------------------------------------------------------------------------------------------
 
 
-def drawn(key: Callable[[fm.Network, Tensor], Any]) -> Callable[..., Params]:
+def initialized_by(key: Callable[[fm.Network, Tensor], Any]) -> Callable[..., Params]:
     """``init_params`` under another key."""
     return lambda net, given, **how: fm.init_params(
         net, key(net, fm.key(given) if isinstance(given, int) else given), **how
@@ -97,17 +97,21 @@ def global_key(key: Tensor) -> Tensor:
     return fm.fold_in(key, int(torch.randint(2**31, ())))
 
 
-mutant(laws.results_follow_the_key, "the key is not used", init_params=drawn(lambda net, key: 0))
-mutant(laws.results_follow_the_key, "torch's generator has a say", init_params=drawn(lambda net, key: global_key(key)))
+mutant(laws.results_follow_the_key, "the key is not used", init_params=initialized_by(lambda net, key: 0))
 mutant(
     laws.results_follow_the_key,
-    "training draws from a key of its own",
+    "torch's generator changes the result",
+    init_params=initialized_by(lambda net, key: global_key(key)),
+)
+mutant(
+    laws.results_follow_the_key,
+    "training samples from a key of its own",
     apply=applied(how=lambda net, how: how | {"key": 0}, when=lambda net, train: train),
 )
 mutant(
     laws.initialisation_is_prefix_stable,
     "the number of agents goes into the key",
-    init_params=drawn(lambda net, key: fm.fold_in(key, net.n_agents)),
+    init_params=initialized_by(lambda net, key: fm.fold_in(key, net.n_agents)),
 )
 mutant(laws.initialisation_is_the_modules_own, "one generator for all slots", init_params=in_sequence)
 mutant(
@@ -117,20 +121,20 @@ mutant(
 )
 mutant(
     laws.initialisation_has_the_modules_distribution,
-    "fans are counted on the stacked tensor",
+    "fans are those of the stacked tensor",
     init_params=lambda net, key, **how: {k: 0.2 * leaf for k, leaf in fm.init_params(net, key, **how).items()},
 )
-mutant(laws.slots_differ, "one draw for all slots", init_params=one_for_all)
+mutant(laws.slots_differ, "one sample for all slots", init_params=one_for_all)
 
 
 def mode(word: str, when: Callable[[fm.Network, bool], bool] = lambda net, train: True) -> Callable[..., Any]:
     return applied(net=lambda net: net.replace(randomness=word), when=when)
 
 
-mutant(laws.randomness_has_one_meaning, "torchrl: always the same where shared", apply=mode("same", shared))
+mutant(laws.randomness_has_one_meaning, "torchrl: always the same if shared", apply=mode("same", shared))
 mutant(
     laws.randomness_has_one_meaning,
-    "torchrl: a lazy network stays at the same",
+    "torchrl: a lazy network keeps the same",
     apply=mode("same", lambda net, train: net.randomness == "different"),
 )
 mutant(
@@ -140,13 +144,13 @@ mutant(
 )
 mutant(
     laws.randomness_has_one_meaning,
-    "error draws all the same",
+    "error does not raise",
     apply=mode("same", lambda net, train: net.randomness == "error"),
 )
 
 
 def half_a_mask(leaf: Tensor, dim: int) -> Tensor:
-    """Half of the features are masked as agent 0's."""
+    """Half of the features have agent 0's mask."""
     first = leaf.select(dim, 0).unsqueeze(dim).expand_as(leaf)
     return torch.cat((first[..., :128], leaf[..., 128:]), -1)
 
@@ -158,7 +162,7 @@ mutant(
 )
 mutant(
     laws.mode_is_irrelevant_in_evaluation,
-    "dropouts stay on where the mode is different",
+    "dropout stays on if the mode is different",
     apply=applied(
         how=lambda net, how: how | {"train": True},
         when=lambda net, train: net.randomness == "different" and not net.module_spec.buffers,
@@ -193,7 +197,7 @@ def remembering(net: fm.Network, params: Params, *args: Tree, **how: Any) -> Any
 
 
 def stateful(net: fm.Network, params: Params, *args: Tree, **how: Any) -> Any:
-    """Buffers as of an nn.Module: what training left is what the next call starts with."""
+    """Buffers as in an nn.Module: the next call starts with those of the last training call."""
     kept = net.module_spec.__dict__.setdefault("a mutant's state", {})
     result = fm.apply(net, params, *args, **how | ({"state": kept["state"]} if kept else {}))
     if how.get("mutable") and result[1]:
@@ -201,15 +205,15 @@ def stateful(net: fm.Network, params: Params, *args: Tree, **how: Any) -> Any:
     return result
 
 
-def redrawing(build: Any, n_agents: int, **how: Any) -> fm.Network:
-    """A module that is given is taken and redrawn, not copied."""
+def reinitializing(build: Any, n_agents: int, **how: Any) -> fm.Network:
+    """The given module is initialized again, not copied."""
     if isinstance(build, torch.nn.Module):
         for parameter in build.parameters():
             torch.nn.init.zeros_(parameter)
     return fm.network(build, n_agents, **how)
 
 
-mutant(laws.nothing_is_changed, "the given module is redrawn", network=redrawing)
+mutant(laws.nothing_is_changed, "the given module is initialized again", network=reinitializing)
 mutant(laws.nothing_is_changed, "inputs are written in place", apply=writing_inputs)
 mutant(laws.nothing_is_changed, "the state is written in place", apply=writing_state)
 mutant(laws.nothing_is_changed, "a failed call leaks into the next", apply=remembering)
@@ -228,20 +232,20 @@ def reads_the_generator(net: fm.Network, key: Any, **how: Any) -> Params:
 
 
 mutant(laws.generators_are_untouched, "torch's generator moves", apply=moves_the_generator)
-mutant(laws.generators_are_untouched, "torch's generator is read and put back", init_params=reads_the_generator)
+mutant(laws.generators_are_untouched, "torch's generator is read and restored", init_params=reads_the_generator)
 
 _scratch: dict[str, Params] = {}
 
 
 def one_scratch(net: fm.Network, params: Params, *args: Tree, **how: Any) -> Any:
-    """The parameters are put into one place for all threads, as into a module."""
+    """The parameters are stored in one place for all threads, as in a module."""
     _scratch["params"] = params
     time.sleep(1e-4)
     return fm.apply(net, _scratch["params"], *args, **how)
 
 
 def scratch_after_the_call(net: fm.Network, params: Params, *args: Tree, **how: Any) -> Any:
-    """A call inside leaves its parameters in the place of the outer one's."""
+    """An inner call overwrites the parameters of the outer one."""
     _scratch["params"] = params
     fm.apply(net, params, *args, **how)
     return fm.apply(net, _scratch["params"], *args, **how)
@@ -275,7 +279,7 @@ def tracing(net: fm.Network, train: bool) -> bool:
 for compiled in (laws.compile_is_eager, laws.export_is_eager, laws.inductor_is_eager):
     mutant(
         compiled,
-        "a rule for tracing only, and a wrong one",
+        "a wrong rule, used only when tracing",
         apply=applied(params=lambda net, params: {k: p + 0.01 for k, p in params.items()}, when=tracing),
     )
 
@@ -288,7 +292,7 @@ def ungroup_by_sorted_names(groups: Groups, tree: Any, batch_dims: int = 0, **ho
     return fm.ungroup_agents({group: sorted(members) for group, members in groups.items()}, tree, batch_dims, **how)
 
 
-def ungroup_without_lone_agents(groups: Groups, tree: Any, batch_dims: int = 0, **how: Any) -> Any:
+def ungroup_without_single_agents(groups: Groups, tree: Any, batch_dims: int = 0, **how: Any) -> Any:
     back = fm.ungroup_agents(groups, tree, batch_dims, **how)
     return {name: back[name] for members in groups.values() if len(members) > 1 for name in members}
 
@@ -311,10 +315,10 @@ def never_squeeze(groups: Groups, tree: Any, batch_dims: int = 0, **how: Any) ->
 
 
 mutant(laws.group_round_trip, "agents come back in the order of names", ungroup_agents=ungroup_by_sorted_names)
-mutant(laws.group_round_trip, "lone agents are lost", ungroup_agents=ungroup_without_lone_agents)
+mutant(laws.group_round_trip, "single agents are lost", ungroup_agents=ungroup_without_single_agents)
 mutant(laws.group_round_trip, "everything becomes float", group_agents=group_everything_as_float)
 mutant(laws.group_layout, "agents at axis 0", group_agents=group_at_axis_0)
-mutant(laws.group_layout, "lone agents keep their axis", group_agents=never_squeeze)
+mutant(laws.group_layout, "single agents keep their axis", group_agents=never_squeeze)
 
 
 def drop_the_last(names: list[str], grouping: Any) -> dict[str, list[str]]:
@@ -360,7 +364,7 @@ def alias_the_mapping(names: list[str], grouping: Any) -> dict[str, list[str]]:
 
 
 def alias_the_names(names: list[str], grouping: Any) -> dict[str, list[str]]:
-    """What torchrl 0.14 does."""
+    """As in torchrl 0.14."""
     return {"agents": names} if grouping is fm.MarlGroupMapType.ALL_IN_ONE_GROUP else fm.group_map(names, grouping)
 
 

@@ -1,4 +1,4 @@
-"""Wrong modules of the facade: critics that detach wrongly, checkpoints, calls, lazy networks."""
+"""Mutants of the facade: wrong detaching in critics, wrong checkpoints, calls and lazy networks."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def others_are_detached(groups: Sizes, detached: Sequence[int], share_params: bo
 
 
 def inputs_are_detached(groups: Sizes, detached: Sequence[int], share_params: bool) -> nn.Module:
-    """What a group observes is detached and its encoder goes on learning."""
+    """The observations of a group are detached, but its encoder still learns."""
     critic = _right.critic(groups, (), share_params)
     for k in detached:
         critic.module.encoders[f"g{k}"].register_forward_pre_hook(lambda net, given: (given[0].detach(),))
@@ -41,7 +41,7 @@ def inputs_are_detached(groups: Sizes, detached: Sequence[int], share_params: bo
 
 
 def encoders_are_frozen(groups: Sizes, detached: Sequence[int], share_params: bool) -> nn.Module:
-    """The parameters of the encoder are left out, and what the group observes gets a gradient."""
+    """The parameters of the encoder get no gradient, but the observations of the group do."""
     critic = _right.critic(groups, (), share_params)
 
     def frozen(net: nn.Module, given: Any, output: Tensor) -> Tensor:
@@ -54,7 +54,7 @@ def encoders_are_frozen(groups: Sizes, detached: Sequence[int], share_params: bo
 
 
 def detached_are_not_seen(groups: Sizes, detached: Sequence[int], share_params: bool) -> nn.Module:
-    """No gradient, for nothing is seen of the group at all."""
+    """No gradient, because the group is not used at all."""
     critic = _right.critic(groups, (), share_params)
     for k in detached:
         critic.module.encoders[f"g{k}"].register_forward_hook(lambda net, given, output: torch.zeros_like(output))
@@ -103,7 +103,7 @@ def sorted_by_name(new: dict[str, Any], module: Any) -> dict[str, Any]:
 
 
 def linked(kind: str, n_agents: int, lazy: bool, **words: Any) -> Any:
-    """Loading puts the checkpoint's tensors in the place of the module's own."""
+    """Loading replaces the module's own tensors by the checkpoint's."""
     module = _right.facade(kind, n_agents, lazy, **words)
     load = module.load_state_dict
 
@@ -126,7 +126,7 @@ mutant(laws.state_dicts_carry_over, "modules are linked", facade=linked)
 
 
 def built(change: Any) -> Any:
-    """A facade that is changed after it was made: ``change(module)``."""
+    """A facade that is changed after construction: ``change(module)``."""
 
     def facade(kind: str, n_agents: int, lazy: bool, **words: Any) -> Any:
         module = _right.facade(kind, n_agents, lazy, **words)
@@ -152,8 +152,8 @@ def stale(module: Any) -> None:
     module.functional = once
 
 
-def shared_draws_alike(module: Any) -> None:
-    """torchrl: randomness is ignored where parameters are shared, by the call."""
+def shared_mask(module: Any) -> None:
+    """torchrl: a call ignores randomness if parameters are shared."""
     if module.share_params is True and module.vmap_randomness == "different":
         forward = module.forward
 
@@ -187,9 +187,9 @@ def detached_leaf(module: Any) -> None:
 
 mutant(laws.facade_is_functional, "the agent's index leaks", facade=built(index_leaks))
 mutant(laws.facade_is_functional, "parameters are read once", facade=built(stale))
-mutant(laws.facade_is_functional, "torchrl: shared draws alike", facade=built(shared_draws_alike))
+mutant(laws.facade_is_functional, "torchrl: shared networks have one mask", facade=built(shared_mask))
 mutant(laws.facade_is_functional, "a leaf is detached", facade=built(detached_leaf))
-mutant(laws.facade_is_functional, "from_functional forgets the state", from_functional=without_state)
+mutant(laws.facade_is_functional, "from_functional ignores the state", from_functional=without_state)
 
 # --- lazy networks ----------------------------------------------------------------------------------------
 
@@ -224,18 +224,17 @@ def frozen(module: Any) -> None:
 
 
 def new_parameters(module: Any) -> None:
-    """An optimizer that was made before holds others."""
-    leaves = {
-        name: nn.Parameter(leaf.detach().clone()) for name, leaf in module._store.live(module._modules)[0].items()
-    }
+    """An optimizer that was created before holds the old ones."""
+    live = module._store.live(module._modules)[0]
+    leaves = {name: nn.Parameter(leaf.detach().clone()) for name, leaf in live.items()}
     module._store.place(module._modules, {**module._store.leaves(module._modules), **leaves})
 
 
-def lazy_draws_alike(kind: str, n_agents: int, lazy: bool, **words: Any) -> Any:
+def lazy_mask(kind: str, n_agents: int, lazy: bool, **words: Any) -> Any:
     return _right.facade(kind, n_agents, lazy, **words | ({"vmap_randomness": "same"} if lazy else {}))
 
 
-mutant(laws.lazy_is_eager, "torchrl: a lazy network draws alike", facade=lazy_draws_alike)
-mutant(laws.lazy_is_eager, "one draw for all slots", facade=lazily(one_for_all))
+mutant(laws.lazy_is_eager, "torchrl: a lazy network has one mask", facade=lazy_mask)
+mutant(laws.lazy_is_eager, "one sample for all slots", facade=lazily(one_for_all))
 mutant(laws.lazy_is_eager, "new leaves are frozen", facade=lazily(frozen))
 mutant(laws.lazy_is_eager, "new parameters at the first call", facade=lazily(new_parameters))

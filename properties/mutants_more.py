@@ -1,4 +1,4 @@
-"""More wrong implementations: pieces, pooled and masked critics, masked agents, and second mutants of older laws."""
+"""Mutants with wrong chunks, pooled and masked critics and masked agents, and second mutants of other laws."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from functional_marl.laws import laws
 from properties.mutants import Op, applied, index_leaks, late_boundary, mutant, next_slot, slots
 from properties.mutants_trees import mean_gradient, merged, reshared
 
-# --- pieces -----------------------------------------------------------------------------------------------
+# --- chunks -----------------------------------------------------------------------------------------------
 
 
 def in_chunks(net: fm.Network, train: bool) -> bool:
@@ -27,16 +27,16 @@ def first_chunk_learns(net: fm.Network, params: Params) -> Params:
     return {name: torch.cat([leaf[:1], leaf[1:].detach()]) for name, leaf in params.items()}
 
 
-mutant(laws.chunks_make_the_whole, "off by one at the seams", apply=applied(net=slots(late_boundary), when=in_chunks))
+mutant(laws.chunks_make_the_whole, "off by one between chunks", apply=applied(net=slots(late_boundary), when=in_chunks))
 mutant(laws.chunks_make_the_whole, "the first chunk learns", apply=applied(params=first_chunk_learns, when=in_chunks))
 mutant(
     laws.chunks_make_the_whole,
-    "each piece of the batch is centred by itself",
+    "each chunk of the batch is centred alone",
     apply=applied(inputs=lambda leaf, dim: leaf - leaf.mean(0, keepdim=True) if dim > 0 else leaf),
 )
 mutant(
     laws.chunks_make_the_whole,
-    "each chunk has masks of its own",
+    "each chunk has its own masks",
     apply=applied(
         how=lambda net, how: how | {"key": fm.fold_in(how["key"], 1)},
         when=lambda net, train: train and in_chunks(net, train),
@@ -47,17 +47,17 @@ mutant(
 
 
 def features_first(leaf: Tensor, dim: int) -> Tensor:
-    """Agents are merged behind the features: [n, F] is read as [F, n]."""
+    """Agents are merged after the features: [n, F] is read as [F, n]."""
     return leaf.transpose(dim, dim + 1).reshape(leaf.shape) if dim + 1 < leaf.ndim else leaf
 
 
-def last_is_forgotten(leaf: Tensor, dim: int) -> Tensor:
+def last_left_out(leaf: Tensor, dim: int) -> Tensor:
     kept = torch.arange(leaf.shape[dim]) < leaf.shape[dim] - 1
     return leaf * kept.view(-1, *[1] * (leaf.ndim - dim - 1)).to(leaf.dtype)
 
 
 def masks(change: Callable[[Tensor, int], Tensor]) -> Op:
-    """``apply`` that sees another mask of agents: ``change(alive, axis of agents)``."""
+    """``apply`` with another mask of agents: ``change(alive, axis of agents)``."""
 
     def apply(net: fm.Network, params: Params, seen: Any, *args: Tree, **how: Any) -> Any:
         if isinstance(seen, dict) and "alive" in seen:
@@ -70,7 +70,7 @@ def masks(change: Callable[[Tensor, int], Tensor]) -> Op:
 
 mutant(laws.pooled_critics_are_symmetric, "features ahead of agents", apply=applied(inputs=features_first))
 mutant(laws.pooled_critics_are_symmetric, "the agent's index leaks", apply=applied(inputs=index_leaks))
-mutant(laws.pooled_critics_are_symmetric, "the last agent is forgotten", apply=applied(inputs=last_is_forgotten))
+mutant(laws.pooled_critics_are_symmetric, "the last agent is left out", apply=applied(inputs=last_left_out))
 mutant(laws.masked_critics_look_away, "the mask is ignored", apply=masks(lambda alive, dim: torch.ones_like(alive)))
 mutant(laws.masked_critics_look_away, "the mask of the next agent", apply=masks(lambda alive, dim: alive.roll(1, dim)))
 mutant(
@@ -84,7 +84,7 @@ mutant(
     "mean field: agents see each other's mean",
     apply=applied(inputs=lambda leaf, dim: leaf + 0.1 * leaf.mean(dim, keepdim=True)),
 )
-mutant(laws.masked_agents_are_inert, "gradients are shared out among all agents", apply=applied(params=mean_gradient))
+mutant(laws.masked_agents_are_inert, "all agents get the mean gradient", apply=applied(params=mean_gradient))
 mutant(
     laws.masked_agents_are_inert,
     "outputs are scaled by the largest",
@@ -100,7 +100,7 @@ def reversed_agents(sharing: Sharing) -> list[int]:
 
 
 def with_last_slot(net: fm.Network, params: Params) -> Params:
-    """Every slot looks at the last one a little, spare or not."""
+    """A part of the last slot is added to every slot."""
     return {name: leaf + 1e-3 * leaf[-1:] for name, leaf in params.items()}
 
 
@@ -122,10 +122,10 @@ mutant(
     reshare=merged(lambda rows: rows.mean(0), lambda agents: [i + 1 for i in agents]),
 )
 mutant(laws.relabelling_keeps_outputs, "the number of the slot leaks", apply=applied(params=renamed))
-mutant(laws.unused_slots_are_inert, "every slot looks at the last", apply=applied(params=with_last_slot))
+mutant(laws.unused_slots_are_inert, "the last slot leaks", apply=applied(params=with_last_slot))
 mutant(
     laws.shared_equivariance,
-    "mean field: the first agent leads",
+    "mean field: the first agent leaks",
     apply=applied(inputs=lambda leaf, dim: leaf + 0.1 * leaf.select(dim, 0).unsqueeze(dim)),
 )
 mutant(
@@ -138,7 +138,7 @@ mutant(laws.independent_equivariance, "the agent's index leaks", apply=applied(o
 mutant(laws.cluster_equivariance, "the agent's index leaks", apply=applied(inputs=index_leaks))
 mutant(laws.equal_inputs_equal_outputs, "the agent's index leaks", apply=applied(inputs=index_leaks))
 mutant(laws.centralized_rows_are_equal, "the agent's index leaks", apply=applied(outputs=index_leaks))
-mutant(laws.centralized_sees_all, "the last agent is forgotten", apply=applied(inputs=last_is_forgotten))
+mutant(laws.centralized_sees_all, "the last agent is left out", apply=applied(inputs=last_left_out))
 mutant(
     laws.centralized_sees_all,
     "the joint input is detached",
@@ -152,14 +152,14 @@ mutant(
 mutant(laws.gradient_reaches_own_slot, "the next slot", apply=applied(net=slots(next_slot)))
 mutant(
     laws.dropped_agents,
-    "parameters are shared out by the team's size",
+    "parameters are divided by the number of agents",
     apply=applied(params=lambda net, params: {name: leaf / net.n_agents for name, leaf in params.items()}),
 )
 mutant(laws.tied_agents_stay_tied, "off by one in the call", apply=applied(net=slots(late_boundary)))
 
 
 class Decaying(torch.optim.Adam):
-    """Weights decay by the norm of the whole leaf, all agents in it."""
+    """Weights decay by the norm of the whole leaf, with all agents."""
 
     def step(self, closure: Any = None) -> Any:
         with torch.no_grad():
@@ -172,12 +172,12 @@ mutant(laws.optimizer_commutes_with_stacking, "decays by the norm of the stack",
 
 
 def flat_batch(leaf: Tensor, dim: int) -> Tensor:
-    """Rows of the batch come out in reverse where there are two batch axes."""
+    """With two batch axes, the rows of the batch are reversed."""
     return leaf.flip(0) if dim == 2 else leaf
 
 
 def no_rows_one_axis(net: fm.Network, params: Params, *args: Tree, **how: Any) -> Any:
-    """An empty batch gives outputs without any axis for it."""
+    """An empty batch gives outputs without a batch axis."""
     found = fm.apply(net, params, *args, **how)
     return tree_map(lambda leaf: leaf.flatten(0, 1) if leaf.numel() == 0 and leaf.ndim > 1 else leaf, found)
 
@@ -193,21 +193,21 @@ def by_slots(net: fm.Network, key: Any, **how: Any) -> Params:
 
 
 def backwards(net: fm.Network, key: Any, **how: Any) -> Params:
-    """Keys are handed out from the last slot on."""
+    """Keys go to slots in reverse order."""
     return {name: leaf.flip(0) for name, leaf in fm.init_params(net, key, **how).items()}
 
 
 mutant(laws.initialisation_is_prefix_stable, "the number of slots goes into the key", init_params=by_slots)
-mutant(laws.initialisation_is_prefix_stable, "the last slot comes first", init_params=backwards)
+mutant(laws.initialisation_is_prefix_stable, "keys in reverse order", init_params=backwards)
 mutant(
     laws.initialisation_has_the_modules_distribution,
-    "everything is moved a little",
+    "everything is shifted a little",
     init_params=lambda net, key, **how: {k: leaf + 0.3 for k, leaf in fm.init_params(net, key, **how).items()},
 )
 
 
 def pairs_alike(net: fm.Network, key: Any, **how: Any) -> Params:
-    """Slots 2k and 2k + 1 have one key."""
+    """Slots 2k and 2k + 1 have the same key."""
     params = fm.init_params(net, key, **how)
     return {name: leaf[[slot - slot % 2 for slot in range(len(leaf))]] for name, leaf in params.items()}
 
@@ -221,21 +221,21 @@ def opposite(leaf: Tensor, dim: int) -> Tensor:
     return leaf.index_copy(dim, torch.tensor([1]), filled.unsqueeze(dim))
 
 
-mutant(laws.slots_differ, "two slots a key", init_params=pairs_alike)
+mutant(laws.slots_differ, "two slots have one key", init_params=pairs_alike)
 mutant(laws.masks_are_independent, "masks are opposite", apply=applied(outputs=opposite, when=lambda net, train: train))
 
 
 def keyed_is_training(net: fm.Network, params: Params, *args: Tree, **how: Any) -> Any:
-    """A key switches dropouts on."""
+    """A key switches dropout on."""
     train = how.pop("train", False) or (how.get("key") is not None and not net.module_spec.buffers)
     return fm.apply(net, params, *args, train=train, **how)
 
 
-mutant(laws.mode_is_irrelevant_in_evaluation, "a key switches dropouts on", apply=keyed_is_training)
+mutant(laws.mode_is_irrelevant_in_evaluation, "a key switches dropout on", apply=keyed_is_training)
 
 
 def one_state(net: fm.Network, key: Any, **how: Any) -> Params:
-    """Only parameters are drawn for each of the population."""
+    """Only the parameters have a population axis."""
     state = fm.init_state(net, key, **how)
     return (
         state
@@ -253,7 +253,7 @@ def kept_by_thread(net: fm.Network, params: Params, *args: Tree, **how: Any) -> 
     table = net.module_spec.__dict__.setdefault("a mutant's table", {})
     for name, leaf in params.items():
         table[name] = leaf
-        fm.split(0, 1)  # somebody else's turn
+        fm.split(0, 1)  # here another thread may run
     return fm.apply(net, dict(table), *args, **how)
 
 
@@ -261,7 +261,7 @@ mutant(laws.threads_agree, "a table in the network", apply=kept_by_thread)
 
 
 def first_call_wins(net: fm.Network, params: Params, *args: Tree, **how: Any) -> Any:
-    """A call inside takes the parameters of the one around it."""
+    """An inner call uses the parameters of the outer call."""
     _running.append(params)
     try:
         return fm.apply(net, _running[0], *args, **how)
@@ -269,4 +269,4 @@ def first_call_wins(net: fm.Network, params: Params, *args: Tree, **how: Any) ->
         _running.pop()
 
 
-mutant(laws.calls_are_reentrant, "the call inside sees the outer one's", apply=first_call_wins)
+mutant(laws.calls_are_reentrant, "an inner call uses the outer call's parameters", apply=first_call_wins)

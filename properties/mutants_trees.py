@@ -1,4 +1,4 @@
-"""Wrong gradients, and wrong ways of parameters into slots and out of them."""
+"""Mutants with wrong gradients, and with wrong stacking, unstacking and resharing of parameters."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ mutant(laws.optimizer_commutes_with_stacking, "clips by the global norm", optimi
 
 
 def reshared(change: Callable[[Params, fm.Network, fm.Network], Params]) -> Op:
-    """``reshare`` whose parameters are changed on the way out."""
+    """``reshare`` that changes the new parameters."""
 
     def reshare(net: fm.Network, params: Params, sharing: Any, *, merge: Merge = "error") -> tuple[fm.Network, Params]:
         new, out = fm.reshare(net, params, sharing, merge=merge)
@@ -114,7 +114,7 @@ mutant(
     reshare=merged(lambda rows: rows.mean(0), lambda agents: [i + 1 for i in agents]),
 )
 mutant(laws.refine_after_coarsen, "sum for mean", reshare=merged(lambda rows: rows.sum(0)))
-mutant(laws.refinement_composes, "slots move on at each step", reshare=reshared(rolled))
+mutant(laws.refinement_composes, "slots are shifted at each step", reshare=reshared(rolled))
 
 
 def resolved(change: Callable[[dict[str, Any], int, list[str]], dict[str, Any]]) -> Op:
@@ -190,11 +190,11 @@ def kept_state(net: fm.Network, key: Any = None, **how: Any) -> Params:
 
 
 mutant(laws.nothing_is_aliased, "one tree is stacked by a view", stack_agents=expanded_stack)
-mutant(laws.nothing_is_aliased, "nothing to do, so the given is returned", reshare=lazy_reshare)
-mutant(laws.nothing_is_aliased, "the initial state is kept and handed out again", init_state=kept_state)
+mutant(laws.nothing_is_aliased, "an unchanged sharing returns the given parameters", reshare=lazy_reshare)
+mutant(laws.nothing_is_aliased, "the initial state is cached and returned again", init_state=kept_state)
 mutant(
     laws.nothing_is_aliased,
-    "a module holds the parameters themselves",
+    "a module keeps the given parameters, not copies",
     agent_module=lambda net, params, agent, state=None: _holding(net, params, agent, state),
 )
 
@@ -218,4 +218,4 @@ def one_an_agent(net: fm.Network, key: Any, **how: Any) -> Params:
 
 
 mutant(laws.number_of_parameters, "torchrl: tied weights are untied", init_params=untied)
-mutant(laws.number_of_parameters, "a copy an agent", init_params=one_an_agent)
+mutant(laws.number_of_parameters, "a copy for each agent", init_params=one_an_agent)

@@ -1,4 +1,4 @@
-"""The modules of the facade under the laws that modules from anywhere are asked: any sharing, storage and view.
+"""The laws for modules of any library, on the modules of the facade: any sharing, storage and view.
 
 ``-k local_jacobian`` picks a law. A failure prints the :class:`Facade` that makes its module again.
 """
@@ -20,9 +20,9 @@ from functional_marl.laws import FOREIGN, Critics, Facade, Law, check
 from functional_marl.laws.strategies import critics, facades
 from functional_marl.laws.subject import Ops
 
-# One law asked of one module is a few cases of its own, and calls of the module to find out what it is.
+# Checking one law on one module takes several cases, and some calls that examine the module.
 COST = 10
-# By a compiler.
+# Laws that compile.
 SLOW = {"compile_is_eager": 400}
 
 
@@ -41,17 +41,17 @@ def test_law(law: Law, examples: Callable[[int], int]) -> None:
     holds()
 
 
-def test_the_laws_are_asked() -> None:
-    """Each law of the facade says something about some module, and not only that it does not apply."""
-    asked: dict[str, int] = {}
+def test_each_law_applies_to_a_module() -> None:
+    """Each law of the facade applies to some module."""
+    checked: dict[str, int] = {}
     for share in (True, False):
         for centralized in (True, False):
             options: Any = (("num_cells", [3]), ("dropout", 0.5))
             for given_options in (options, options[:1]):
                 case = Facade(share_params=share, centralized=centralized, options=given_options)
                 for verdict in check(case.module(), example=case.input(), laws="all", examples=2):
-                    asked[verdict.law] = asked.get(verdict.law, 0) + verdict.cases
-    assert set(FOREIGN) <= {law for law, count in asked.items() if count}
+                    checked[verdict.law] = checked.get(verdict.law, 0) + verdict.cases
+    assert set(FOREIGN) <= {law for law, count in checked.items() if count}
 
 
 @given(critics())
@@ -67,14 +67,14 @@ def test_pooled_mixers_are_symmetric(case: Critics) -> None:
 
 @given(critics())
 def test_a_critic_is_no_mask(case: Critics) -> None:
-    """Detached groups are seen: their observations change every value, and get no gradient."""
+    """Detached groups are used: their observations change every value, and get no gradient."""
     values, _ = case.values(case.detached)
     other, _ = replace(case, seed=case.seed + 1, ops=_with_critic(case)).values(case.detached)
     assert all(not torch.equal(a, b) for a, b in zip(values, other, strict=True))
 
 
 def _with_critic(case: Critics) -> Ops:
-    """Operations that give this very critic, whatever the seed of the observations."""
+    """Operations that return this critic for every seed of the observations."""
     critic = case.critic(case.detached)
     return replace(Ops(), critic=lambda *_: critic)
 

@@ -1,4 +1,4 @@
-"""Laws 29, 30 and 32 for groups, beside what ``test_laws.py`` asks: torchrl's own enum, and a smallest case."""
+"""Laws 29, 30 and 32 for groups, in addition to ``test_laws.py``: torchrl's own enum, and one small case."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_torchrl_groupings_are_not_aliased(case: Named) -> None:
 
 
 def small_case() -> Grouped:
-    """Two groups of unlike agents, out of order, behind two batch axes of the sizes of a group."""
+    """Two groups of different agents, not in order, with two batch axes as long as a group."""
     data = {name: {"x": torch.arange(8).view(2, 2, 2) + 10 * i} for i, name in enumerate("abc")}
     return Grouped({"two": ["c", "a"], "one": ["b"]}, data, 2, squeeze=True)
 
@@ -44,6 +44,6 @@ def test_small_case() -> None:
 
 
 def test_the_round_trip_cannot_see_the_layout() -> None:
-    # Both ways at axis 0: every value comes back, yet no network would find its agents. So the layout is a law.
+    # If both functions use axis 0, all values come back, but no network finds its agents. So the layout is a law.
     ops = replace(Ops(), group_agents=group_at_axis_0, ungroup_agents=ungroup_at_axis_0)
     group_round_trip(replace(small_case(), ops=ops))

@@ -1,4 +1,4 @@
-"""Every law, over everything that its strategies draw. ``-k local_jacobian`` picks one.
+"""Every law, on all that its strategies generate. ``-k local_jacobian`` selects one.
 
 A failure prints the call that makes its subject again, ready to paste:
 ``functional_marl.laws.laws.local_jacobian(subject('mlp', n_agents=2, ...))``.
@@ -14,8 +14,8 @@ from hypothesis import Phase, given, settings
 from functional_marl.laws import LAWS, Law, laws
 from functional_marl.laws.strategies import cases
 
-# torch's own: an op without a batching rule under a vmap that is not ours but the law's; and while it traces,
-# tensors put into a skeleton and taken out again, and what inductor imports.
+# Warnings that torch raises: for an op without a batching rule in a vmap of the law itself; and, while it traces, for
+# tensors that are set on a module and removed again.
 _SLOW = "ignore:There is a performance drop:UserWarning"
 _TRACING = [
     _SLOW,
@@ -35,7 +35,7 @@ def _marked(law: Law) -> object:
 
 @pytest.mark.parametrize("law", [_marked(law) for law in LAWS.values()])
 def test_law(law: Law, examples: Callable[[int], int]) -> None:
-    # Where one case takes seconds, a failure is shown as it was found.
+    # If one case takes seconds, a failure is not shrunk.
     phases = [phase for phase in Phase if law.cost < 20 or phase is not Phase.shrink]
 
     @settings(max_examples=examples(law.cost), phases=phases)

@@ -1,4 +1,4 @@
-"""Each law rejects its mutants, from the cases that its own strategies draw, and says that it was this law."""
+"""Each law rejects its mutants on cases from its own strategies, and the error names this law."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_rejected(mutant: Mutant) -> None:
         search()
     assert found.value.law is mutant.law
     assert found.value.snippet.splitlines()[-1].strip() in str(found.value)
-    exec(found.value.snippet, {})  # of the case alone, which the library answers rightly
+    exec(found.value.snippet, {})  # the case without the mutant: no error
 
 
 def test_every_law_has_a_mutant() -> None:

@@ -1,4 +1,4 @@
-"""What the tests of the core share: numbers, one-agent modules, and the loop that every call must equal."""
+"""Common parts of the tests: numbers, one-agent modules, and the loop that every call must equal."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Tensors = dict[str, Tensor]
 
 
 def numbers(*shape: int, seed: int = 0) -> Tensor:
-    """Normal draws in double precision, from a generator of their own."""
+    """Standard normal numbers in double precision, from a generator of their own."""
     return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
@@ -42,12 +42,12 @@ SHARINGS: dict[str, Any] = {
     "layers": {"0.*": "shared", "*": [0, 1, 1]},
     "unused": fm.Sharing([2, 1, 2], 3),
 }
-# The same for modules without a leaf called "0.": one pattern for all.
+# The same for modules without leaves named "0.*": one pattern for all.
 FLAT_SHARINGS = {name: sharing for name, sharing in SHARINGS.items() if name != "layers"}
 
 
 def own(net: fm.Network, params: Mapping[str, Tensor], agent: int) -> Tensors:
-    """Agent's leaves, straight from the definition: ``P[leaf][slot of the agent]``."""
+    """One agent's leaves, by the definition: ``P[leaf][slot of the agent]``."""
     return {name: leaf[net.sharing[name].slots[agent]] for name, leaf in params.items()}
 
 
@@ -66,7 +66,7 @@ def looped(
 
 @dataclass
 class Outcome:
-    """What a call gives: outputs, gradients of a weighted sum of them, and the buffers of every agent."""
+    """The results of a call: outputs, gradients of a weighted sum of them, and the buffers of every agent."""
 
     y: Tensor
     params: Tensors  # [S, *leaf], gradients
@@ -95,7 +95,7 @@ def by_agents(net: fm.Network, params: Tensors, x: Tensor, train: bool = False, 
 
 
 def by_apply(net: fm.Network, params: Tensors, x: Tensor, train: bool = False, state: Any = None) -> Outcome:
-    """The same from one call of ``apply``; the network carries agents at dim 0, in and out."""
+    """The same from one call of ``apply``; agents are at dim 0 of inputs and outputs."""
     leaves = {name: leaf.detach().clone().requires_grad_(leaf.is_floating_point()) for name, leaf in params.items()}
     x = x.detach().clone().requires_grad_(x.is_floating_point())
     y, after = fm.apply(net, leaves, x, train=train, state=state, mutable=True)
@@ -132,7 +132,7 @@ def copied(tree: Mapping[str, Tensor]) -> Tensors:
 
 @contextlib.contextmanager
 def generators_untouched() -> Generator[None]:
-    """Fails if the block moves a global generator: torch's, numpy's or Python's."""
+    """Fails if the block changes the state of a global generator: torch's, numpy's or Python's."""
     numpy_state: Any = np.random.get_state()
     before = torch.get_rng_state(), numpy_state, python_random.getstate()
     yield

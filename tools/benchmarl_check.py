@@ -1,9 +1,9 @@
-"""BenchMARL's MLP and CNN models with this library's classes in the place of torchrl's; run by ``make benchmarl``.
+"""BenchMARL's MLP and CNN models with this library's classes instead of torchrl's; run by ``make benchmarl``.
 
-Three checks, in an environment with the released BenchMARL and the torchrl that it wants:
+Three checks, in an environment with the released BenchMARL and the torchrl that it needs:
 
-1. the models give what they give with torchrl's classes, drawn under the same seed, in every combination of
-   shared parameters, centralized critic and input with or without agents;
+1. the models have the same outputs as with torchrl's classes, initialized under the same seed, in every combination
+   of shared parameters, centralized critic and input with or without agents;
 2. three iterations of MAPPO on VMAS balance give the same returns, with shared parameters and without;
 3. BenchMARL's own tests of these models pass (its source distribution has them; give the folder).
 
@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-# BenchMARL 1.5.2 and torchrl 0.11 warn of each other's and of gym's deprecations: none is ours to change.
+# BenchMARL 1.5.2 and torchrl 0.11 warn about deprecations of each other and of gym, which we cannot change.
 warnings.simplefilter("ignore")
 
 import benchmarl.models.cnn  # noqa: E402
@@ -56,16 +56,16 @@ def classes_of(library: Any) -> Iterator[None]:
 
 
 def model(kind: str, share: bool, centralized: bool, agents_in: bool) -> Any:
-    """A model of BenchMARL, drawn under seed 0."""
+    """A model of BenchMARL, initialized under seed 0."""
     lead, shape = [N_AGENTS] if agents_in else [], [12, 12, 2] if kind == "cnn" else [5]
     given = {"observation": Unbounded([*lead, *shape]), "other": Unbounded([*lead, 3])}
-    lone = share and centralized  # then the output has no agent axis
-    out = {"out": Unbounded([4] if lone else [N_AGENTS, 4])}
+    single = share and centralized  # then the output has no agent axis
+    out = {"out": Unbounded([4] if single else [N_AGENTS, 4])}
     config: Any = (CnnConfig if kind == "cnn" else MlpConfig).get_from_yaml()
     torch.manual_seed(0)
     return config.get_model(
         input_spec=Composite({"agents": Composite(given, shape=lead)}) if agents_in else Composite(given),
-        output_spec=Composite(out) if lone else Composite({"agents": Composite(out, shape=[N_AGENTS])}),
+        output_spec=Composite(out) if single else Composite({"agents": Composite(out, shape=[N_AGENTS])}),
         agent_group="agents",
         input_has_agent_dim=agents_in,
         n_agents=N_AGENTS,
@@ -80,7 +80,7 @@ def check_models() -> None:
     """Outputs, gradients and checkpoints of the models, with ours and with torchrl's classes."""
     for kind, share, centralized, agents_in in itertools.product(("mlp", "cnn"), *[(True, False)] * 3):
         if not (centralized or agents_in):
-            continue  # BenchMARL refuses it
+            continue  # BenchMARL does not allow it
         with classes_of(torchrl.modules):
             theirs = model(kind, share, centralized, agents_in)
         with classes_of(functional_marl.nn):
@@ -145,7 +145,7 @@ def check_training() -> None:
         with classes_of(functional_marl.nn):
             ours, our_params = returns(share)
         assert len(theirs) == len(ours) == 3
-        # sums in another order; a trajectory amplifies the last digit
+        # sums in another order: a trajectory amplifies a difference in the last digit
         torch.testing.assert_close(torch.tensor(ours), torch.tensor(theirs), rtol=1e-4, atol=1e-4)
         for key, leaf in their_params.flatten_keys(".").items():
             torch.testing.assert_close(our_params.flatten_keys(".")[key], leaf, rtol=1e-3, atol=1e-3)
@@ -156,7 +156,7 @@ def check_own_tests(folder: str) -> None:
     """BenchMARL's tests of its MLP and CNN."""
     with classes_of(functional_marl.nn):
         file = os.path.join(folder, "test_models.py")
-        apart = ["-c", os.devnull, "--rootdir", folder, "-p", "no:cacheprovider"]  # from this project's settings
+        apart = ["-c", os.devnull, "--rootdir", folder, "-p", "no:cacheprovider"]  # without this project's settings
         code = pytest.main(["-q", *apart, "-W", "ignore", "-k", "mlp or cnn", file])
     if code:
         sys.exit(f"BenchMARL's own tests failed ({code!r})")

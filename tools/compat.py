@@ -1,13 +1,13 @@
-"""Run the tests against the oldest and the newest torch, and write what came out; run by ``make compat``.
+"""Run the tests with the oldest and the newest torch, and write the table in ``COMPATIBILITY.md``; ``make compat``.
 
-Each row of ``ROWS`` gets an environment of its own, ``.venv-compat-<python>-<torch>``, one at a time, and takes it
-away afterwards: a CUDA build of torch needs 5 to 7 GB. The tests run on the CPU. ``COMPATIBILITY.md`` and the table
-in the README keep the rows of the other Pythons.
+Each row of ``ROWS`` gets an environment of its own, ``.venv-compat-<python>-<torch>``, one after the other. It is
+removed afterwards: a CUDA build of torch needs 5 to 7 GB. The tests run on the CPU. Rows of other Pythons stay in the
+table.
 
-    python tools/compat.py [--only 2.13.0] [--every 7] [--keep] [-n 2] [-- what pytest takes: tests/test_apply.py -x]
+    python -m tools.compat [--only 2.13.0] [--every 7] [--keep] [-n 2] [-- arguments of pytest: tests/core -x]
 
-``--every 7`` takes each seventh test of each file, and the tables say so. With arguments for pytest they stay as they
-are.
+``--every 7`` runs each seventh test of each file; the table shows it. With arguments for pytest the table stays as
+it is.
 """
 
 import argparse
@@ -22,14 +22,16 @@ import xml.etree.ElementTree as ET
 from pathlib import Path
 from typing import NamedTuple
 
-ROOT = Path(__file__).parent.parent
+from tools.marked import read_marked, write_marked
+
+ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "COMPATIBILITY.md"
-MARKS = ("<!-- make compat writes this -->", "<!-- until here -->")
+COMMAND = "make compat"
 HEAD = "| Python | torch | tensordict | torchrl | tests | passed | failed | skipped |\n" + "| --- " * 8 + "|"
 
 
 class Versions(NamedTuple):
-    """What is tested together; the rest is as in constraints.txt."""
+    """Versions that are tested together. All other packages are as in constraints.txt."""
 
     torch: str
     tensordict: str
@@ -43,12 +45,12 @@ ROWS = [
 
 
 def run(*command: str | Path) -> None:
-    """A command that must succeed."""
+    """Run a command that must succeed."""
     subprocess.run([str(part) for part in command], check=True, cwd=ROOT)
 
 
 def make(place: Path, row: Versions) -> Path:
-    """An environment with these versions; its Python."""
+    """Make an environment with these versions, and return its Python."""
     python = place / "bin" / "python"
     if (place / ".installed").exists():
         return python
@@ -64,7 +66,7 @@ def make(place: Path, row: Versions) -> Path:
 
 
 def tested(python: Path, workers: int, every: int, report: Path, arguments: list[str]) -> tuple[int, int, int]:
-    """The tests that passed, failed and were skipped."""
+    """Run the tests; return how many passed, failed and were skipped."""
     report.unlink(missing_ok=True)
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT), "EVERY": str(every)}
     command = [
@@ -98,7 +100,7 @@ def line(row: Versions, every: int, counts: tuple[int, int, int]) -> str:
 
 
 def merged(table: str, rows: list[str]) -> str:
-    """The table with these rows in the place of those of the same Python and torch, in order of the versions."""
+    """The table with these rows, which replace those of the same Python and torch; sorted by version."""
 
     def key(row: str) -> tuple[tuple[int, ...], ...]:
         return tuple(tuple(int(n) for n in cell.strip().split(".")) for cell in row.split("|")[1:3])
@@ -108,22 +110,15 @@ def merged(table: str, rows: list[str]) -> str:
     return "\n".join([HEAD, *(kept[k] for k in sorted(kept))])
 
 
-def write(page: Path, rows: list[str]) -> None:
-    """Put rows into the table between the marks of a page."""
-    before, mark, rest = page.read_text(encoding="utf-8").partition(MARKS[0])
-    old, end, after = rest.partition(MARKS[1])
-    if not mark or not end:
-        raise SystemExit(f"{page.name} has no table: expected {MARKS[0]} and {MARKS[1]}")
-    page.write_text(f"{before}{mark}\n{merged(old, rows)}\n{end}{after}", encoding="utf-8")
-
-
 def main() -> int:
-    """The number of rows where something failed."""
+    """Run the rows; return the number of those where a test failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", choices=[row.torch for row in ROWS], help="one version of torch")
-    parser.add_argument("--keep", action="store_true", default=bool(os.environ.get("KEEP")), help="the environments")
-    parser.add_argument("--every", type=int, default=1, help="7: each seventh test of each file")
-    parser.add_argument("-n", type=int, default=2, help="workers of pytest")
+    parser.add_argument("--only", choices=[row.torch for row in ROWS], help="one version of torch alone")
+    parser.add_argument(
+        "--keep", action="store_true", default=bool(os.environ.get("KEEP")), help="keep the environments"
+    )
+    parser.add_argument("--every", type=int, default=1, help="7 runs each seventh test of each file")
+    parser.add_argument("-n", type=int, default=2, help="processes of pytest")
     parser.add_argument("pytest", nargs="*", help="arguments for pytest")
     options = parser.parse_args()
     red = 0
@@ -139,8 +134,7 @@ def main() -> int:
         print(HEAD, text, sep="\n", flush=True)
         red += counts[1] > 0
         if not options.pytest:
-            write(PAGE, [text])
-            write(ROOT / "README.md", [text])
+            write_marked(PAGE, COMMAND, merged(read_marked(PAGE, COMMAND), [text]))
     return red
 
 

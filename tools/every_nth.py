@@ -1,4 +1,4 @@
-"""``EVERY=7 pytest -p tools.every_nth``: each seventh test of each file, a sample for ``tools/compat.py``."""
+"""A pytest plugin that runs a sample: ``EVERY=7 pytest -p tools.every_nth`` runs each seventh test of each file."""
 
 import os
 from collections import Counter
@@ -7,7 +7,7 @@ import pytest
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The same tests at each run and in each worker."""
+    """Keep each nth test of a file: the same ones at each run and in each process."""
     seen = Counter[object]()
     kept: list[pytest.Item] = []
     for item in items:

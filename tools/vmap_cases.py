@@ -1,4 +1,4 @@
-"""Samples of torch's operations, and each of them one agent at a time against ``torch.func.vmap``."""
+"""Samples of torch's operations, each computed for one agent at a time and by ``torch.func.vmap``."""
 
 from __future__ import annotations
 
@@ -21,19 +21,23 @@ from functional_marl._strategies import vmap_faults as faults
 from functional_marl._torch_compat import LocalMode
 
 AGENTS = 3
-SCALES = (1.0, 0.75, 0.5)  # the agents' numbers: multiples keep a matrix definite and a list in order
+SCALES = (
+    1.0,
+    0.75,
+    0.5,
+)  # factors for the agents' numbers: a multiple of a definite matrix is definite, of a sorted list sorted
 LARGEST = 20_000  # elements of a sample
-MOST = 40  # samples of an operation in one type, from all over its list: a few have thousands
-FEW = 8  # of these, how many are also tried as methods, and as numbers
+MOST = 40  # samples of an operation in one dtype, spread over its list: some have thousands
+FEW = 8  # how many of these are also tested as methods, and with numbers
 Function = Callable[..., list[Tensor]]
 
 
 class NoCase(Exception):
-    """The loop does not work, draws, or gives something else each time."""
+    """The loop does not work, samples random numbers, or gives another result each time."""
 
 
 class Random(LocalMode):
-    """Raises where an operation draws."""
+    """Raises if an operation samples random numbers."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run the operation."""
@@ -43,7 +47,7 @@ class Random(LocalMode):
 
 
 class Seen(TorchFunctionMode):
-    """Keeps the names of functions as the guard sees them, and the situations in which they are called."""
+    """Records the functions that are called, as the guard names them, and the situations of the calls."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -64,11 +68,11 @@ class Case:
     function: Function
     tensors: list[Tensor]
     mapped: tuple[bool, ...]
-    last: bool  # the agents are in the last place, not in the first
-    grads: list[bool] | None  # which tensors need a gradient; None: none is recorded
+    last: bool  # the agents are the last axis, not the first
+    grads: list[bool] | None  # which tensors require a gradient; None: no gradient is recorded
 
     def values(self, apart: bool) -> list[Tensor]:
-        """Tensors, ``[n, ...]`` each where they are mapped."""
+        """The tensors; those that are mapped are ``[n, ...]``."""
         values = [agents(t, apart) if m else t.detach().clone() for t, m in zip(self.tensors, self.mapped, strict=True)]
         for value, grad in zip(values, self.grads or [False] * len(values), strict=True):
             value.requires_grad_(grad)
@@ -95,7 +99,7 @@ class Case:
         return list(torch.func.vmap(call, in_dims=dims, randomness="different")(*given))
 
     def fault(self, apart: bool, names: dict[str, set[str]], log: Callable[[Any], None]) -> str:
-        """What vmap does wrongly, or nothing."""
+        """The fault of vmap, or an empty text."""
         values = self.values(apart)
         loose = any(value.dtype == torch.float32 for value in values)
 
@@ -135,7 +139,7 @@ class Case:
 
 
 def agents(tensor: Tensor, apart: bool) -> Tensor:
-    """``[n, *shape]``: a tensor for each agent, of numbers that the operation takes."""
+    """``[n, *shape]``: a tensor for each agent, with numbers that the operation accepts."""
     tensor = tensor.detach()
     if not apart:
         return torch.stack([tensor] * AGENTS)
@@ -145,7 +149,7 @@ def agents(tensor: Tensor, apart: bool) -> Tensor:
 
 
 def same(a: Tensor, b: Tensor, loose: bool) -> bool:
-    """Whether two tensors are equal but for rounding, of float32 where ``loose``."""
+    """Whether two tensors are equal up to rounding errors: those of float32 if ``loose``."""
     a, b = a.detach(), b.detach()
     if a.shape != b.shape or a.dtype != b.dtype:
         return False
@@ -156,7 +160,7 @@ def same(a: Tensor, b: Tensor, loose: bool) -> bool:
 
 
 def gradients(outputs: list[Tensor], needs: list[bool], leaves: list[Tensor]) -> list[Tensor]:
-    """Of a sum of the outputs with weights, others for each agent."""
+    """The gradients of a weighted sum of the outputs, with different weights for each agent."""
     if not any(needs):
         return []
     generator = torch.Generator().manual_seed(0)
@@ -169,7 +173,7 @@ def gradients(outputs: list[Tensor], needs: list[bool], leaves: list[Tensor]) ->
 
 
 def choices(k: int) -> Iterator[tuple[bool, ...]]:
-    """Which tensors are mapped: all ways for four tensors, else all, one, and all but one."""
+    """Which tensors are mapped: all combinations for up to four tensors, else all, one, and all but one."""
     for choice in itertools.product((True, False), repeat=k):
         if any(choice) and (k <= 4 or sum(choice) in (1, k - 1, k)):
             yield choice
@@ -238,7 +242,7 @@ def _text(sample: Any) -> str:
 
 
 def supplement() -> Iterator[tuple[str, Callable[..., Any], list[Sample]]]:
-    """What torch overrides by name and has no samples for."""
+    """Operations that torch can override by name but has no samples for."""
     x, y, m = torch.randn(4, 3).double(), torch.randn(4, 3).double(), torch.eye(3).bool().repeat(2, 1)[:4]
     i, classes = torch.tensor([2, 0]), torch.tensor([2, 0, 1, 1])
 

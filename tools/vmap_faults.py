@@ -1,7 +1,7 @@
-"""Which operations ``torch.func.vmap`` computes wrongly: one agent at a time against vmap, over torch's own samples.
+"""Which operations ``torch.func.vmap`` computes wrongly: a loop over agents and vmap, on torch's own samples.
 
-    python tools/vmap_faults.py            # some minutes; needs scipy and expecttest, as torch's samples do
-    python tools/vmap_faults.py roll clamp # only these, to look at: every case that goes wrong, and no table
+    python tools/vmap_faults.py            # some minutes; needs scipy and expecttest for torch's samples
+    python tools/vmap_faults.py roll clamp # only these: prints every wrong case, writes no table
 
 It writes ``functional_marl/_strategies/vmap_fault_tables/<torch's version>.tsv``, which
 ``_strategies/vmap_faults.py`` reads. Run it once a version of torch, and look at each new row.
@@ -34,14 +34,14 @@ from functional_marl._strategies import vmap_faults as faults
 
 SECONDS = 300  # for one operation
 WORKERS = int(os.environ.get("WORKERS", os.cpu_count() or 1))
-TABLES = Path(faults.__file__).parent / "vmap_faults"
-# The result is what the memory happens to hold.
+TABLES = Path(faults.__file__).parent / "vmap_fault_tables"
+# The result is uninitialized memory.
 OPEN = ("empty", "resize")
 KILLS = "kills the process"
 
 
 def examine(name: str, found: Callable[[], Iterator[Entry]], out: Any) -> None:
-    """Write a line for each case of an operation: names with situations, and what is wrong."""
+    """Write a line for each case of an operation: function names with situations, and the fault."""
     for entry in found():
         text = ""
         for case in cases(entry):
@@ -66,7 +66,7 @@ def examine(name: str, found: Callable[[], Iterator[Entry]], out: Any) -> None:
 
 
 def run(only: list[str]) -> Iterator[dict[str, Any]]:
-    """Every case of every operation; each operation in a process of its own, which it may kill."""
+    """Every case of every operation. Each operation has its own process, because some kill it."""
     todo = [
         (name, found)
         for name, found in everything()
@@ -121,7 +121,7 @@ def rows(found: list[dict[str, Any]]) -> list[tuple[str, str, str]]:
                 right[name].append(seen)
             elif len(names) == 1:
                 wrong[name].append((seen, case["fault"]))
-    for case in found:  # in what a composite does by several operations, those that are known are to blame
+    for case in found:  # if an operation calls several functions, known wrong ones explain the fault
         names = [k for k in case["names"] if k != "__get__"]
         if case["fault"] and len(names) != 1 and not set(names) & wrong.keys():
             print(f"not in the table: {case['op']} {case['case']}: {case['fault']} {names}", file=sys.stderr)
@@ -136,7 +136,7 @@ def rows(found: list[dict[str, Any]]) -> list[tuple[str, str, str]]:
 
 
 def situation(bad: list[set[str]], good: list[set[str]]) -> str:
-    """The narrowest situation that holds in all cases that go wrong: of those that fit, with the fewest right ones."""
+    """The narrowest situation that holds in all wrong cases: the one that holds in the fewest right cases."""
     words = (faults.ALWAYS, faults.INTEGERS, faults.WHOLE, faults.NUMBER, faults.MIXED)
     pairs = [f"{a}+{b}" for a, b in itertools.combinations(words[1:], 2)]
     options: list[str] = []
@@ -153,7 +153,7 @@ def situation(bad: list[set[str]], good: list[set[str]]) -> str:
 
 
 def main() -> None:
-    """Write the table, or look at some operations."""
+    """Write the table, or print the wrong cases of some operations."""
     torch.set_num_threads(1)
     torch._C._functorch._set_vmap_fallback_warning_enabled(False)
     warnings.simplefilter("ignore")

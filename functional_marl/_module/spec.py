@@ -102,10 +102,6 @@ class ModuleSpec:
         # buffer -> the parameter whose device and dtype it takes, or ""
         self.nearest_param = nearest_parameters(self.buffers, {k: leaves[k] for k in self.names.params})
         self.why_not_vmap = next(filter(None, itertools.starmap(limits.why_not_vmap, module.named_modules())), "")
-        # train -> why "auto" does not map this module, or ""
-        self.no_vmap = {False: self.why_not_vmap, True: self.why_not_vmap}
-        self.unmapped: set[tuple[Any, ...]] = set()  # the kinds of calls that vmap failed on
-        self.warned = False  # whether the user knows that "auto" takes the loop
 
     def _prepare(self) -> None:
         """Make what is not pickled."""

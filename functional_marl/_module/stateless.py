@@ -175,7 +175,7 @@ class StatelessCaller:
 
     @_torch_compat.constant_result
     def needs_batching_rules(self) -> bool:
-        """Whether vmap lacks a rule for a part of the module, of the kind that _strategies/batching_rules.py has."""
+        """Whether vmap lacks a rule for a part of the module, and `_lowering/rules/` has one."""
         if self._needs_rules is None:
             self._needs_rules = any(limits.lacks_batching_rule(part) for part in self._empty.modules())
         return self._needs_rules

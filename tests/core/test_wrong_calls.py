@@ -11,7 +11,7 @@ import pytest
 from torch import Tensor, nn
 
 import functional_marl as fm
-from tests.wrong_calls import CALLS, Call
+from tests.core.wrong_calls import CALLS, Call
 
 OURS = (fm.StructureError, fm.SharingError, fm.GroupingError, fm.RandomnessError)
 

@@ -1,4 +1,4 @@
-"""The benchmarks run: every row in tiny sizes and one round. What they measure is never tested."""
+"""The benchmarks run: every row with tiny sizes and one round. Measured times are never tested."""
 
 import importlib.util
 import json
@@ -44,7 +44,7 @@ ROWS = (
 
 @pytest.fixture(autouse=True)
 def torchrl_warns():
-    """torchrl and vmas warn of their own future; random numbers and threads go back to where they were."""
+    """Ignore torchrl's and vmas' deprecation warnings; restore the generator and the number of threads."""
     threads, state = torch.get_num_threads(), torch.get_rng_state()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -74,7 +74,7 @@ def test_table_json_and_plot(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert found["machine"]["threads"] == 1
 
 
-def test_a_run_beside_an_earlier_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_a_run_compared_with_an_earlier_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     main = run_main().main
     arguments = ["--tiny", "--only", "forward", "--out", str(tmp_path)]
     assert main(arguments) == 0
@@ -84,7 +84,7 @@ def test_a_run_beside_an_earlier_one(tmp_path: Path, capsys: pytest.CaptureFixtu
 
 @pytest.fixture
 def without_inductor(monkeypatch: pytest.MonkeyPatch):
-    """Traced and differentiated as ever; code is not generated, which takes many seconds a graph."""
+    """Trace and differentiate, but generate no code, which takes many seconds per graph."""
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
 
 
@@ -95,7 +95,7 @@ def test_rows_that_compile(tmp_path: Path, row: str):
     assert json.loads((tmp_path / "cpu.json").read_text())["results"]
 
 
-def test_jax_is_left_out_where_there_is_none(
+def test_jax_is_left_out_if_there_is_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     monkeypatch.setenv("BENCH_JAX_PYTHON", str(tmp_path / "python"))

@@ -1,4 +1,4 @@
-"""Networks go through ``torch.func``: each transform, over a table of modules, equals the plain loop."""
+"""Every transform of ``torch.func``, over a table of modules, equals the plain loop."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch.func import functional_call, grad, grad_and_value, hessian, jacfwd, j
 from torch.utils._pytree import tree_map
 
 import functional_marl as fm
-from tests.compose_cases import (
+from tests.integration.compose_cases import (
     CASES,
     SHARINGS,
     B,
@@ -32,9 +32,9 @@ from tests.compose_cases import (
 )
 
 every = pytest.mark.parametrize(("name", "sharing"), [(name, sharing) for name in CASES for sharing in SHARINGS])
-# What "auto" takes for these is batched kernels; for the others it is vmap, and is not tried twice.
+# For these "auto" uses the plan, so vmap is tested in addition; for the others it uses vmap.
 PLANNED = ("mlp", "convnet", "batchnorm_eval", "layernorm", "dropout", "grucell", "centralized")
-each_way = pytest.mark.parametrize(
+each_strategy = pytest.mark.parametrize(
     ("name", "sharing", "strategy"),
     [
         (name, sharing, strategy)
@@ -58,32 +58,32 @@ def gradient(loss: Any, params: Params) -> Params:
     )
 
 
-def test_both_batched_ways_are_tried() -> None:
+def test_plan_and_vmap_are_both_tested() -> None:
     for name, case in CASES.items():
         mode = "training" if case.flags.get("train") else "evaluation"
         assert (f"plan in {mode}" in fm.tabulate(subject(name).net)) == (name in PLANNED), name
 
 
-@each_way
+@each_strategy
 def test_outputs_and_state(name: str, sharing: str, strategy: str) -> None:
     s = subject(name, sharing, strategy=strategy)
     same(s.call(*s.args), s.oracle(*s.args))
 
 
-@each_way
+@each_strategy
 def test_grad(name: str, sharing: str, strategy: str) -> None:
     s = subject(name, sharing, strategy=strategy)
     ours, plain = losses(s)
     found, value = grad_and_value(ours)(s.params)
     same(found, gradient(plain, s.params))
     same(value, plain(s.params))
-    # autograd through the library, and towards the inputs
+    # autograd through the library, and gradients of the inputs
     same(gradient(ours, s.params), found)
     by_input = grad(lambda xs: weighed(s.call(s.params, xs, s.extra)))(s.inputs)
     same(by_input, grad(lambda xs: weighed(s.oracle(s.params, xs, s.extra)))(s.inputs))
 
 
-@each_way
+@each_strategy
 def test_vjp(name: str, sharing: str, strategy: str) -> None:
     s = subject(name, sharing, strategy=strategy)
     outputs, pull, *_ = vjp(lambda p: floats(s.call(p, s.inputs, s.extra)), s.params)
@@ -92,7 +92,7 @@ def test_vjp(name: str, sharing: str, strategy: str) -> None:
     same(pull(cotangents)[0], gradient(dot, s.params))
 
 
-@each_way
+@each_strategy
 def test_jvp(name: str, sharing: str, strategy: str) -> None:
     s = subject(name, sharing, strategy=strategy)
     tangents = {k: numbers(*v.shape, seed=k_) for k_, (k, v) in enumerate(s.params.items())}
@@ -102,7 +102,7 @@ def test_jvp(name: str, sharing: str, strategy: str) -> None:
     same(slope, sum((g * tangents[k]).sum() for k, g in gradient(plain, s.params).items()))
 
 
-@each_way
+@each_strategy
 def test_jacrev(name: str, sharing: str, strategy: str) -> None:
     s = subject(name, sharing, strategy=strategy)
     found = jacrev(lambda p: floats(s.call(p, s.inputs, s.extra)))(s.params)
@@ -110,7 +110,7 @@ def test_jacrev(name: str, sharing: str, strategy: str) -> None:
     same(found, wanted)
 
 
-# torch.func gets d2/d(weight)d(input) of layer_norm wrong where nothing is mapped: see the test below.
+# torch.func computes d2/d(weight)d(input) of layer_norm wrongly without vmap: see the test below.
 TORCH_IS_WRONG = {("layernorm", "shared"): ("1.weight", "0.")}
 
 
@@ -134,8 +134,8 @@ def test_hessian(name: str, sharing: str) -> None:
     assert skipped == (2 if (name, sharing) in TORCH_IS_WRONG else 0)
 
 
-def test_torch_itself_gets_the_hessian_of_layer_norm_wrong() -> None:
-    """When this fails, torch is mended: empty ``TORCH_IS_WRONG``. Without ``torch.func`` it is right."""
+def test_torch_computes_the_hessian_of_layer_norm_wrongly() -> None:
+    """If this fails, torch has repaired it: empty ``TORCH_IS_WRONG``. Without ``torch.func`` it is right."""
     x, w = numbers(5, seed=1), numbers(5, seed=2)
     fused = lambda w, x: torch.nn.functional.layer_norm(x, (5,), w).pow(2).sum()
     plain = lambda w, x: (((x - x.mean()) / (x.var(correction=0) + 1e-5).sqrt()) * w).pow(2).sum()
@@ -144,9 +144,9 @@ def test_torch_itself_gets_the_hessian_of_layer_norm_wrong() -> None:
     same(torch.autograd.functional.hessian(fused, (w, x))[0][1], mixed)
 
 
-@each_way
+@each_strategy
 def test_gradients_of_each_agent(name: str, sharing: str, strategy: str) -> None:
-    """``[n, S, *leaf]``: an agent's loss moves its own slot and no other, unless outputs or norms mix agents."""
+    """``[n, S, *leaf]``: an agent's loss has a gradient for its own slot only, unless outputs or norms mix agents."""
     s = subject(name, sharing, strategy=strategy)
     ours = lambda p: per_agent(s.call(p, s.inputs, s.extra))
     plain = lambda p: per_agent(s.oracle(p, s.inputs, s.extra))
@@ -186,7 +186,7 @@ def test_populations(name: str, sharing: str) -> None:
 @pytest.mark.parametrize("sharing", SHARINGS)
 @pytest.mark.parametrize("name", ["mlp", "layernorm", "dropout", "tied", "bare", "centralized"])
 def test_vmap_over_the_batch_too(name: str, sharing: str) -> None:
-    """Written for one observation ``[n, F]``; seeds and batch are mapped from outside."""
+    """The call has one observation ``[n, F]``; vmap adds seeds and batch."""
     s = subject(name, sharing)
     params = fm.init_params(s.net, fm.split(5, 2), dtype=torch.float64)
     keys = fm.split(6, 2 * B).unflatten(0, (2, B))
@@ -207,7 +207,7 @@ def test_per_sample_and_nested_transforms() -> None:
     for b in range(4):
         plain = gradient(lambda p, b=b: weighed(s.oracle(p, (x[b : b + 1],), {})), s.params)
         same({k: v[b] for k, v in per_sample.items()}, plain)
-    # the Jacobian of the agents' outputs by their inputs is block-diagonal, forward and reverse alike
+    # the Jacobian of the agents' outputs by their inputs is block-diagonal, in forward and reverse mode
     of_x = lambda x: s.call(s.params, (x,), {})
     blocks = jacfwd(of_x)(x[:1])[0, :, :, 0]  # [n, out, n, in]
     same(blocks, jacrev(of_x)(x[:1])[0, :, :, 0])
@@ -235,7 +235,7 @@ def test_without_autograd(name: str, sharing: str, context: Any) -> None:
 @pytest.mark.parametrize("strategy", ["auto", "loop"])
 @every
 def test_autocast(name: str, sharing: str, strategy: str) -> None:
-    """As the plain loop under autocast, to bfloat16's eight bits, in its dtypes."""
+    """Equal to the plain loop under autocast, up to the eight bits of bfloat16, with the same dtypes."""
     s = subject(name, sharing, dtype=torch.float32, strategy=strategy)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         found, wanted = s.call(*s.args), s.oracle(*s.args)
@@ -264,7 +264,7 @@ def test_pickle_and_deepcopy(name: str, sharing: str) -> None:
 
 
 def test_it_is_the_loop_over_ordinary_modules() -> None:
-    """The oracle of these tests, and ``fm.agent_module``, on what a reader would write by hand."""
+    """The oracle of these tests, and ``fm.agent_module``, equal plain modules in a handwritten loop."""
     for build in (Tied, Bare):
         net = fm.network(build, N, sharing=[1, 0, 1])
         params = fm.init_params(net, 0)

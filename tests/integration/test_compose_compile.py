@@ -12,7 +12,18 @@ from torch._dynamo.exc import Unsupported
 from torch.func import grad
 
 import functional_marl as fm
-from tests.compose_cases import CASES, SHARINGS, N, Params, Subject, extra_of, numbers, same, subject, weighed
+from tests.integration.compose_cases import (
+    CASES,
+    SHARINGS,
+    N,
+    Params,
+    Subject,
+    extra_of,
+    numbers,
+    same,
+    subject,
+    weighed,
+)
 
 # Each case under one sharing, in turn, and for a gradient step under another.
 SOME = [(name, SHARINGS[k % 4]) for k, name in enumerate(CASES)]
@@ -21,14 +32,14 @@ OTHERS = [(name, SHARINGS[(k + 2) % 4]) for k, name in enumerate(CASES)]
 
 @pytest.fixture(autouse=True)
 def fresh_compiler() -> Iterator[None]:
-    """Each test compiles on its own: what is kept from others counts towards the limit of recompiles."""
+    """Each test compiles alone: graphs of earlier tests would count towards the limit of recompiles."""
     torch.compiler.reset()
     yield
     torch.compiler.reset()
 
 
 class Counting:
-    """A backend that runs graphs as they are, and counts them."""
+    """A backend that runs graphs without changes, and counts them."""
 
     def __init__(self) -> None:
         self.graphs = 0
@@ -89,7 +100,7 @@ def test_inductor(name: str, sharing: str) -> None:
 
 @pytest.mark.parametrize("name", ["mlp", "dropout", "batchnorm_train"])
 def test_values_do_not_recompile(name: str) -> None:
-    """Params, inputs, keys and states may change for ever: one graph."""
+    """One graph for all values of params, inputs, keys and states."""
     s, backend = subject(name, "clusters"), Counting()
     compiled = torch.compile(s.call, fullgraph=True, backend=backend)
     for seed in range(5):
@@ -104,7 +115,7 @@ def test_values_do_not_recompile(name: str) -> None:
     [
         ("mlp", True, 1),
         ("mlp", None, 2),  # once for the first size, once for all sizes
-        ("dropout", True, 2),  # whether a multiple of four numbers is drawn makes a graph of its own
+        ("dropout", True, 2),  # a number of samples that is no multiple of four has its own graph
     ],
 )
 def test_batch_sizes_recompile_once(name: str, dynamic: bool | None, most: int) -> None:
@@ -129,7 +140,7 @@ def test_one_function_serves_many_networks() -> None:
 
 
 def test_an_int_is_a_key_in_a_graph_too() -> None:
-    """The first int is taken for a constant, the second shows that it is none."""
+    """Dynamo takes the first int for a constant; the second shows that it is not."""
     s, backend = subject("dropout"), Counting()
     compiled = torch.compile(lambda k: s.call(s.params, s.inputs, {"key": k}), fullgraph=True, backend=backend)
     for seed in range(5, 10):
@@ -137,7 +148,7 @@ def test_an_int_is_a_key_in_a_graph_too() -> None:
     assert backend.graphs <= 2
 
 
-def test_compile_draws_from_the_global_generator_without_a_key() -> None:
+def test_compile_uses_the_global_generator_without_a_key() -> None:
     net = fm.network(lambda: nn.Dropout(0.5), N, sharing="shared", agent_dim=0)
     compiled = torch.compile(lambda x: fm.apply(net, {}, x, train=True), fullgraph=True, backend="aot_eager")
     x = torch.ones(N, 64)
@@ -180,7 +191,7 @@ def test_errors_are_the_same_when_compiled() -> None:
 
 
 class Dropping(nn.Module):
-    """No plan, and a dropout that can be none."""
+    """No plan, and a dropout that may be switched off."""
 
     def __init__(self, p: float = 0.5) -> None:
         super().__init__()
@@ -192,7 +203,7 @@ class Dropping(nn.Module):
 
 
 def alike(p: float, randomness: Any = "same") -> tuple[fm.Network, Params, Tensor]:
-    """All agents have equal parameters and inputs: what differs was drawn."""
+    """All agents have equal parameters and inputs, so differences come from random numbers."""
     net = fm.network(lambda: Dropping(p), N, randomness=randomness, strategy="loop")
     params = fm.init_params(net.replace(sharing="shared"), 0)
     return (
@@ -203,13 +214,13 @@ def alike(p: float, randomness: Any = "same") -> tuple[fm.Network, Params, Tenso
 
 
 @pytest.mark.parametrize(("p", "train"), [(0.5, False), (0.0, True)])
-def test_a_loop_without_draws_compiles_under_same(p: float, train: bool) -> None:
+def test_a_loop_without_random_operations_compiles_under_same(p: float, train: bool) -> None:
     net, params, x = alike(p)
     compiled = torch.compile(lambda p, x: fm.apply(net, p, x, train=train), fullgraph=True, backend="aot_eager")
     same(compiled(params, x), fm.apply(net, params, x), 1e-6, 1e-6)
 
 
-def test_a_loop_that_draws_is_no_graph_under_same_and_an_answer_all_the_same() -> None:
+def test_a_random_loop_runs_eagerly_under_same() -> None:
     net, params, x = alike(0.5)
     call = lambda p, x: fm.apply(net, p, x, train=True)
     with pytest.raises(Unsupported, match=r'randomness="same": a traced loop .*give apply a key='):
@@ -222,14 +233,14 @@ def test_a_loop_that_draws_is_no_graph_under_same_and_an_answer_all_the_same() -
     same(keyed(params, x), fm.apply(net, params, x, key=3, train=True), 1e-6, 1e-6)
 
 
-def test_a_compiled_loop_draws_nothing_under_error() -> None:
+def test_a_compiled_loop_samples_nothing_under_error() -> None:
     net, params, x = alike(0.5, "error")
     with pytest.raises(Unsupported, match="Observed exception"):
         torch.compile(lambda p, x: fm.apply(net, p, x, train=True), fullgraph=True, backend="aot_eager")(params, x)
 
 
 class Broken(nn.Module):
-    """Its graph breaks before the statistics are taken."""
+    """Its graph breaks before the statistics are computed."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -252,7 +263,7 @@ def test_statistics_are_not_lost_in_a_graph(build: Any, strategy: Any) -> None:
             torch.compile(lambda p, x: fm.apply(net, p, x, train=True), fullgraph=True, backend="aot_eager")(params, x)
 
 
-def test_frozen_statistics_are_none() -> None:
+def test_frozen_statistics_need_no_state() -> None:
     class Frozen(nn.BatchNorm1d):
         def train(self, mode: bool = True) -> Frozen:
             return super().train(False)
@@ -264,7 +275,7 @@ def test_frozen_statistics_are_none() -> None:
 
 
 class Remembering(nn.Module):
-    """No plan, and a cell for which torch's vmap has no rule; warnings are errors here."""
+    """No plan, and a cell without a batching rule in torch; warnings are errors here."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -282,8 +293,8 @@ def test_compile_without_warnings_of_missing_rules() -> None:
     same(compiled(params, x), fm.apply(net.replace(strategy="loop"), params, x), 1e-5, 1e-5)
 
 
-def test_subject_is_what_it_says() -> None:
-    """The oracle of these tests is not the library: a wrong key or a swapped agent shows."""
+def test_the_oracle_is_independent() -> None:
+    """The oracle of these tests does not use the library: a wrong key or a swapped agent is noticed."""
     s = subject("dropout")
     other: dict[str, Any] = {"key": fm.key(1)}
     with pytest.raises(AssertionError):

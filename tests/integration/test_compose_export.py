@@ -13,14 +13,14 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._pytree import tree_map
 
 import functional_marl as fm
-from tests.compose_cases import CASES, SHARINGS, N, Subject, extra_of, floats, numbers, same, subject
+from tests.integration.compose_cases import CASES, SHARINGS, N, Subject, extra_of, floats, numbers, same, subject
 
 SOME = [(name, SHARINGS[k % 4]) for k, name in enumerate(CASES)]
 OTHERS = [(name, SHARINGS[(k + 2) % 4]) for k, name in enumerate(CASES)]
 
 
 class Applied(nn.Module):
-    """What ``torch.export`` asks for: a module, here one without parameters."""
+    """A module without parameters: ``torch.export`` takes modules only."""
 
     def __init__(self, s: Subject) -> None:
         super().__init__()
@@ -30,7 +30,7 @@ class Applied(nn.Module):
         return self.s.call(params, inputs, extra)
 
 
-# Strict export mentions that functional_call puts tensors into the skeleton and takes them out again.
+# Strict export warns that functional_call sets tensors on the module and removes them again.
 @pytest.mark.filterwarnings("ignore:While compiling, we found certain side effects:UserWarning")
 @pytest.mark.parametrize(
     ("name", "sharing", "strict"), [*((n, s, True) for n, s in SOME), *((n, s, False) for n, s in OTHERS)]
@@ -39,7 +39,7 @@ def test_export(name: str, sharing: str, strict: bool) -> None:
     s = subject(name, sharing)
     program = torch.export.export(Applied(s), s.args, strict=strict)
     same(program.module()(*s.args), s.oracle(*s.args))
-    # other values: nothing of the first ones is in the program
+    # other values: the program keeps none of the first ones
     params = fm.init_params(s.net, 1, dtype=torch.float64)
     args = params, tuple(x + 1 for x in s.inputs), extra_of(s.case, s.net, 1)
     same(program.module()(*args), s.oracle(*args))
@@ -49,7 +49,7 @@ def test_export(name: str, sharing: str, strict: bool) -> None:
     assert kinds <= {"USER_INPUT", "CONSTANT_TENSOR"}
 
 
-# Not in training: torch's batching rules for batch_norm, and a keyed mask, ask what the sizes are.
+# Not in training: torch's batching rules for batch_norm, and a keyed mask, depend on the sizes.
 @pytest.mark.parametrize(
     ("name", "sharing"),
     [(n, s) for n, s in [*OTHERS, ("mlp", "shared"), ("mlp", "per_leaf")] if not CASES[n].flags.get("train")],
@@ -67,7 +67,7 @@ def test_export_any_batch_size(name: str, sharing: str) -> None:
 
 
 def resized(s: Subject, batch: int) -> tuple[Any, Any, Any]:
-    """The arguments with another batch size; nothing is left of the old ones."""
+    """The arguments with another batch size and new values."""
     sized = lambda x: numbers(batch, *x.shape[1:], seed=batch)
     inputs = tuple(x if k in s.case.whole else sized(x) for k, x in enumerate(s.inputs))
     return s.params, inputs, {k: tree_map(sized, v) if k == "kwargs" else v for k, v in s.extra.items()}
@@ -89,8 +89,8 @@ def test_export_of_one_agent_for_a_robot() -> None:
         same(program.module()(s.inputs[0][:, i]), s.oracle(*s.args)[:, i])
 
 
-# Tracing sees fake tensors. What the library keeps between calls must not be one of them: each test below
-# has a sharing that no other test uses, so that the tracer is the first to need its indices.
+# Tracing uses fake tensors, and the library must not cache one of them for later calls. Each test below has a sharing
+# that no other test uses, so that the traced call is the first to need its indices.
 
 
 def clusters(*slots: int) -> tuple[fm.Network, dict[str, Tensor], Tensor]:
@@ -160,8 +160,8 @@ def test_inputs_may_be_outputs(strict: bool, dim: int) -> None:
     same(program.module()(x), (2 * x, x, 2 * x * x))
 
 
-def test_a_traced_loop_draws_nothing_under_same() -> None:
-    """Each agent's draw would be a node of its own."""
+def test_a_traced_loop_samples_nothing_under_same() -> None:
+    """Each agent's random operation would be a node of its own."""
     x = torch.ones(2, N, 4)
     for build in (lambda: nn.Dropout(0.5), lambda: nn.Softsign()):
         net = fm.network(build, N, randomness="same", strategy="loop")

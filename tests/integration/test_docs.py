@@ -1,4 +1,4 @@
-"""What the documentation says is run: docstrings, READMEs, the tour. And the house rules that a machine can read."""
+"""The documentation runs: docstrings, pages, the tour. Its links lead somewhere, and files keep simple rules."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ def own_random_numbers() -> Iterator[None]:
 
 
 def run_doctests(module: types.ModuleType) -> tuple[int, str]:
-    """How many examples a module has, and what those that fail print."""
-    said: list[str] = []
+    """How many examples a module has, and the output of those that fail."""
+    output: list[str] = []
     runner = doctest.DocTestRunner(verbose=False)
     for test in doctest.DocTestFinder(exclude_empty=True).find(module):
-        runner.run(test, out=said.append)
-    return runner.summarize(verbose=False).attempted, "".join(said)
+        runner.run(test, out=output.append)
+    return runner.summarize(verbose=False).attempted, "".join(output)
 
 
 @pytest.mark.parametrize("name", MODULES)
@@ -75,7 +75,7 @@ def public() -> Iterator[tuple[str, Any]]:
 
 
 def test_public_names_have_docstrings_and_examples() -> None:
-    """Errors need no example: they are met, not called."""
+    """Errors need no example: users do not call them."""
     bare: list[str] = []
     for name, thing in public():
         if not (inspect.isfunction(thing) or inspect.isclass(thing)):
@@ -86,11 +86,11 @@ def test_public_names_have_docstrings_and_examples() -> None:
     assert bare == []
 
 
-# --- READMEs and the tour --------------------------------------------------------------------------------
+# --- pages and the tour ----------------------------------------------------------------------------------
 
 
 def tracked() -> list[Path]:
-    """The files that git knows, or all but hidden ones where there is no git."""
+    """The files that git tracks; without git, all but the hidden ones."""
     done = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False)
     if done.returncode == 0:
         return [ROOT / line for line in done.stdout.splitlines() if (ROOT / line).is_file()]
@@ -98,7 +98,7 @@ def tracked() -> list[Path]:
 
 
 def run_blocks(path: Path) -> int:
-    """Run the python blocks of a page in order, in one namespace; how many there were."""
+    """Run the python blocks of a page in order, in one namespace; return how many there are."""
     text = path.read_text(encoding="utf-8")
     namespace: dict[str, Any] = {"__name__": "__readme__"}
     blocks = list(re.finditer(r"^( *)```python[^\n]*\n(.*?)^ *```", text, re.MULTILINE | re.DOTALL))
@@ -109,10 +109,41 @@ def run_blocks(path: Path) -> int:
     return len(blocks)
 
 
-@pytest.mark.parametrize("path", [p for p in tracked() if p.suffix == ".md"], ids=lambda p: str(p.relative_to(ROOT)))
-def test_python_blocks_run(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    blocks = run_blocks(path)
-    assert blocks or path != ROOT / "README.md" or not path.read_text(encoding="utf-8").strip()
+PAGES = [path for path in tracked() if path.suffix == ".md"]
+WITH_CODE = ["README.md", "docs/laws.md", "docs/torchrl.md", "docs/training.md"]
+every_page = pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+
+
+@every_page
+@pytest.mark.usefixtures("capsys")
+def test_python_blocks_run(path: Path) -> None:
+    assert run_blocks(path) > 0 or str(path.relative_to(ROOT)) not in WITH_CODE
+
+
+def broken_links(path: Path) -> list[str]:
+    """The relative links of a page, pictures too, that lead to no file."""
+    links = re.findall(r"\]\(([^)\s]+)\)", re.sub(r"^```.*?^```", "", path.read_text(), flags=re.MULTILINE | re.DOTALL))
+    files = [link.partition("#")[0] for link in links if not link.startswith(("https:", "#"))]
+    return [file for file in files if not (path.parent / file).exists()]
+
+
+@every_page
+def test_links_lead_to_files(path: Path) -> None:
+    assert broken_links(path) == []
+
+
+def test_a_broken_link_would_be_noticed(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("[a](page.md) ![b](no.png) [c](https://example.org) [d](page.md#part)\n```\n[e](f.md)\n```\n")
+    assert broken_links(page) == ["no.png"]
+
+
+OUTSIDE = re.compile(r"\b(?:DESIGN|STYLE|FACADE|LAWS|TARGETS)\.md\b|design document|\u00a7")
+
+
+def test_no_document_outside_the_tree_is_cited() -> None:
+    files = [path for path in tracked() if path.suffix in (".py", ".md", ".toml", ".mk") and path != Path(__file__)]
+    assert [str(path.relative_to(ROOT)) for path in files if OUTSIDE.search(path.read_text(encoding="utf-8"))] == []
 
 
 def test_a_wrong_block_fails(tmp_path: Path) -> None:
@@ -144,7 +175,7 @@ def test_the_tour_shows_every_public_function() -> None:
     assert [name for name in functions if not re.search(rf"\bfm\.{name}\b", text)] == []
 
 
-# --- house rules -----------------------------------------------------------------------------------------
+# --- rules for files -------------------------------------------------------------------------------------
 
 
 def test_no_utils_and_no_long_file() -> None:
@@ -163,7 +194,7 @@ def test_no_path_of_one_machine() -> None:
         try:
             lines = path.read_text(encoding="utf-8").splitlines()
         except UnicodeDecodeError:
-            continue  # a picture
+            continue  # not text
         faults += [f"{path.relative_to(ROOT)}:{k}" for k, line in enumerate(lines, 1) if MACHINE.search(line)]
     assert faults == []
 

@@ -17,23 +17,23 @@ from typing import Any
 import pytest
 import torch
 
-# The examples' own requirements; the library does without them.
+# Requirements of the examples; the library does not need them.
 for requirement in ("vmas", "mpe2", "tqdm"):
     pytest.importorskip(requirement)
 image: Any = pytest.importorskip("matplotlib.image")
 with warnings.catch_warnings():
-    # torchrl subclasses a class that it has deprecated itself
+    # torchrl subclasses a class that it deprecates
     warnings.filterwarnings("ignore", "Creating .* which inherits from WeightUpdaterBase", DeprecationWarning)
     pytest.importorskip("torchrl.collectors")
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-sys.path.insert(0, str(EXAMPLES))  # the examples' files import each other as a script's do
+sys.path.insert(0, str(EXAMPLES))  # the examples' files import each other like scripts
 
 mappo: Any = import_module("torchrl_mappo")
 tag: Any = import_module("pettingzoo_groups")
 qmix: Any = import_module("qmix")
 
-# All the draws of an iteration, and 15 updates; small enough that rounding cannot change an action.
+# All random numbers of an iteration, and 15 updates; small enough that rounding cannot change an action.
 SMALL = {"iterations": 3, "envs": 6, "steps": 20, "epochs": 5, "minibatch": 40, "width": 32}
 SMALL_TAG = tag.Settings(iterations=2, envs=2, steps=5, epochs=2, minibatch=4, width=8)
 SMALL_QMIX = qmix.Settings(iterations=3, envs=6, steps=10, updates=5, minibatch=32, memory=200, width=16)
@@ -54,7 +54,7 @@ def read_metrics(out: Path) -> list[dict[str, str]]:
 
 
 def assert_picture(path: Path, color: tuple[int, int, int]) -> None:
-    """A PNG that has something of this color beside its legend."""
+    """A PNG with this color in the area of the plot, outside of the legend."""
     pixels: Any = image.imread(path)
     height, width = pixels.shape[:2]
     middle = pixels[height // 8 : -height // 8, : 2 * width // 3, :3]
@@ -77,7 +77,7 @@ def test_mappo_gives_torchrls_rewards(share: str, double: bool) -> None:
     ours, theirs = traces["functional_marl"], traces["torchrl"]
     assert len(ours) == 3
     assert ours == pytest.approx(theirs, abs=1e-10 if double else 5e-5)
-    # What is compared hangs on the networks: one that learns at another rate gives other rewards.
+    # The comparison depends on the networks: another learning rate gives other rewards.
     other = mappo.Settings(**SMALL, double=double, learning_rate=6e-4)
     second = next(islice(mappo.train("torchrl", share, other, 0), 1, None))["reward"]
     assert abs(second - theirs[1]) > 1e-3
@@ -94,7 +94,7 @@ def test_qmix_gives_torchrls_rewards_and_losses(monkeypatch: pytest.MonkeyPatch)
         assert mine == pytest.approx(other, rel=1e-4, abs=5e-5)
 
 
-# What a run leaves behind
+# The files of a run
 
 
 def test_files_of_mappo(tmp_path: Path) -> None:
@@ -146,7 +146,7 @@ def test_predators_share_and_prey_do_not() -> None:
     assert (predators.obs.shape, prey.obs.shape) == ((25, 8, 3, 20), (25, 8, 2, 18))  # [T, B, n, F]
     assert (predators.values.shape, prey.values.shape) == ((26, 8, 3), (26, 8, 2))  # [T + 1, B, n]
     assert predators.rewards.any()
-    assert torch.equal(predators.rewards, predators.rewards[..., :1].expand(25, 8, 3))  # a touch pays them all
+    assert torch.equal(predators.rewards, predators.rewards[..., :1].expand(25, 8, 3))  # a touch rewards all of them
 
     batch = tag.make_batch(prey, settings)
     tree = {name: leaf.requires_grad_() for name, leaf in params["agent"].items()}
@@ -176,7 +176,7 @@ def test_same_seed_same_curve_of_the_groups(tmp_path: Path) -> None:
     rows: list[list[dict[str, str]]] = []
     for name, seed in (("one", 3), ("again", 3), ("other", 4)):
         (tmp_path / name).mkdir()
-        torch.rand(7)  # the global generator's state is nobody's business
+        torch.rand(7)  # the state of the global generator has no effect
         tag.run(SMALL_TAG, seed, tmp_path / name)
         rows.append(read_metrics(tmp_path / name))
     assert rows[0] == rows[1]
@@ -229,9 +229,9 @@ def assert_usage_error(
     with pytest.raises(SystemExit) as exit_:
         main([option.format(file=tmp_path / "file") for option in options] + out)
     assert exit_.value.code == 2
-    told = capsys.readouterr().err
-    assert told.startswith("usage: ")
-    assert message in told
+    output = capsys.readouterr().err
+    assert output.startswith("usage: ")
+    assert message in output
     assert not (tmp_path / "out").exists()
 
 
@@ -263,7 +263,7 @@ def test_ctrl_c_leaves_readable_files(tmp_path: Path) -> None:
     command = [sys.executable, "-W", "error", "-W", "ignore:Creating :DeprecationWarning"]  # torchrl's, see above
     command += [str(EXAMPLES / "torchrl_mappo.py"), "--library", "functional_marl", "--epochs", "1"]
     command += ["--iterations", "1000", "--out", str(tmp_path)]
-    # A handler here means the default one there, also where this process was started to ignore Ctrl-C.
+    # With a handler here the child has the default one, even if this process was started to ignore Ctrl-C.
     previous = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -275,10 +275,10 @@ def test_ctrl_c_leaves_readable_files(tmp_path: Path) -> None:
         assert time.monotonic() < deadline
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
-    told, _ = process.communicate(timeout=60)
-    assert process.returncode == 130, told
-    assert "interrupted" in told
-    assert "Traceback" not in told
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, output
+    assert "interrupted" in output
+    assert "Traceback" not in output
     assert {path.name for path in tmp_path.iterdir()} == {"curves.png", "metrics.csv"}
     assert {row["library"] for row in read_metrics(tmp_path)} == {"functional_marl"}
     assert_picture(tmp_path / "curves.png", VERMILION)

@@ -1,37 +1,51 @@
-"""The tables of findings, which ``make findings`` writes, and the readings that it writes them from."""
+"""``FINDINGS.md``, which ``make findings`` writes, agrees with the readings that it is written from."""
 
 import ast
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
-MARKS = "<!-- make findings writes this -->", "<!-- until here -->"
+PAGE = (ROOT / "findings" / "FINDINGS.md").read_text(encoding="utf-8")
 
 
-def rows(text: str) -> list[str]:
-    return [line for line in text.splitlines() if line.startswith("| ") and "---" not in line][1:]
+def readings() -> dict[str, Any]:
+    """The constants of ``findings/readings.py``."""
+    tree = ast.parse((ROOT / "findings" / "readings.py").read_text(encoding="utf-8"))
+    found: dict[str, Any] = {}
+    for node in tree.body:
+        if isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None:
+            target = node.targets[0] if isinstance(node, ast.Assign) else node.target
+            found[ast.unparse(target)] = ast.literal_eval(node.value)
+    return found
 
 
-def in_readme() -> list[str]:
-    _, _, rest = (ROOT / "README.md").read_text(encoding="utf-8").partition(MARKS[0])
-    return rows(rest.partition(MARKS[1])[0])
-
-
-def test_the_readme_shows_what_the_page_shows() -> None:
-    page = (ROOT / "findings" / "FINDINGS.md").read_text(encoding="utf-8")
-    section = page.partition("## What a user meets")[2].partition("\n## ")[0]
-    assert in_readme() == rows(section)
-    assert "## Not read a second time" not in page
+def in_short() -> list[list[str]]:
+    """The rows of the page's short table: library, network, law, smallest case, reading."""
+    section = PAGE.partition("## What a user meets")[2].partition("\n## ")[0]
+    rows = [line for line in section.splitlines() if line.startswith("| ") and "---" not in line][1:]
+    return [[cell.strip() for cell in row.strip("|").split(" | ")] for row in rows]
 
 
 def test_each_reading_has_its_row_and_each_row_its_reading() -> None:
-    tree = ast.parse((ROOT / "findings" / "readings.py").read_text(encoding="utf-8"))
-    readings = next(
-        node.value for node in tree.body if isinstance(node, ast.AnnAssign) and ast.unparse(node.target) == "READINGS"
-    )
-    assert readings is not None
-    known = {(library, name, str(law)): text for (library, name, law), text in ast.literal_eval(readings).items()}
-    found: dict[tuple[str, str, str], str] = {}
-    for row in in_readme():
-        library, network, law, _, text = [cell.strip() for cell in row.strip("|").split(" | ")]
-        found[library.split()[0], network.split("`")[1], law.split()[0]] = text
+    known = {(library, name, str(law)): text for (library, name, law), text in readings()["READINGS"].items()}
+    found = {
+        (library.split()[0], network.split("`")[1], law.split()[0]): text
+        for library, network, law, _, text in in_short()
+    }
     assert found == known
+    assert "## Without a second reading" not in PAGE
+
+
+def test_the_notes_are_up_to_date() -> None:
+    assert readings()["WITHDRAWN"] in PAGE
+    assert readings()["TRIED"] in PAGE
+
+
+def test_the_readme_shows_rows_of_the_page() -> None:
+    section = (ROOT / "README.md").read_text(encoding="utf-8").partition("| library | law | what a user meets |\n")[2]
+    rows = [
+        [cell.strip() for cell in line.strip("|").split(" | ")] for line in section.split("\n\n")[0].splitlines()[1:]
+    ]
+    assert len(rows) == 3
+    page = {(f"{library}, {network.split(':')[0]}", law, text) for library, network, law, _, text in in_short()}
+    assert {tuple(row) for row in rows} <= page

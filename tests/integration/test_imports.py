@@ -1,4 +1,7 @@
-"""The rooms of the house: imports go down, optional packages stay optional. Each check is shown to fail."""
+"""Imports go down through the layers of ``tools/imports.py``, and optional packages stay optional.
+
+Each check is shown to fail on a small package.
+"""
 
 from __future__ import annotations
 
@@ -6,49 +9,14 @@ import ast
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 
 import functional_marl as fm
+from tools.imports import ORDER, PACKAGE, imports_of, inner_imports, modules_of, top
 
-PACKAGE = Path(fm.__file__).parent
-
-# A room imports from those before it. The package itself, its public names, is the last but for the two
-# that stand on top of it; nothing imports it.
-ROOMS = [
-    "_torch_compat",
-    "_errors",
-    "_arguments",
-    "random",
-    "_name_patterns",
-    "_sharing",
-    "_pytrees",
-    "_clean_context",
-    "_slots",
-    "_randomness",
-    "nets",
-    "_module",
-    "_layout",
-    "_lowering",
-    "_network_settings",
-    "_strategies",
-    "_network",
-    "_tensordict",
-    "_checks",
-    "_init_params",
-    "_init_state",
-    "_parameters",
-    "_apply",
-    "_tabulate",
-    "_groups",
-    "nn",
-    "laws",
-    "",
-]
-# Who may import what from outside; "lazily" is inside a function, or for the type checker.
+# Which module may import which other package; "lazily" is inside a function, or for the type checker.
 ONLY = {
     "optree": ["_pytrees"],
     "tensordict": ["_tensordict lazily", "_pytrees lazily", "nn", "laws.strategies"],
@@ -58,78 +26,33 @@ ONLY = {
 }
 
 
-class Import(NamedTuple):
-    importer: str  # dotted, without the package's name: "evaluate.loop", "" for the package
-    target: str  # in full: "functional_marl.sharing", "torch.func"
-    lazy: bool
-    line: int
-
-
-def modules_of(package: Path) -> dict[str, Path]:
-    """``{"evaluate.loop": path}``; a package goes by its own name, the outermost by ""."""
-    paths = {path.relative_to(package).with_suffix("").parts: path for path in sorted(package.rglob("*.py"))}
-    return {".".join(p for p in parts if p != "__init__"): path for parts, path in paths.items()}
-
-
-def imports_of(package: Path) -> list[Import]:
-    """Every import statement, wherever it stands, by the module that it reaches."""
-    paths = modules_of(package)
-    own = {f"{package.name}.{name}".rstrip(".") for name in paths}
-    found: list[Import] = []
-    for importer, path in paths.items():
-        for node, lazy in statements(ast.parse(path.read_text(encoding="utf-8")), False):
-            if isinstance(node, ast.Import):
-                targets = [alias.name for alias in node.names]
-            else:
-                assert node.level == 0, f"{path}:{node.lineno}: imports are written in full"
-                base = node.module or ""
-                inner = [f"{base}.{alias.name}" for alias in node.names if f"{base}.{alias.name}" in own]
-                targets = inner if len(inner) == len(node.names) else [base, *inner]
-            found += [Import(importer, target, lazy, node.lineno) for target in targets]
-    return found
-
-
-def statements(node: ast.AST, lazy: bool) -> Iterator[tuple[ast.Import | ast.ImportFrom, bool]]:
-    if isinstance(node, ast.Import | ast.ImportFrom):
-        yield node, lazy
-    for child in ast.iter_child_nodes(node):
-        inner = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
-        typing = isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
-        yield from statements(child, lazy or inner or typing)
-
-
-def room(module: str) -> str:
-    return module.split(".")[0]
-
-
-def upward(package: Path, rooms: list[str]) -> list[str]:
-    """The arrows that do not go down, and the modules that stand in no room."""
+def upward(package: Path, order: list[str]) -> list[str]:
+    """The imports that do not go down, and the modules that have no layer."""
     faults = [
-        f"{name} stands in no room: say where in ROOMS" for name in modules_of(package) if room(name) not in rooms
+        f"{name} has no layer: add it to LAYERS in tools/imports.py"
+        for name in modules_of(package)
+        if top(name) not in order
     ]
-    for arrow in imports_of(package):
-        inside = arrow.target == package.name or arrow.target.startswith(f"{package.name}.")
-        if not inside or room(arrow.importer) not in rooms:
+    for found in inner_imports(package):
+        a, b = top(found.importer), top(found.target)
+        if a not in order:
             continue
-        target = arrow.target.removeprefix(package.name).removeprefix(".")
-        a, b = room(arrow.importer), room(target)
-        if b not in rooms or rooms.index(b) > rooms.index(a) or (a == b == "" and arrow.importer != target):
-            faults.append(f"{arrow.importer or package.name}:{arrow.line} imports {arrow.target}")
+        if b not in order or order.index(b) > order.index(a) or (a == b == "" and found.importer != found.target):
+            faults.append(f"{found.importer or package.name}:{found.line} imports {found.target or package.name}")
     return faults
 
 
-def loops(package: Path) -> list[str]:
-    """Cycles among modules, also inside a room."""
+def cycles(package: Path) -> list[str]:
+    """Cycles among modules, also inside a package."""
     below: dict[str, set[str]] = {name: set() for name in modules_of(package)}
-    for arrow in imports_of(package):
-        if arrow.target == package.name or arrow.target.startswith(f"{package.name}."):
-            below[arrow.importer].add(arrow.target.removeprefix(package.name).removeprefix("."))
-    found: list[str] = []
+    for found in inner_imports(package):
+        below[found.importer].add(found.target)
+    cycles: list[str] = []
     done: set[str] = set()
 
     def visit(name: str, path: list[str]) -> None:
         if name in path:
-            found.append(" -> ".join([*path[path.index(name) :], name]))
+            cycles.append(" -> ".join([*path[path.index(name) :], name]))
         elif name not in done:
             for target in sorted(below.get(name, ())):
                 visit(target, [*path, name])
@@ -137,42 +60,42 @@ def loops(package: Path) -> list[str]:
 
     for name in below:
         visit(name, [])
-    return found
+    return cycles
 
 
-def strangers(package: Path, only: dict[str, list[str]]) -> list[str]:
-    """Imports of packages from outside where they are not allowed."""
+def forbidden(package: Path, only: dict[str, list[str]]) -> list[str]:
+    """Imports of other packages where they are not allowed."""
     faults: list[str] = []
-    for arrow in imports_of(package):
-        allowed = only.get(arrow.target.split(".")[0])
+    for found in imports_of(package):
+        allowed = only.get(found.target.split(".")[0])
         if allowed is None:
             continue
-        names = {arrow.importer, room(arrow.importer)}
-        if not any(name in allowed or (arrow.lazy and f"{name} lazily" in allowed) for name in names):
-            faults.append(f"{arrow.importer}:{arrow.line} imports {arrow.target}")
+        names = {found.importer, top(found.importer)}
+        if not any(name in allowed or (found.lazy and f"{name} lazily" in allowed) for name in names):
+            faults.append(f"{found.importer}:{found.line} imports {found.target}")
     return faults
 
 
 def test_imports_go_down() -> None:
-    assert upward(PACKAGE, ROOMS) == []
+    assert upward(PACKAGE, ORDER) == []
 
 
-def test_no_loops() -> None:
-    assert loops(PACKAGE) == []
+def test_no_cycles() -> None:
+    assert cycles(PACKAGE) == []
 
 
-def test_every_room_is_there() -> None:
-    rooms = {room(name) for name in modules_of(PACKAGE)}
-    assert [name for name in ROOMS if name not in rooms] == []
+def test_every_module_of_the_layers_is_there() -> None:
+    modules = {top(name) for name in modules_of(PACKAGE)}
+    assert [name for name in ORDER if name not in modules] == []
 
 
 def test_optional_packages_have_few_importers() -> None:
-    assert strangers(PACKAGE, ONLY) == []
+    assert forbidden(PACKAGE, ONLY) == []
 
 
 @pytest.fixture
 def toy(tmp_path: Path) -> Path:
-    """A package of four modules in good order."""
+    """A package of four modules whose imports all go down."""
     files = {
         "__init__": "from toy.b import y as y",
         "a": "import torch\nx = 1",
@@ -188,20 +111,20 @@ def toy(tmp_path: Path) -> Path:
 
 
 def test_the_checks_would_notice(toy: Path) -> None:
-    rooms, only = ["a", "c", "b", ""], {"optree": ["a"], "tensordict": ["a lazily"]}
+    order, only = ["a", "c", "b", ""], {"optree": ["a"], "tensordict": ["a lazily"]}
 
     def faults(name: str, text: str) -> tuple[int, int, int]:
         path = toy / f"{name}.py"
         kept = path.read_text() if path.exists() else None
         path.write_text(text)
-        counts = len(upward(toy, rooms)), len(loops(toy)), len(strangers(toy, only))
+        counts = len(upward(toy, order)), len(cycles(toy)), len(forbidden(toy, only))
         if kept is None:
             path.unlink()
         else:
             path.write_text(kept)
         return counts
 
-    assert (upward(toy, rooms), loops(toy), strangers(toy, only)) == ([], [], [])
+    assert (upward(toy, order), cycles(toy), forbidden(toy, only)) == ([], [], [])
     assert faults("a", "from toy.b import y") == (1, 1, 0)
     assert faults("a", "from toy import b") == (1, 1, 0)
     assert faults("a", "import toy.c.one as one") == (1, 1, 0)
@@ -284,12 +207,12 @@ def test_the_laws_need_no_hypothesis() -> None:
     assert loaded_by("import functional_marl.laws") == []
 
 
-def test_the_proof_would_notice() -> None:
+def test_the_check_would_notice() -> None:
     found = loaded_by("import functional_marl, tensordict, torch._dynamo")
     assert {"tensordict", "torch._dynamo"} <= set(found)
 
 
-def test_the_facade_loads_when_asked_for() -> None:
+def test_the_facade_loads_at_its_first_use() -> None:
     assert fm.nn.__name__ == "functional_marl.nn"
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = fm.nothing  # pyright: ignore[reportAttributeAccessIssue]

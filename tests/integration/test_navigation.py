@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 from torch.distributions import Normal
 
-# The demo's own requirements, the extra "train"; the library does without them.
+# Requirements of the demo, from the extra "train"; the library does not need them.
 pytest.importorskip("vmas")
 image: Any = pytest.importorskip("matplotlib.image")
 safetensors: Any = pytest.importorskip("safetensors")
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-sys.path.insert(0, str(EXAMPLES))  # the demo's files import each other as a script's do
+sys.path.insert(0, str(EXAMPLES))  # the demo's files import each other like scripts
 
 navigation: Any = import_module("navigation")
 SHARINGS: tuple[str, ...] = import_module("navigation_options").SHARINGS
@@ -41,7 +41,7 @@ def read_metrics(out: Path) -> list[dict[str, str]]:
 
 
 def curves(out: Path) -> list[dict[str, str]]:
-    """Everything in the metrics but the time that it took."""
+    """Everything in the metrics except the time."""
     return [{name: value for name, value in row.items() if name != "seconds"} for row in read_metrics(out)]
 
 
@@ -51,7 +51,7 @@ def read_params(path: Path) -> tuple[dict[str, str], dict[str, tuple[int, ...]]]
 
 
 def assert_picture(path: Path) -> None:
-    """A PNG with something of the first color where the drawing is: legends and titles do not count."""
+    """A PNG with the first color in the area of the plot, outside of legends and titles."""
     pixels: Any = image.imread(path)
     height, width = pixels.shape[:2]
     middle = pixels[height // 8 : -height // 8, : 2 * width // 3, :3]
@@ -59,7 +59,7 @@ def assert_picture(path: Path) -> None:
     assert blue.sum() > 50
 
 
-# What a run leaves behind
+# The files of a run
 
 
 def test_files_of_a_run(tmp_path: Path):
@@ -112,7 +112,7 @@ def test_clusters(tmp_path: Path):
 # Same seed, same curve
 
 
-def test_same_seed_same_curve_whatever_was_trained_before(tmp_path: Path):
+def test_same_seed_same_curve_after_any_other_training(tmp_path: Path):
     both, alone, other = tmp_path / "both", tmp_path / "alone", tmp_path / "other"
     for out, sharings, seed in (
         (both, ["shared", "independent"], 3),
@@ -120,7 +120,7 @@ def test_same_seed_same_curve_whatever_was_trained_before(tmp_path: Path):
         (other, ["shared"], 4),
     ):
         out.mkdir()
-        torch.rand(7)  # the global generator's state is nobody's business
+        torch.rand(7)  # the state of the global generator has no effect
         navigation.run(sharings, SMALL, seed, out)
     assert curves(both)[2:] == curves(alone)
     assert curves(both)[0]["reward"] != curves(other)[0]["reward"]
@@ -145,7 +145,7 @@ def test_a_run_leaves_the_global_generator_alone(tmp_path: Path):
         (["--agents", "two"], "invalid int value: 'two'"),
         (["--iterations", "0"], "--iterations: expected 1 or more, got 0"),
         (["--seed", "-1"], "--seed: expected 0 to"),
-        (["--sharing", "mine"], "expected one of shared, shared-ids, independent, or a slot for each agent"),
+        (["--sharing", "mine"], "expected one of shared, shared-ids, independent, or one slot per agent"),
         (["--sharing", "0,0,1"], "expected 2 slots below 2, got '0,0,1'"),
         (["--sharing", "0,2"], "expected 2 slots below 2, got '0,2'"),
         (["--sharing", "shared", "--sharing", "0,"], "got '0,'"),
@@ -162,16 +162,16 @@ def test_wrong_options_are_usage_errors(
     with pytest.raises(SystemExit) as exit_:
         navigation.main([option.format(file=tmp_path / "file") for option in options] + out)
     assert exit_.value.code == 2
-    told = capsys.readouterr().err
-    assert told.startswith("usage: ")
-    assert message in told
+    output = capsys.readouterr().err
+    assert output.startswith("usage: ")
+    assert message in output
     assert not (tmp_path / "out").exists()
 
 
 def test_ctrl_c_leaves_readable_files(tmp_path: Path):
     command = [sys.executable, "-W", "error", str(EXAMPLES / "navigation.py")]
     command += ["--iterations", "1000", "--sharing", "independent", "--out", str(tmp_path)]
-    # A handler here means the default one there, also where this process was started to ignore Ctrl-C.
+    # With a handler here the child has the default one, even if this process was started to ignore Ctrl-C.
     previous = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -183,10 +183,10 @@ def test_ctrl_c_leaves_readable_files(tmp_path: Path):
         assert time.monotonic() < deadline
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
-    told, _ = process.communicate(timeout=60)
-    assert process.returncode == 130, told
-    assert "interrupted" in told
-    assert "Traceback" not in told
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, output
+    assert "interrupted" in output
+    assert "Traceback" not in output
     names = {"curves.png", "metrics.csv", "parameters_independent.safetensors"}
     assert {path.name for path in tmp_path.iterdir()} == names
     assert len(read_metrics(tmp_path)) >= 1
@@ -195,7 +195,7 @@ def test_ctrl_c_leaves_readable_files(tmp_path: Path):
     assert {shape[0] for shape in shapes.values()} == {2}
 
 
-# The pieces
+# The parts
 
 
 def test_gae_is_the_loop_over_each_agent():
@@ -211,7 +211,7 @@ def test_gae_is_the_loop_over_each_agent():
         for i in range(agents):
             for t in range(steps):
                 expected, weight = 0.0, 1.0
-                for k in range(t, steps):  # the sum of discounted errors up to the episode's end
+                for k in range(t, steps):  # the sum of discounted errors up to the end of the episode
                     after = 0.0 if done[k, b] else values[k + 1, b, i].item()
                     expected += weight * (rewards[k, b, i].item() + gamma * after - values[k, b, i].item())
                     weight *= gamma * lam
@@ -245,7 +245,7 @@ def test_the_first_ppo_loss_is_minus_the_mean_advantage_and_its_gradient_stays_w
     assert torch.equal(grad[1], torch.zeros_like(grad[1]))
 
 
-def test_the_policy_without_ids_treats_both_agents_alike_and_the_one_with_ids_does_not():
+def test_the_policy_without_ids_treats_both_agents_the_same_and_the_one_with_ids_does_not():
     obs = torch.randn(5, 1, 8, generator=torch.Generator().manual_seed(0)).expand(5, 2, 8)
     for sharing, alike in (("shared", True), ("0,0", True), ("shared-ids", False), ("independent", False)):
         team = navigation.make_team(sharing, 2)
@@ -254,7 +254,7 @@ def test_the_policy_without_ids_treats_both_agents_alike_and_the_one_with_ids_do
 
 
 def play(monkeypatch: pytest.MonkeyPatch, envs: int, target: Any) -> Any:
-    """A rollout of agents that steer to where ``target`` says, given the ways from the goals ``[*B, n, n, 2]``."""
+    """A rollout of agents that steer by ``target``, a function of the offsets from the goals ``[*B, n, n, 2]``."""
 
     def steer(team: Any, params: Any, obs: Tensor) -> Normal:
         away = target(obs[..., 4:].unflatten(-1, (-1, 2)))
@@ -266,19 +266,19 @@ def play(monkeypatch: pytest.MonkeyPatch, envs: int, target: Any) -> Any:
     return navigation.rollout(navigation.make_env(navigation.Settings(envs=envs)), team, params, 100, 5, None)
 
 
-def own_goal(ways: Tensor) -> Tensor:
-    return ways.diagonal(dim1=-3, dim2=-2).mT  # [*B, n, 2]
+def own_goal(offsets: Tensor) -> Tensor:
+    return offsets.diagonal(dim1=-3, dim2=-2).mT  # [*B, n, 2]
 
 
-def between_goals(ways: Tensor) -> Tensor:
-    return ways.mean(-2)
+def between_goals(offsets: Tensor) -> Tensor:
+    return offsets.mean(-2)
 
 
 def distance_to_goal(obs: Any) -> Tensor:
     return own_goal(obs[..., 4:].unflatten(-1, (-1, 2))).square().sum(-1).sqrt()
 
 
-def test_an_episode_ends_at_the_goals_and_pays_for_the_way(monkeypatch: pytest.MonkeyPatch):
+def test_an_episode_ends_at_the_goals_and_rewards_the_progress(monkeypatch: pytest.MonkeyPatch):
     played = play(monkeypatch, 8, own_goal)
     assert played.done.any(0).all()
     assert torch.equal(played.alive[1:], played.alive[:-1] & ~played.done[:-1])
@@ -287,11 +287,11 @@ def test_an_episode_ends_at_the_goals_and_pays_for_the_way(monkeypatch: pytest.M
         length = int(played.alive[:, b].sum())
         assert 5 < length < 100
         start, end = (distance_to_goal(played.obs[t, b]) for t in (0, length))
-        bonus = 0.01 if (end < 0.05).all() else 0.0  # VMAS pays it where the whole team is on its goals
+        bonus = 0.01 if (end < 0.05).all() else 0.0  # VMAS gives it if all agents are at their goals
         torch.testing.assert_close(played.rewards[:, b].sum(0), start - end + bonus, atol=1e-5, rtol=0)
 
 
-def test_the_ceilings_are_what_scripted_agents_come_close_to(monkeypatch: pytest.MonkeyPatch):
+def test_scripted_agents_come_close_to_the_ceilings(monkeypatch: pytest.MonkeyPatch):
     known, unknown = navigation.CEILINGS.values()
     played = play(monkeypatch, 2_000, own_goal)
     assert distance_to_goal(played.obs[0]).mean().item() == pytest.approx(known, abs=0.03)

@@ -1,7 +1,6 @@
-"""Groups of a real PettingZoo environment in torchrl's collector: one facade network a group, each its own sharing.
+"""Groups of a PettingZoo environment in torchrl's collector: a facade network per group, each with its own sharing.
 
-The losses are in ``test_torchrl_losses.py``, collection by several processes in ``test_nn_pipelines.py``, DDP in
-``test_nn_life.py``, VMAS trainings in ``test_examples_torchrl.py``.
+Losses, collection by several processes and DDP are in ``tests/nn``, VMAS training in ``test_examples_torchrl.py``.
 """
 
 from __future__ import annotations
@@ -19,16 +18,16 @@ from torchrl.envs import PettingZooWrapper  # pyright: ignore[reportMissingTypeS
 from torchrl.modules import ProbabilisticActor  # pyright: ignore[reportMissingTypeStubs]
 
 import functional_marl as fm
-from tests.facade_cases import OURS, TORCHRL, stored
+from tests.nn.facade_cases import OURS, TORCHRL, stored
 
 with warnings.catch_warnings():
-    # torchrl subclasses a class that it has deprecated itself
+    # torchrl subclasses a class that it deprecates
     warnings.filterwarnings("ignore", "Creating .* which inherits from WeightUpdaterBase", DeprecationWarning)
     from torchrl.collectors import Collector  # pyright: ignore[reportMissingTypeStubs]
 
 simple_tag: Any = pytest.importorskip("mpe2.simple_tag_v3")
 
-# torchrl was tested with an older PettingZoo, and says so
+# torchrl warns that it was tested with an older PettingZoo
 pytestmark = pytest.mark.filterwarnings("ignore:PettingZoo in TorchRL is tested:UserWarning")
 
 SHARED = {"adversary": True, "agent": False}
@@ -78,7 +77,7 @@ def collect(env: Any, nets: dict[str, Any]) -> Any:
 
 
 @stored
-def test_two_groups_play_as_with_torchrls_networks(td: bool) -> None:
+def test_two_groups_collect_the_same_as_with_torchrls_networks(td: bool) -> None:
     batches: list[Any] = []
     for lib in (TORCHRL, OURS):
         env = make_env()

@@ -1,4 +1,4 @@
-"""Pure functions may be called from anywhere: many threads, a thread that compiles, a module that calls back."""
+"""Calls from many threads, beside a thread that compiles, and from inside a module are correct."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ THREADS, CALLS = 8, 200
 
 @pytest.fixture(autouse=True)
 def impatient_interpreter() -> Iterator[None]:
-    """Threads change every 0.1 ms, not every 5 ms: several times a call."""
+    """Threads switch every 0.1 ms instead of every 5 ms: several times per call."""
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-4)
     yield
@@ -30,7 +30,7 @@ def impatient_interpreter() -> Iterator[None]:
 
 
 def in_threads(work: Callable[[int], Any], threads: int = THREADS) -> list[Any]:
-    """``[work(0), work(1), ...]``, each in a thread of its own, started together."""
+    """``[work(0), work(1), ...]``, each in its own thread, started together."""
     start = threading.Barrier(threads)
 
     def run(thread: int) -> Any:
@@ -42,7 +42,7 @@ def in_threads(work: Callable[[int], Any], threads: int = THREADS) -> list[Any]:
 
 
 class Residual(nn.Module):
-    """Has no plan: it goes through the skeletons."""
+    """Has no plan: its calls use a copy of the module per thread."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -76,13 +76,13 @@ def test_no_wrong_result(build: Callable[[], nn.Module], strategy: Any, keyed: b
         assert torch.equal(torch.get_rng_state(), state)
 
 
-# --- two threads inside one forward at once, for certain ------------------------------------------------
+# --- two threads inside one forward at the same time ---------------------------------------------------
 
 meeting: list[threading.Barrier] = []
 
 
 class Meeting(nn.Module):
-    """Goes on between its two layers, and ends, when another thread is there too."""
+    """Waits between its two layers, and at its end, until another thread is there too."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -99,7 +99,7 @@ class Meeting(nn.Module):
 
 
 def meet(call: Callable[[int], Tensor]) -> list[bool]:
-    """Whether each of two threads gets what it gets alone, when they meet inside the module."""
+    """Whether each of two threads has the same result as alone, if both are inside the module at once."""
     alone = [call(k) for k in range(2)]
     meeting.append(threading.Barrier(2))
     try:
@@ -142,13 +142,13 @@ def test_init_in_threads_is_init_alone() -> None:
         assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_init_while_others_draw_from_the_global_generator() -> None:
-    """KeyedDropout initialisation takes nothing from, and puts nothing into, what other threads draw from."""
+def test_init_while_others_use_the_global_generator() -> None:
+    """Keyed initialisation neither reads nor changes the generator that other threads use."""
     net = fm.network(Residual, 3)
     alone = fm.init_params(net, 0)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        drawn = torch.rand(1000)
+        sampled = torch.rand(1000)
         torch.manual_seed(0)
 
         def work(thread: int) -> Any:
@@ -157,7 +157,7 @@ def test_init_while_others_draw_from_the_global_generator() -> None:
             return [fm.init_params(net, 0) for _ in range(30)]
 
         found = in_threads(work, 4)
-    assert torch.equal(found[0], drawn)
+    assert torch.equal(found[0], sampled)
     assert all(torch.equal(params[k], alone[k]) for many in found[1:] for params in many for k in alone)
 
 
@@ -165,7 +165,7 @@ def test_init_while_others_draw_from_the_global_generator() -> None:
 
 
 class Counting:
-    """A backend that counts graphs: none means that torch.compile ran everything eagerly, in silence."""
+    """A backend that counts graphs: none means that torch.compile ran everything eagerly without a warning."""
 
     def __init__(self) -> None:
         self.graphs = 0
@@ -201,7 +201,7 @@ def test_one_thread_compiles_while_others_call() -> None:
             for call, wanted in expected:
                 wrong += not torch.equal(call(calls % 4), wanted[calls % 4])
             calls += 1
-            time.sleep(1e-3)  # the compiler is to get its turn
+            time.sleep(1e-3)  # so that the compiler gets time
         return wrong, calls
 
     found = in_threads(work, 3)
@@ -211,7 +211,7 @@ def test_one_thread_compiles_while_others_call() -> None:
 
 
 def test_keys_in_threads_do_not_turn_the_compiler_off() -> None:
-    """A dispatch mode that is entered and left in threads may leave flags set under which dynamo skips all."""
+    """A dispatch mode that is entered and left in threads may leave flags set that make dynamo skip everything."""
     net = fm.network(Residual, 2)
     params, x = fm.init_params(net, 0), torch.ones(2, 4)
 
@@ -256,7 +256,7 @@ class Recursive(nn.Module):
 
 
 def recursive_by_hand(net: fm.Network, params: dict[str, Tensor], x: Tensor, depth: int) -> Tensor:
-    """The same without dropout, one module an agent and a level."""
+    """The same without dropout, with one module per agent and level."""
     rows: list[Tensor] = []
     for i, row in enumerate(x):
         module: Any = fm.agent_module(net, params, i)
@@ -285,7 +285,7 @@ def test_a_module_may_apply_its_own_network(strategy: Any, recurrent: bool) -> N
 
 
 def test_keys_nest() -> None:
-    """An inner call with a key of its own draws what it draws outside; the outer key then goes on."""
+    """An inner call with its own key has the same masks as outside; then the outer key continues."""
     net = fm.network(Recursive, 2, agent_dim=0, strategy="loop")
     params, other = fm.init_params(net, 0), fm.init_params(net, 1)
     x = torch.linspace(-1, 1, 24).view(2, 3, 4)

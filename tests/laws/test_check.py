@@ -28,7 +28,7 @@ from functional_marl.laws import (
 from functional_marl.laws.asking import FOREIGN
 from functional_marl.laws.checking import _word
 from functional_marl.laws.functional import as_module
-from tests.check_cases import DICE, SOUND, WRONG, Around, Listed, X, claim, one, ours
+from tests.laws.check_cases import DICE, SOUND, WRONG, Around, Listed, X, claim, one, ours
 
 # Wrong without a second agent.
 ONE_OR_NONE = (

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from functional_marl._sharing import Sharing
 from functional_marl.laws import CheckError, infer_sharing
-from tests.check_cases import GROUPS, Around, Critic, Groups, Listed, Stacked, X, one, ours, torchrl_mlp
+from tests.laws.check_cases import GROUPS, Around, Critic, Groups, Listed, Stacked, X, one, ours, torchrl_mlp
 
 AGENTS: dict[str, Any] = {"n_agents": 3, "example": X}
 

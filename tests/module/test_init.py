@@ -15,10 +15,6 @@ from tests.builders import N, numbers, same
 from tests.module.modules import CustomForward
 
 
-def _holding(**attributes: Any) -> nn.Module:
-    return CustomForward(CustomForward.forward, **attributes)
-
-
 @pytest.mark.parametrize(
     ("build", "message"),
     [
@@ -26,22 +22,10 @@ def _holding(**attributes: Any) -> nn.Module:
         (None, "got NoneType"),
         (lambda: torch.relu, "a function that returns an nn.Module, got <built-in"),
         (lambda: nn.Linear, "a function that returns an nn.Module, got <class"),
-        (
-            lambda: CustomForward(CustomForward.forward, lock=threading.Lock()),
-            "CustomForward holds what cannot be copied .*_thread.lock",
-        ),
-        (
-            CustomForward(CustomForward.forward, lock=threading.Lock()),
-            "CustomForward holds what cannot be copied .*_thread.lock",
-        ),
-        (
-            lambda: CustomForward(CustomForward.forward, noise=torch.randn(3)),
-            r"plain tensor attributes \['noise'\] are random",
-        ),
-        (
-            lambda: nn.Sequential(CustomForward(CustomForward.forward, noise=torch.randn(3))),
-            r"plain tensor attributes \['0.noise'\] are random",
-        ),
+        (lambda: _holding(lock=threading.Lock()), "CustomForward holds what cannot be copied .*_thread.lock"),
+        (_holding(lock=threading.Lock()), "CustomForward holds what cannot be copied .*_thread.lock"),
+        (lambda: _holding(noise=torch.randn(3)), r"plain tensor attributes \['noise'\] are random"),
+        (lambda: nn.Sequential(_holding(noise=torch.randn(3))), r"plain tensor attributes \['0.noise'\] are random"),
     ],
     ids=["int", "none", "function", "class", "lock", "lock in a module", "noise", "noise inside"],
 )
@@ -91,7 +75,7 @@ class Noisy(nn.Module):
 
 def test_random_buffers_need_a_key_and_constant_ones_do_not() -> None:
     net = fm.network(Noisy, N, sharing=[0, 0, 1])
-    message = r"draws the buffers \['noise'\] at random; give fm.init_state\(net, key\), or state="
+    message = r"samples the buffers \['noise'\]; give fm.init_state\(net, key\), or state="
     x = numbers(2, N, 4)
     calls: list[Callable[[], Any]] = [
         lambda: fm.init_state(net),

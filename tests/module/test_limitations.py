@@ -14,7 +14,7 @@ import functional_marl as fm
 import functional_marl.nn as fnn
 from functional_marl.nn import MultiAgentMLP
 from tests.builders import N
-from tests.facade_cases import OURS, stored, subclass
+from tests.nn.facade_cases import OURS, stored, subclass
 
 
 def test_torchscript_is_refused() -> None:

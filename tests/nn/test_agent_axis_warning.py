@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from functional_marl.nn import AgentsApartWarning
-from tests.facade_cases import OURS, TORCHRL, Plain, mlp, stored, subclass
+from tests.nn.facade_cases import OURS, TORCHRL, Plain, mlp, stored, subclass
 
 
 class Layer(nn.Module):

@@ -19,7 +19,7 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 import functional_marl as fm
 from functional_marl.nn import MultiAgentConvNet, MultiAgentMLP, MultiAgentNetBase
-from tests.facade_cases import OURS, mlp, stored, subclass
+from tests.nn.facade_cases import OURS, mlp, stored, subclass
 
 SHARES: list[Any] = [True, False, [0, 0, 1], {"0.*": "shared", "*": [1, 0, 1]}]
 every = pytest.mark.parametrize("share", SHARES, ids=["shared", "independent", "clusters", "per_layer"])

@@ -12,7 +12,7 @@ from torch import nn
 
 import functional_marl as fm
 from functional_marl.nn import convert_state_dict
-from tests.facade_cases import OURS, TORCHRL, mlp, shared, stored, subclass
+from tests.nn.facade_cases import OURS, TORCHRL, mlp, shared, stored, subclass
 
 X = torch.randn(4, 3, 6, generator=torch.Generator().manual_seed(0))
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from tensordict import TensorDict  # pyright: ignore[reportMissingTypeStubs]
 
-from tests.facade_cases import OURS, TORCHRL, both
+from tests.nn.facade_cases import OURS, TORCHRL, both
 
 
 def critic(lib: Any, **options: Any) -> Any:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from functional_marl._errors import StructureError
-from tests.facade_cases import OURS, both, mlp, shared, stored, subclass
+from tests.nn.facade_cases import OURS, both, mlp, shared, stored, subclass
 
 X = torch.randn(5, 3, 6, generator=torch.Generator().manual_seed(0))
 

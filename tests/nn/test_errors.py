@@ -19,6 +19,6 @@ def test_a_checkpoint_of_a_module_around_ours_raises_and_names_prefix() -> None:
     around = nn.Sequential(own)
     with pytest.raises(fm.StructureError, match=r"got Sequential; it holds one: give that, and prefix='0.'"):
         convert_state_dict(around.state_dict(), around)  # pyright: ignore[reportArgumentType]
-    with pytest.raises(fm.StructureError, match="prefix= says where the module is"):
+    with pytest.raises(fm.StructureError, match="prefix= is the module"):
         convert_state_dict(around.state_dict(), own)
     assert convert_state_dict(around.state_dict(), own, prefix="0.").keys() == around.state_dict().keys()

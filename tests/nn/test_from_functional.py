@@ -15,7 +15,7 @@ from torch.nn.utils import parametrizations
 
 import functional_marl as fm
 from functional_marl.nn import from_functional
-from tests.facade_cases import stored
+from tests.nn.facade_cases import stored
 
 
 class Two(nn.Module):

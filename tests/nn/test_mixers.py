@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import functional_marl as fm
-from tests.facade_cases import OURS, TORCHRL, both
+from tests.nn.facade_cases import OURS, TORCHRL, both
 
 
 @both

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import functional_marl as fm
 from functional_marl import laws
 from functional_marl.nn import MultiAgentMLP, convert_state_dict, from_functional
-from tests.facade_cases import OURS, cnn, joint, mlp, stored, subclass
+from tests.nn.facade_cases import OURS, cnn, joint, mlp, stored, subclass
 
 SHARES: list[Any] = [True, False, "shared", [0, 0, 1], {"0.*": "shared", "*": [1, 0, 1]}, fm.Sharing([2, 1, 2], 3)]
 X = torch.randn(4, 3, 6, generator=torch.Generator().manual_seed(0))

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize, prune, spectral_norm
 
 from functional_marl._errors import StructureError
-from tests.facade_cases import OURS, mlp, shared, stored, subclass
+from tests.nn.facade_cases import OURS, mlp, shared, stored, subclass
 
 X = torch.randn(5, 3, 6, generator=torch.Generator().manual_seed(0))
 pytestmark = pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated:FutureWarning")  # torch's own

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.facade_cases import OURS, mlp, stored
+from tests.nn.facade_cases import OURS, mlp, stored
 
 _EXAMPLE = """
 >>> from functional_marl.nn import MultiAgentMLP

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
-from tests.facade_cases import OURS, TORCHRL, both, cnn, joint, mlp, shared, stored, subclass
+from tests.nn.facade_cases import OURS, TORCHRL, both, cnn, joint, mlp, shared, stored, subclass
 
 NORMED: dict[str, Any] = {"dropout": 0.1, "norm_class": nn.LayerNorm, "norm_kwargs": {"normalized_shape": 8}}
 EIGHT = list(itertools.product([True, False], repeat=3))

@@ -18,7 +18,7 @@ from torch.func import functional_call
 from torch.nn.utils import prune
 
 from functional_marl._errors import RandomnessError
-from tests.facade_cases import OURS, TORCHRL, mlp, shared, stored, subclass
+from tests.nn.facade_cases import OURS, TORCHRL, mlp, shared, stored, subclass
 
 X = torch.randn(4, 3, 6, generator=torch.Generator().manual_seed(0))
 

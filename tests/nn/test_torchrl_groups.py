@@ -12,7 +12,7 @@ import pytest
 import torchrl.envs.utils as rl_utils  # pyright: ignore[reportMissingTypeStubs]
 
 from functional_marl.nn import MarlGroupMapType
-from tests.facade_cases import OURS, TORCHRL, both
+from tests.nn.facade_cases import OURS, TORCHRL, both
 
 THEIRS = rl_utils.MarlGroupMapType
 

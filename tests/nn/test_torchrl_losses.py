@@ -23,7 +23,7 @@ from torchrl.modules import (  # pyright: ignore[reportMissingTypeStubs]
 from torchrl.objectives import ClipPPOLoss, QMixerLoss, SACLoss, SoftUpdate  # pyright: ignore[reportMissingTypeStubs]
 from torchrl.objectives import multiagent as marl_losses  # pyright: ignore[reportMissingTypeStubs]
 
-from tests.facade_cases import OURS, TORCHRL, shared, stored
+from tests.nn.facade_cases import OURS, TORCHRL, shared, stored
 
 # warnings of torchrl and tensordict about their own defaults
 pytestmark = [

@@ -13,7 +13,7 @@ from tensordict.nn import TensorDictModule  # pyright: ignore[reportMissingTypeS
 from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state
 
-from tests.facade_cases import OURS, TORCHRL, both, mlp, shared, stored
+from tests.nn.facade_cases import OURS, TORCHRL, both, mlp, shared, stored
 
 X = torch.randn(5, 3, 6, generator=torch.Generator().manual_seed(0))
 

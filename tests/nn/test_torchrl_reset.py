@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.facade_cases import OURS, TORCHRL, cnn, mlp, shared, stored, subclass
+from tests.nn.facade_cases import OURS, TORCHRL, cnn, mlp, shared, stored, subclass
 
 NORMS: dict[str, Any] = {"norm_class": nn.BatchNorm2d, "norm_kwargs": [{"num_features": 4}, {"num_features": 3}]}
 

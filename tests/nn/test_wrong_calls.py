@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import functional_marl as fm
 import functional_marl.nn as fmnn
-from tests.wrong_nn_calls import CALLS, CNN, MLP, objects
+from tests.nn.wrong_calls import CALLS, CNN, MLP, objects
 
 PACKAGE = str(Path(fm.__file__).parent)
 

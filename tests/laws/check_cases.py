@@ -1,4 +1,4 @@
-"""Modules that share what they say, and modules that do not, for the tests of ``functional_marl.laws.check``."""
+"""Modules that share as claimed, and modules that do not, for the tests of ``functional_marl.laws.check``."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def one() -> nn.Module:
 
 
 class Listed(nn.Module):
-    """One network a slot in a list, agents one after the other: ``[B, n, 6] -> [B, n, 2]``."""
+    """A list with one network per slot, called for one agent after the other: ``[B, n, 6] -> [B, n, 2]``."""
 
     def __init__(self, slots: Sequence[int] = (0, 1, 2), build: Callable[[], nn.Module] = one) -> None:
         super().__init__()
@@ -44,7 +44,7 @@ class Stacked(nn.Module):
 
 
 class Critic(nn.Module):
-    """Sees all agents, one network or one an agent: ``[B, n, 6] -> [B, n, 1]``."""
+    """Sees all agents; one network, or one per agent: ``[B, n, 6] -> [B, n, 1]``."""
 
     def __init__(self, share: bool) -> None:
         super().__init__()
@@ -56,7 +56,7 @@ class Critic(nn.Module):
 
 
 class Recurrent(nn.Module):
-    """A cell with its state in and out: ``[B, n, 6], [B, n, 4] -> [B, n, 4], [B, n, 4]``."""
+    """A cell whose state is an input and an output: ``[B, n, 6], [B, n, 4] -> [B, n, 4], [B, n, 4]``."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -79,7 +79,7 @@ class Dicts(nn.Module):
 
 
 class InTensorDict(nn.Module):
-    """Writes its output into the TensorDict that it is given."""
+    """Writes its output into its input TensorDict."""
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
@@ -125,7 +125,7 @@ class Dropped(nn.Module):
 
 
 class Around(nn.Module):
-    """A network and what is done to its inputs or outputs: a wrong module in one line."""
+    """A network with changed inputs or outputs: a wrong module in one line."""
 
     def __init__(self, net: nn.Module, act: Callable[[nn.Module, Tensor], Tensor]) -> None:
         super().__init__()
@@ -136,7 +136,7 @@ class Around(nn.Module):
 
 
 class Copies(nn.Module):
-    """Copies that start alike and are no one network: what ``share_params_with`` of BenchMARL gives."""
+    """Copies with equal initial values, not one network: as ``share_params_with`` of BenchMARL makes them."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -166,7 +166,7 @@ _H = (X, torch.zeros(4, 3, 4))
 _TD = TensorDict({"agents": {"obs": X}}, batch_size=[4])
 _D = {"obs": X, "state": torch.zeros(4, 3)}
 
-# Sound: name -> (builds the module, what is said of it).
+# Right: name -> (builds the module, the claim about it).
 SOUND: dict[str, tuple[Callable[[], nn.Module], dict[str, Any]]] = {
     "shared linear": (lambda: nn.Linear(6, 2), claim("shared")),
     "shared relu": (one, claim("shared")),
@@ -228,7 +228,7 @@ def _unit(y: Tensor) -> Tensor:
     return y
 
 
-# Wrong: name -> (builds the module, what is said of it, the law that must say so).
+# Wrong: name -> (builds the module, the claim about it, the law that must be violated).
 WRONG: dict[str, tuple[Callable[[], nn.Module], dict[str, Any], str]] = {
     "swapped outputs": (lambda: Around(one(), lambda net, x: net(x)[..., SWAP, :]), claim("shared"), "local_jacobian"),
     "a leak": (lambda: Around(one(), _leak), claim("shared"), "local_jacobian"),

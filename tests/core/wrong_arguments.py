@@ -1,4 +1,4 @@
-"""What is put in the place of an argument (``KINDS``), or of a leaf of one that is a tree (``LEAVES``)."""
+"""Wrong values for an argument (``KINDS``), or for a leaf of an argument that is a tree (``LEAVES``)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-# --- what is given ---------------------------------------------------------------------------------------
+# --- wrong values ----------------------------------------------------------------------------------------
 
 KINDS: dict[str, Callable[[], Any]] = {
     "None": lambda: None,
@@ -41,7 +41,7 @@ KINDS: dict[str, Callable[[], Any]] = {
     "module": lambda: nn.Linear(2, 2),
     "object": object,
 }
-INTS = {"int64"}  # also where an int is meant
+INTS = {"int64"}  # right wherever an int is right
 
 
 def _each(change: Callable[[Any], Any]) -> Callable[[dict[str, Any]], Any]:
@@ -54,7 +54,7 @@ def _each(change: Callable[[Any], Any]) -> Callable[[dict[str, Any]], Any]:
     return changed
 
 
-# what is put in the place of a tensor of numbers, made from the right one
+# wrong values for a tensor of numbers, made from the right one
 NUMBERS: dict[str, Callable[[Tensor], Any]] = {
     "on meta": lambda x: x.to("meta"),
     "sparse numbers": lambda x: x.to_sparse(),
@@ -68,7 +68,7 @@ NUMBERS: dict[str, Callable[[Tensor], Any]] = {
     "another dtype": lambda x: x.to(torch.float64),
     "complex": lambda x: x.to(torch.complex64),
 }
-# what is put in the place of a tree of tensors, made from the right one
+# wrong values for a tree of tensors, made from the right one
 LEAVES: dict[str, Callable[[dict[str, Any]], Any]] = {
     "a leaf less": lambda tree: dict(list(tree.items())[1:]),
     "a leaf more": lambda tree: {**tree, "more": torch.ones(3, 2)},
@@ -95,15 +95,15 @@ LEAVES: dict[str, Callable[[dict[str, Any]], Any]] = {
 
 @dataclass
 class Call:
-    """A right call: arguments made anew for each use, and what else is right in the place of one."""
+    """A right call: its arguments, created for each use, and which other values are right too."""
 
     function: Callable[..., Any]
     given: Callable[[], dict[str, Any]]
     right: Mapping[str, set[str]] = field(default_factory=dict[str, set[str]])
     trees: tuple[str, ...] = ()  # arguments that are trees of parameters
     numbers: tuple[str, ...] = ()  # arguments that are tensors of numbers, [B, n, F]
-    words: Mapping[str, str] = field(default_factory=dict[str, str])  # what a message calls an argument
-    theirs: Mapping[str, set[str]] = field(default_factory=dict[str, set[str]])  # callables that raise by themselves
+    words: Mapping[str, str] = field(default_factory=dict[str, str])  # the name of an argument in messages
+    theirs: Mapping[str, set[str]] = field(default_factory=dict[str, set[str]])  # callables that raise their own errors
 
     def wrong(self) -> Iterator[tuple[str, str, dict[str, Any]]]:
         """``(argument, kind, arguments)`` for every wrong call."""

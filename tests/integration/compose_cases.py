@@ -25,7 +25,7 @@ Params = dict[str, Tensor]
 
 
 class Keep(nn.Module):
-    """Dropout with the mask that key, agent and site say: how the oracle draws."""
+    """Dropout with the mask of a key, agent and site, for the oracle."""
 
     def __init__(self, p: float, key: Tensor, agent: int, site: int) -> None:
         super().__init__()
@@ -50,7 +50,7 @@ class Attention(nn.Module):
 
 
 class PlainAttention(nn.Module):
-    """The same from the textbook, with parameters of the same names."""
+    """The same in plain operations, with parameters of the same names."""
 
     def __init__(self, keep: Keep) -> None:
         super().__init__()
@@ -95,7 +95,7 @@ class Bare(nn.Module):
 
 
 class Several(nn.Module):
-    """Two positional inputs, one of them seen whole, a keyword input, a pytree of outputs."""
+    """Two positional inputs, of which agents see one as a whole; a keyword input; a pytree of outputs."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -111,7 +111,7 @@ class Case:
     """One line of the table."""
 
     build: Callable[[], nn.Module]
-    inputs: Sequence[tuple[int, ...]] = ((B, N, 4),)  # shapes; agents at dim 1 where there are agents
+    inputs: Sequence[tuple[int, ...]] = ((B, N, 4),)  # shapes; agents, if any, at dim 1
     settings: dict[str, Any] = field(default_factory=dict)  # of fm.network
     flags: dict[str, Any] = field(default_factory=dict)  # of fm.apply
     whole: tuple[int, ...] = ()  # the inputs that every agent sees whole
@@ -191,7 +191,7 @@ def numbers(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> T
 
 
 def sharing_of(word: str, build: Callable[[], nn.Module]) -> Any:
-    """The four sharings: two presets, clusters, and a first leaf that all share under clusters."""
+    """The four sharings: two presets, clusters, and clusters with a first leaf that all agents share."""
     first = next(iter(dict(build().named_parameters())))
     return {"clusters": [1, 0, 1], "per_leaf": {first: "shared", "*": [1, 0, 1]}}.get(word, word)
 
@@ -206,7 +206,7 @@ def subject(name: str, sharing: str = "independent", dtype: torch.dtype = torch.
 
 
 def extra_of(case: Case, net: fm.Network, seed: int, dtype: torch.dtype = torch.float64) -> dict[str, Any]:
-    """Key, state and keyword inputs, where the case has them."""
+    """Key, state and keyword inputs, if the case has them."""
     extra: dict[str, Any] = {"key": fm.key(seed)} if case.keyed else {}
     if case.stateful:
         state = fm.init_state(net, dtype=dtype)
@@ -255,7 +255,7 @@ def floats(tree: Any) -> list[Tensor]:
 
 
 def weighed(tree: Any) -> Tensor:
-    """One number in which every output has a weight of its own."""
+    """A sum of all outputs, each with its own weight."""
     total = torch.zeros((), dtype=torch.float64)
     for k, leaf in enumerate(floats(tree)):
         weights = torch.cos(torch.arange(leaf.numel(), dtype=torch.float64) + k).view(leaf.shape)

@@ -1,4 +1,4 @@
-"""Wrong calls of every public name of ``functional_marl.nn``: what is called, with what, and what the error names."""
+"""Wrong calls of every public name of ``functional_marl.nn``, and the name that each error must contain."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ CNN: dict[str, Any] = {
 
 
 def wrong(name: str, call: Callable[[dict[str, Any]], Any], names: str) -> None:
-    """Add a call of what ``objects()`` makes; the error has to name ``names``."""
+    """Add a call of one of ``objects()``; the error must contain ``names``."""
     CALLS.append((name, call, names))
 
 
@@ -54,7 +54,7 @@ def each(what: str, make: Callable[..., Any], usual: dict[str, Any], table: dict
 
 
 class Own(fmnn.MultiAgentNetBase):
-    """A subclass as users write it, whose hooks give what they are told to."""
+    """A subclass as users write it, with hooks that return given values."""
 
     def __init__(self, one: Any = None, checked: Any = "inputs", **how: Any) -> None:
         self.one, self.checked = one, checked
@@ -79,7 +79,7 @@ class OwnMixer(fmnn.Mixer):
 
 
 def objects() -> dict[str, Any]:
-    """What the calls are made on, new for each; the test compares it before and after."""
+    """The objects to call, new for each call; the test compares them before and after."""
     torch.manual_seed(0)
     net = fm.network(nn.Linear(4, 2), n_agents=3)
     mlp = fmnn.MultiAgentMLP(**MLP)

@@ -1,4 +1,4 @@
-"""The two libraries side by side, and the cases that tests of the facade share."""
+"""Both libraries, and the common cases of tests of the facade."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ joint = pytest.mark.parametrize("centralized", [True, False], ids=["joint", "loc
 
 
 def mlp(lib: Any, **options: Any) -> Any:
-    """A small MLP of three agents, drawn under a fixed seed."""
+    """A small MLP of three agents, initialized under a fixed seed."""
     torch.manual_seed(0)
     given: dict[str, Any] = {"centralized": False, "share_params": False, "depth": 2, "num_cells": 8}
     return lib.MultiAgentMLP(6, 2, 3, **{**given, **options})
@@ -63,7 +63,7 @@ class Plain(nn.Module):
 
 
 def subclass(lib: Any, build: Callable[[], nn.Module] = Plain) -> Any:
-    """A subclass written the way torchrl's users write them: own attributes ahead of ``super().__init__``."""
+    """A subclass as torchrl's users write them: own attributes before ``super().__init__``."""
 
     class Net(lib.MultiAgentNetBase):
         def __init__(self, share: Any, agent_dim: int = -2, centralized: bool = False, **kwargs: Any) -> None:

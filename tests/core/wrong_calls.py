@@ -1,4 +1,4 @@
-"""Wrong calls of every public name of the core: a right call each, whose arguments are replaced one at a time.
+"""Wrong calls of every public name of the core: a right call of each, whose arguments are replaced one at a time.
 
 ``CALLS`` has the right calls; ``right`` of a call says which of ``tests/wrong_arguments.py`` are no mistake there.
 """
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import functional_marl as fm
 from functional_marl import nets, random
-from tests.wrong_arguments import INTS, Call
+from tests.core.wrong_arguments import INTS, Call
 
 # --- the right calls -------------------------------------------------------------------------------------
 
@@ -60,8 +60,8 @@ def group_data() -> dict[str, Any]:
     return {name: torch.ones(5, 4) for members in GROUPS.values() for name in members}
 
 
-SPARSE = {"sparse numbers"}  # as inputs they take the loop
-KINDS_OF_LEAVES = {"meta as leaf", "sparse as leaf", "integers as leaf"}  # rows are taken of whatever it is
+SPARSE = {"sparse numbers"}  # as inputs they are evaluated by the loop
+KINDS_OF_LEAVES = {"meta as leaf", "sparse as leaf", "integers as leaf"}  # any leaf has rows
 FLAGS = {"True", "zero", "bool_"}
 KEYS = {"zero", "int64", "negative"}
 NONE = {"None"}
@@ -76,7 +76,7 @@ SETTINGS: dict[str, Any] = {
     "randomness": "error",
     "strategy": "auto",
 }
-FINE: dict[str, set[str]] = {  # dims that do not fit are found where there are inputs
+FINE: dict[str, set[str]] = {  # wrong dims are found when there are inputs
     "centralized": FLAGS,
     "agent_dim": {"None", "zero", "negative", "huge", "int64", "tuple", "empty list", "empty dict", "dict"},
     "out_agent_dim": {"None", "zero", "negative", "huge", "int64", "tuple", "empty list", "empty dict", "dict"},
@@ -218,7 +218,7 @@ CALLS: dict[str, Call] = {
         lambda: {"x": torch.ones(5, 3, 4), "agent_dim": -2},
         {"x": {"tensor", "meta"}, "agent_dim": {"zero"}},
     ),
-    # keys and draws
+    # keys and random numbers
     "key": Call(fm.key, lambda: {"seed": 3}, {"seed": {"zero", "negative", *INTS}}),
     "split": Call(fm.split, lambda: {"key": fm.key(0), "n": 2}, {"key": KEYS, "n": {"zero", *INTS}}),
     "fold_in": Call(
