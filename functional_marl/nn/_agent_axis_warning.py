@@ -17,8 +17,7 @@ _MAX_BATCH = 8  # the check needs no more of the first axis
 _MESSAGE = (
     "torchrl calls the one-agent module of a shared network on the inputs of all agents at once, [*B, n, F]. Here it "
     "is called on the input of one agent, [*B, F]. The outputs of this module differ between the two, because it reads "
-    "the agent axis. Compute what depends on several agents before the network, as further features (README, "
-    '"Coming from torchrl")'
+    "the agent axis. Compute what depends on several agents before the network, as further features (docs/torchrl.md)"
 )
 
 
