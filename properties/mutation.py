@@ -31,7 +31,7 @@ MUTATED = [
     "strategies",
 ]
 # Further tests, from the folder tests/: of every module, of a package as a whole, of one module.
-EVERY = ["core/test_wrong_calls.py", "core/test_arguments.py", "core/test_messages.py"]
+EVERY = ["core/test_wrong_calls.py", "core/test_arguments.py", "core/test_checks.py"]
 MORE_TESTS = {
     "strategies": ["core/test_apply*.py"],
     "groups": ["groups/test_apply_groups.py"],
