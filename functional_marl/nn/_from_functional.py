@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from functional_marl._arguments import shown
+from functional_marl._arguments import short_repr
 from functional_marl._checks import check_network, check_params, check_state
 from functional_marl._errors import StructureError
 from functional_marl._init_state import init_state
@@ -107,7 +107,7 @@ def from_functional(
     params = as_flat_dict(params)
     check_params(net, params)
     if state is not None and not hasattr(state, "keys"):
-        raise StructureError(f"state: expected a dict of dotted names to tensors, got {shown(state)}")
+        raise StructureError(f"state: expected a dict of dotted names to tensors, got {short_repr(state)}")
     state = init_state(net) if state is None else as_flat_dict(state)
     check_state(net, state)
     return MultiAgentNet(net, params, state, use_td_params=use_td_params)
