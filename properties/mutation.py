@@ -24,6 +24,7 @@ MUTATED = [
     "sharing",
     "parameters",
     "init_params",
+    "init_state",
     "random",
     "layout",
     "groups",
