@@ -24,6 +24,7 @@ MUTATED = [
     "sharing",
     "parameters",
     "init_params",
+    "init_state",
     "random",
     "layout",
     "groups",
@@ -39,7 +40,7 @@ MORE_TESTS: dict[str, list[str]] = {
     "groups": ["groups/test_apply_groups.py"],
     "randomness": ["core/test_apply_randomness.py"],
     "init_params": ["core/test_apply_state.py"],
-    "randomness.rng_state": ["strategies/test_vmap_fast_path.py"],
+    "randomness.rng_state": ["strategies/test_vmap_fast_path.py", "randomness/test_use_generator*.py"],
     "strategies.auto": [],
     "strategies.batching_rules": _VMAP,
     "strategies.plan": _PLAN,
@@ -76,11 +77,12 @@ pytest_add_cli_args_test_selection=
 
 
 def expanded(name: str) -> list[str]:
-    """A module as it is, a package as its modules that have tests of their own."""
+    """A module as it is, a package as its modules that have functions and tests of their own."""
     folders = [
         folder for folder in (ROOT / f"functional_marl/_{name}", ROOT / f"functional_marl/{name}") if folder.is_dir()
     ]
-    modules = [f"{name}.{path.stem}" for folder in folders for path in sorted(folder.glob("*.py"))]
+    files = [path for folder in folders for path in sorted(folder.glob("*.py")) if "def " in path.read_text("utf-8")]
+    modules = [f"{name}.{path.stem}" for path in files]
     tested = [module for module in modules if own_tests(module) or module in MORE_TESTS]
     return tested if folders else [name]
 
