@@ -11,7 +11,7 @@ from functional_marl._errors import SharingError as SharingError
 from functional_marl._errors import StrategyWarning as StrategyWarning
 from functional_marl._errors import StructureError as StructureError
 from functional_marl._groups.apply_groups import apply_groups as apply_groups
-from functional_marl._groups.checks import check_group_map as check_group_map
+from functional_marl._groups.check_group_map import check_group_map as check_group_map
 from functional_marl._groups.group_data import group_agents as group_agents
 from functional_marl._groups.group_data import ungroup_agents as ungroup_agents
 from functional_marl._groups.group_map import MarlGroupMapType as MarlGroupMapType

@@ -8,8 +8,8 @@ from typing import Any, Literal, overload
 import torch
 from torch import Tensor
 
-from functional_marl._arguments import as_flag, short_repr
-from functional_marl._checks import check_meta, check_network, check_params, check_state
+from functional_marl._check_arguments import as_flag, short_repr
+from functional_marl._check_params import check_meta, check_network, check_params, check_state
 from functional_marl._errors import StructureError
 from functional_marl._init_state import default_state
 from functional_marl._layout.inputs import place_inputs
@@ -20,7 +20,7 @@ from functional_marl._pytrees import Params, Tree, tree_map
 from functional_marl._strategies import Call, Result
 from functional_marl._strategies.diagnostics import clearer_error
 from functional_marl._strategies.loop import buffers_changed
-from functional_marl._strategies.torch_compile import is_compiled
+from functional_marl._strategies.under_torch_compile import is_compiled
 from functional_marl._tensordict import as_flat_dict
 from functional_marl.random import Key, as_key
 

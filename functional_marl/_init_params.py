@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from functional_marl import _torch_compat
-from functional_marl._arguments import as_device, as_floating
-from functional_marl._checks import check_network
+from functional_marl._check_arguments import as_device, as_floating
+from functional_marl._check_params import check_network
 from functional_marl._clean_context import regular_tensors
 from functional_marl._errors import StructureError
 from functional_marl._module.leaves import named_tensors
-from functional_marl._module.replay import InitTrace
-from functional_marl._module.spec import LeafSpec
+from functional_marl._module.module_spec import LeafSpec
+from functional_marl._module.replay_init import InitTrace
 from functional_marl._network import Network
 from functional_marl._pytrees import Params
 from functional_marl._randomness.use_generator import seeded_generator

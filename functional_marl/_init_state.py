@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from functional_marl._arguments import as_device, as_floating
-from functional_marl._checks import check_network
+from functional_marl._check_arguments import as_device, as_floating
+from functional_marl._check_params import check_network
 from functional_marl._clean_context import regular_tensors
 from functional_marl._errors import StructureError
 from functional_marl._init_params import init_slots

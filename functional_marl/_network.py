@@ -9,9 +9,9 @@ from typing import Any, NoReturn, TypeVar, cast, get_args
 import torch
 from torch import nn
 
-from functional_marl._arguments import as_flag, as_index, short_repr
+from functional_marl._check_arguments import as_flag, as_index, short_repr
 from functional_marl._errors import SharingError, StructureError
-from functional_marl._module.spec import Build, ModuleSpec
+from functional_marl._module.module_spec import Build, ModuleSpec
 from functional_marl._network_settings import NetworkSettings, Randomness, StrategyName
 from functional_marl._pytrees import Tree, flatten, is_array, tree_map
 from functional_marl._sharing import Sharing, SharingSpec, resolve

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from functional_marl._module.spec import ModuleSpec
+from functional_marl._module.module_spec import ModuleSpec
 from functional_marl._pytrees import Tree
 from functional_marl._sharing import Sharing
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from functional_marl._checks import check_network
+from functional_marl._check_params import check_network
 from functional_marl._network import Network
 
 __all__ = ["tabulate"]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from functional_marl._arguments import short_repr
+from functional_marl._check_arguments import short_repr
 from functional_marl._errors import StructureError
 from functional_marl._pytrees import is_tensordict
 

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from functional_marl._arguments import as_index, is_list, short_repr
+from functional_marl._check_arguments import as_index, is_list, short_repr
 from functional_marl._errors import StructureError
 
 __all__ = ["GRU", "LSTM", "ConvNet", "convnet", "gru", "lstm", "mlp"]

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from functional_marl._arguments import as_flag, as_index, as_shape, is_bool, short_repr
+from functional_marl._check_arguments import as_flag, as_index, as_shape, is_bool, short_repr
 from functional_marl._errors import StructureError
 
 __all__ = ["Key", "as_key", "bernoulli", "fold_in", "key", "normal", "philox4x32", "split", "uniform"]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import functional_marl as fm
-from functional_marl._lowering import dense
+from functional_marl._lowering import linear_kernels as dense
 from functional_marl._pytrees import Params, Tree, tree_map
 from functional_marl._sharing import Sharing
 from functional_marl.laws import laws

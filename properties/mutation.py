@@ -33,7 +33,7 @@ MUTATED = [
     "strategies",
 ]
 # Further tests, from the folder tests/: of every module, of a package as a whole, of one module.
-EVERY = ["core/test_wrong_calls.py", "core/test_arguments.py", "core/test_checks.py", "core/test_errors.py"]
+EVERY = ["core/test_wrong_calls.py", "core/test_check_arguments.py", "core/test_check_params.py", "core/test_errors.py"]
 _VMAP, _PLAN = ["strategies/test_vmap*.py"], ["lowering/test_plan.py"]
 MORE_TESTS: dict[str, list[str]] = {
     "strategies": ["core/test_apply*.py"],

@@ -15,11 +15,11 @@ PACKAGE = Path(__file__).resolve().parent.parent / "functional_marl"
 # The layers from bottom to top. A top-level module or package imports from those before it, in this order, and from
 # nothing else. The last, "", is the package itself with its public names; nothing imports it.
 LAYERS: dict[str, list[str]] = {
-    "foundations": ["_torch_compat", "_errors", "_arguments", "random", "_pytrees", "_clean_context"],
-    "who owns which slot": ["_name_patterns", "_sharing", "_slots"],
+    "foundations": ["_torch_compat", "_errors", "_check_arguments", "random", "_pytrees", "_clean_context"],
+    "who owns which slot": ["_name_patterns", "_sharing", "_gather_slots"],
     "one agent's module": ["_randomness", "nets", "_module"],
     "how it is evaluated": ["_layout", "_lowering", "_network_settings", "_strategies"],
-    "the network": ["_network", "_tensordict", "_checks", "_init_params", "_init_state", "_parameters"],
+    "the network": ["_network", "_tensordict", "_check_params", "_init_params", "_init_state", "_parameters"],
     "calls": ["_apply", "_tabulate", "_groups"],
     "built on it": ["nn", "laws", ""],
 }

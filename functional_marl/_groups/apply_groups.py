@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from typing import Any, Literal, overload
 
 from functional_marl._apply import apply
-from functional_marl._arguments import as_flag, short_repr
+from functional_marl._check_arguments import as_flag, short_repr
 from functional_marl._errors import GroupingError
-from functional_marl._groups.checks import check_keys
+from functional_marl._groups.check_group_map import check_keys
 from functional_marl._network import Network
 from functional_marl._pytrees import Params, Tree
 from functional_marl.random import Key, fold_in

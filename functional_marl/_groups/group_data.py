@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from functional_marl._arguments import as_flag, as_index
+from functional_marl._check_arguments import as_flag, as_index
 from functional_marl._errors import GroupingError, StructureError
-from functional_marl._groups.checks import as_groups, check_group_map, check_keys, quote
+from functional_marl._groups.check_group_map import as_groups, check_group_map, check_keys, quote
 from functional_marl._pytrees import Tree, flatten, is_tensordict, leaf_names, tree_map
 
 __all__ = ["group_agents", "ungroup_agents"]

@@ -16,9 +16,9 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from functional_marl._arguments import short_repr
+from functional_marl._check_arguments import short_repr
 from functional_marl._errors import GroupingError
-from functional_marl._groups.checks import as_groups, as_names, check_group_map, quote
+from functional_marl._groups.check_group_map import as_groups, as_names, check_group_map, quote
 
 __all__ = ["Grouping", "MarlGroupMapType", "by_prefix", "by_spec", "group_map"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from functional_marl._arguments import as_index, short_repr
+from functional_marl._check_arguments import as_index, short_repr
 from functional_marl._errors import StructureError
 
 __all__ = ["with_agent_ids"]

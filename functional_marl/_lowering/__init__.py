@@ -8,7 +8,7 @@ Imports go down:
 - ``fusion``: linear layers in a row become one step. ``rows``: a layer over rows, for all agents.
 - ``expected_leaves``: does a layer have the leaves that its class registers?
 - ``steps``: what a rule returns; what a step takes and returns.
-- ``dense``: batched products, and the size rules.
+- ``linear_kernels``: batched products, and the size rules.
 """
 
 from functional_marl._lowering.fusion import over_images as over_images

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from functional_marl._errors import Unsupported
-from functional_marl._lowering.dense import Affine, run_dense, run_dense_whole, run_shared
+from functional_marl._lowering.linear_kernels import Affine, run_dense, run_dense_whole, run_shared
 from functional_marl._lowering.rows import plain_layout
 from functional_marl._lowering.steps import (
     Activation,

@@ -28,7 +28,7 @@ from functional_marl._lowering.steps import (
     Value,
     WholeNetwork,
 )
-from functional_marl._module.spec import ModuleSpec
+from functional_marl._module.module_spec import ModuleSpec
 from functional_marl._sharing import Sharing
 
 __all__ = ["Plan", "lower"]

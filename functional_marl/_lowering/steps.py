@@ -13,9 +13,9 @@ from typing import Any
 from torch import Tensor
 
 from functional_marl._errors import Unsupported
-from functional_marl._lowering.dense import Affine
+from functional_marl._gather_slots import gather_slots
+from functional_marl._lowering.linear_kernels import Affine
 from functional_marl._sharing import Sharing
-from functional_marl._slots import gather_slots
 
 __all__ = [
     "Activation",

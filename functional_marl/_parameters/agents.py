@@ -6,8 +6,8 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from functional_marl._arguments import as_index
-from functional_marl._checks import check_network, check_state, slot_maps
+from functional_marl._check_arguments import as_index
+from functional_marl._check_params import check_network, check_state, slot_maps
 from functional_marl._errors import StructureError
 from functional_marl._init_state import default_state
 from functional_marl._network import Network

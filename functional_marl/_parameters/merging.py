@@ -9,10 +9,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from functional_marl._arguments import short_repr
+from functional_marl._check_arguments import short_repr
 from functional_marl._errors import SharingError, StructureError
+from functional_marl._gather_slots import index_tensor
 from functional_marl._sharing import Sharing
-from functional_marl._slots import index_tensor
 
 __all__ = ["Merge", "check_merge", "merged_rows", "merged_state"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from functional_marl._arguments import as_mapping
+from functional_marl._check_arguments import as_mapping
 from functional_marl._errors import StructureError
 from functional_marl._name_patterns import match_patterns
 from functional_marl._tensordict import as_flat_dict

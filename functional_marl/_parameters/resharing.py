@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
-from functional_marl._arguments import as_index, is_list, short_repr
-from functional_marl._checks import check_network, slot_maps
+from functional_marl._check_arguments import as_index, is_list, short_repr
+from functional_marl._check_params import check_network, slot_maps
 from functional_marl._errors import StructureError
 from functional_marl._network import Network
 from functional_marl._parameters.merging import Merge, check_merge, merged_rows

@@ -8,8 +8,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from functional_marl._arguments import as_index, short_repr
-from functional_marl._checks import mismatches
+from functional_marl._check_arguments import as_index, short_repr
+from functional_marl._check_params import mismatches
 from functional_marl._errors import StructureError
 from functional_marl._module.leaves import named_tensors
 from functional_marl._parameters.merging import Merge, check_merge, merged_rows

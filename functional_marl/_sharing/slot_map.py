@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any, overload
 
-from functional_marl._arguments import as_index, is_list, short_repr
+from functional_marl._check_arguments import as_index, is_list, short_repr
 from functional_marl._errors import SharingError
 
 __all__ = ["Sharing"]

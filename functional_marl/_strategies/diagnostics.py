@@ -13,7 +13,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from functional_marl._errors import RandomnessError, StrategyWarning, StructureError
-from functional_marl._module.spec import ModuleSpec
+from functional_marl._module.module_spec import ModuleSpec
 from functional_marl._network_settings import NetworkSettings
 from functional_marl._strategies.base import Call
 from functional_marl._strategies.loop import evaluate_loop, is_random_call

@@ -5,9 +5,9 @@ from __future__ import annotations
 from torch import Tensor
 
 from functional_marl._errors import Unsupported
+from functional_marl._gather_slots import gather_slots
 from functional_marl._lowering import Plan, Run, lower
 from functional_marl._network_settings import NetworkSettings
-from functional_marl._slots import gather_slots
 from functional_marl._strategies.base import Call, Evaluator, Result, sparse_layout
 from functional_marl._strategies.plan_fast_path import PlanFastPath
 from functional_marl._torch_compat import hooked

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.compiler import is_dynamo_compiling
 
 from functional_marl._lowering import Plan
-from functional_marl._lowering.dense import CHUNK_ABOVE, FEATURE_MAJOR_FROM, Affine, one, product, traced
+from functional_marl._lowering.linear_kernels import CHUNK_ABOVE, FEATURE_MAJOR_FROM, Affine, one, product, traced
 from functional_marl._network_settings import NetworkSettings
 from functional_marl._sharing import Sharing
 from functional_marl._torch_compat import GLOBAL_HOOKS

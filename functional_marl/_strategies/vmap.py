@@ -20,7 +20,7 @@ from functional_marl._strategies.base import (
     sparse_layout,
 )
 from functional_marl._strategies.loop import evaluate_loop
-from functional_marl._strategies.torch_compile import try_vmap
+from functional_marl._strategies.under_torch_compile import try_vmap
 from functional_marl._strategies.vmap_call import evaluate_vmap
 from functional_marl._strategies.vmap_fast_path import VmapFastPath
 from functional_marl._strategies.vmap_faults import VmapFault

@@ -10,16 +10,16 @@ import torch
 from torch import Tensor
 
 from functional_marl._errors import StructureError
+from functional_marl._gather_slots import gather_slots
 from functional_marl._module.write_detection import clone_counting_writes, was_written
 from functional_marl._pytrees import Tree, flatten
 from functional_marl._randomness.keyed_dropout import run_keyed
 from functional_marl._sharing import Sharing
-from functional_marl._slots import gather_slots
 from functional_marl._strategies.base import Call, Result
-from functional_marl._strategies.batching_rules import Rules
 from functional_marl._strategies.loop import buffers_changed, plain
+from functional_marl._strategies.vmap_batching_rules import Rules
+from functional_marl._strategies.vmap_chunks import activation_bytes, agents_at_once, map_agents, widest_leaf
 from functional_marl._strategies.vmap_faults import Watch
-from functional_marl._strategies.vmap_primitives import activation_bytes, agents_at_once, map_agents, widest_leaf
 from functional_marl._torch_compat import any_autocast
 
 __all__ = ["evaluate_vmap"]

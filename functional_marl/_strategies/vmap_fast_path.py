@@ -15,14 +15,14 @@ import torch
 from torch import Tensor
 
 from functional_marl import _torch_compat
+from functional_marl._gather_slots import gather_slots
 from functional_marl._module.stateless_module import LeafPlace, StatelessModule
 from functional_marl._network_settings import NetworkSettings
 from functional_marl._randomness.rng_state import RngStates, rng_states, same_states, set_rng_states
 from functional_marl._sharing import Sharing
-from functional_marl._slots import gather_slots
 from functional_marl._strategies.base import FALLBACK_ERRORS
+from functional_marl._strategies.vmap_chunks import activation_bytes, in_chunks, quiet, widest_leaf
 from functional_marl._strategies.vmap_faults import Watch
-from functional_marl._strategies.vmap_primitives import activation_bytes, in_chunks, quiet, widest_leaf
 from functional_marl._torch_compat import Primitives, any_autocast, backward_hooked
 
 __all__ = ["VmapFastPath"]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from functional_marl._errors import SharingError
-from functional_marl._lowering import dense
+from functional_marl._lowering import linear_kernels as dense
 from functional_marl._pytrees import Params, tree_map
 from functional_marl._sharing import Sharing
 from functional_marl.laws.law import Broken, agree, broken, law, zero

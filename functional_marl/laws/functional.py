@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from functional_marl._apply import apply
-from functional_marl._checks import check_params, check_state
+from functional_marl._check_params import check_params, check_state
 from functional_marl._init_state import init_state
 from functional_marl._module.leaves import as_parameter
 from functional_marl._network import Network

@@ -7,11 +7,11 @@ torchrl need not be installed.
 from functional_marl._groups.group_map import MarlGroupMapType as MarlGroupMapType
 from functional_marl.nn._agent_axis_warning import AgentsApartWarning as AgentsApartWarning
 from functional_marl.nn._base import MultiAgentNetBase as MultiAgentNetBase
+from functional_marl.nn._check_marl_grouping import check_marl_grouping as check_marl_grouping
 from functional_marl.nn._checkpoints import convert_state_dict as convert_state_dict
 from functional_marl.nn._critics import CrossCriticGroupSpec as CrossCriticGroupSpec
 from functional_marl.nn._critics import CrossGroupCritic as CrossGroupCritic
 from functional_marl.nn._from_functional import from_functional as from_functional
-from functional_marl.nn._group_map import check_marl_grouping as check_marl_grouping
 from functional_marl.nn._mixers import Mixer as Mixer
 from functional_marl.nn._mixers import QMixer as QMixer
 from functional_marl.nn._mixers import VDNMixer as VDNMixer

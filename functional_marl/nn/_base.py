@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from functional_marl._apply import apply
-from functional_marl._arguments import as_flag, as_index, short_repr
+from functional_marl._check_arguments import as_flag, as_index, short_repr
 from functional_marl._errors import StructureError
 from functional_marl._module.lazy import is_lazy
 from functional_marl._module.leaves import get_leaves

@@ -10,7 +10,7 @@ import torch
 from tensordict.nn import TensorDictModule  # pyright: ignore[reportMissingTypeStubs]
 from torch import Tensor, nn
 
-from functional_marl._arguments import as_flag, as_index, short_repr
+from functional_marl._check_arguments import as_flag, as_index, short_repr
 from functional_marl._errors import StructureError
 from functional_marl.nn._layer_options import check_class, check_device
 from functional_marl.nn._single_agent_mlp import MLP

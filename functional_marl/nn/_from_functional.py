@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from functional_marl._arguments import short_repr
-from functional_marl._checks import check_network, check_params, check_state
+from functional_marl._check_arguments import short_repr
+from functional_marl._check_params import check_network, check_params, check_state
 from functional_marl._errors import StructureError
 from functional_marl._init_state import init_state
 from functional_marl._network import Network

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from functional_marl._errors import RandomnessError
 from functional_marl._module.lazy import evaluate_once, is_lazy
 from functional_marl._module.leaves import LeafNames, as_parameter, get_leaves, set_leaves
-from functional_marl._module.recording import record_init
-from functional_marl._module.replay import InitTrace
+from functional_marl._module.record_init import record_init
+from functional_marl._module.replay_init import InitTrace
 from functional_marl._module.reset import call_resets, in_construction_order, mark_unfilled, unfilled_names
 from functional_marl._randomness.use_generator import sampling_from_seed
 

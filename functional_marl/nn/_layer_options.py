@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from functional_marl._arguments import as_index, short_repr
+from functional_marl._check_arguments import as_index, short_repr
 from functional_marl._errors import StructureError
 
 __all__ = [

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from functional_marl._arguments import as_flag, as_index, as_shape, short_repr
+from functional_marl._check_arguments import as_flag, as_index, as_shape, short_repr
 from functional_marl.nn._layer_options import check_device
 
 __all__ = ["Mixer", "QMixer", "VDNMixer"]

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from functional_marl._arguments import as_flag, as_index
+from functional_marl._check_arguments import as_flag, as_index
 from functional_marl._sharing import SharingSpec
 from functional_marl.nn._base import MultiAgentNetBase, merges_agents, repeatable
 from functional_marl.nn._layer_options import as_features, check_class

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from functional_marl._arguments import as_index, short_repr
+from functional_marl._check_arguments import as_index, short_repr
 from functional_marl._errors import StructureError
 from functional_marl._lowering import Context, Layer, lowering_rule
 from functional_marl.nn._layer_options import (

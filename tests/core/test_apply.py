@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import functional_marl as fm
-from functional_marl._lowering import dense
+from functional_marl._lowering import linear_kernels as dense
 from tests.builders import (
     FLAT_SHARINGS,
     SHARINGS,

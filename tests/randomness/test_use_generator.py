@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import functional_marl as fm
-from functional_marl._module.recording import record_init
+from functional_marl._module.record_init import record_init
 from functional_marl._randomness.use_generator import sampling_from_seed
 from functional_marl.nn import MultiAgentMLP
 from tests.builders import N, generators_untouched, same

@@ -12,10 +12,10 @@ from torch.utils.checkpoint import checkpoint
 
 import functional_marl as fm
 from functional_marl import _torch_compat
-from functional_marl._slots import gather_slots
+from functional_marl._gather_slots import gather_slots
 from functional_marl._strategies import vmap_fast_path
-from functional_marl._strategies.batching_rules import Rules
-from functional_marl._strategies.torch_compile import is_compiled
+from functional_marl._strategies.under_torch_compile import is_compiled
+from functional_marl._strategies.vmap_batching_rules import Rules
 from functional_marl._strategies.vmap_fast_path import VmapFastPath
 from tests.builders import FLAT_SHARINGS, N, copied, numbers, same
 

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import functional_marl as fm
-from functional_marl._strategies import vmap_primitives
-from functional_marl._strategies.batching_rules import Rules
+from functional_marl._strategies import vmap_chunks
+from functional_marl._strategies.vmap_batching_rules import Rules
 
 N = 3
 
@@ -126,17 +126,15 @@ def test_a_network_is_gone_when_nobody_holds_it() -> None:
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many agents have been mapped at a time."""
     numbers: list[int] = []
-    whole = vmap_primitives._map
-    monkeypatch.setattr(
-        vmap_primitives, "_map", lambda function, n, *rest: numbers.append(n) or whole(function, n, *rest)
-    )
+    whole = vmap_chunks._map
+    monkeypatch.setattr(vmap_chunks, "_map", lambda function, n, *rest: numbers.append(n) or whole(function, n, *rest))
     return numbers
 
 
 def chunks_of(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
     """Agents go in chunks of so many bytes, however few they are."""
-    monkeypatch.setattr(vmap_primitives, "CHUNK_ABOVE", 0)
-    monkeypatch.setattr(vmap_primitives, "CHUNK", size)
+    monkeypatch.setattr(vmap_chunks, "CHUNK_ABOVE", 0)
+    monkeypatch.setattr(vmap_chunks, "CHUNK", size)
 
 
 class Several(nn.Module):
@@ -214,14 +212,14 @@ def test_a_network_that_sees_no_tensor_is_mapped() -> None:
 
 def test_how_much_activations_take() -> None:
     wide = fm.network(lambda: nn.Sequential(nn.Linear(4, 6), nn.LayerNorm(9)), N)
-    assert vmap_primitives.widest_leaf(wide) == 9
-    assert vmap_primitives.widest_leaf(fm.network(nn.Tanh, N)) == 1
+    assert vmap_chunks.widest_leaf(wide) == 9
+    assert vmap_chunks.widest_leaf(fm.network(nn.Tanh, N)) == 1
     for shape, rows in (((7, 5, 4), 35), ((3, 1), 3), ((), 1), ((3, 0), 0)):
-        assert vmap_primitives.activation_bytes(torch.zeros(shape), 6) == rows * 6 * 4
-    assert vmap_primitives.activation_bytes(torch.zeros(7, 4, dtype=torch.float64), 6) == 7 * 6 * 8
+        assert vmap_chunks.activation_bytes(torch.zeros(shape), 6) == rows * 6 * 4
+    assert vmap_chunks.activation_bytes(torch.zeros(7, 4, dtype=torch.float64), 6) == 7 * 6 * 8
     with torch.no_grad():
-        assert [vmap_primitives.in_chunks(vmap_primitives.CHUNK_ABOVE + more) for more in (0, 1)] == [False, True]
-    assert not vmap_primitives.in_chunks(vmap_primitives.CHUNK_ABOVE + 1)
+        assert [vmap_chunks.in_chunks(vmap_chunks.CHUNK_ABOVE + more) for more in (0, 1)] == [False, True]
+    assert not vmap_chunks.in_chunks(vmap_chunks.CHUNK_ABOVE + 1)
 
 
 def test_what_all_agents_share_is_evaluated_once_in_chunks_too(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,13 +10,13 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
-from functional_marl._lowering.dense import Affine
+from functional_marl._gather_slots import gather_slots
 from functional_marl._lowering.expected_leaves import ExpectedLeaves, weight_and_bias
 from functional_marl._lowering.fusion import LinearRun
+from functional_marl._lowering.linear_kernels import Affine
 from functional_marl._lowering.registry import Context, batching_rule, lowering_rule
 from functional_marl._lowering.steps import Leaves, Run, Step, Value
 from functional_marl._sharing import Sharing
-from functional_marl._slots import gather_slots
 
 __all__ = ["linear_of", "linear_rows"]
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from functional_marl._clean_context import no_active_modes
 from functional_marl._errors import StructureError
 from functional_marl._module import limitations as limits
-from functional_marl._module.init import Build, build_repeatably, run_factory
+from functional_marl._module.build import Build, build_repeatably, run_factory
 from functional_marl._module.lazy import materialise
 from functional_marl._module.leaves import (
     LeafNames,
@@ -28,10 +28,10 @@ from functional_marl._module.leaves import (
     remove_leaves,
     set_leaves,
 )
-from functional_marl._module.recording import record_init
-from functional_marl._module.replay import InitTrace, in_plain_context
+from functional_marl._module.record_init import record_init
+from functional_marl._module.replay_init import InitTrace, in_plain_context
 from functional_marl._module.reset import ResetFactory
-from functional_marl._module.stateless import StatelessCaller
+from functional_marl._module.stateless_call import StatelessCaller
 
 __all__ = ["Build", "LeafSpec", "ModuleSpec"]
 

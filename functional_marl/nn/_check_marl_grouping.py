@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from functional_marl._groups.checks import check_group_map
+from functional_marl._groups.check_group_map import check_group_map
 
 __all__ = ["check_marl_grouping"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from functional_marl._arguments import short_repr
+from functional_marl._check_arguments import short_repr
 from functional_marl._errors import SharingError
 from functional_marl._name_patterns import match_patterns
 from functional_marl._sharing.presets import PRESETS

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 import functional_marl as fm
 from functional_marl._module.leaves import named_tensors
-from functional_marl._module.recording import record_init
-from functional_marl._module.replay import InitTrace
+from functional_marl._module.record_init import record_init
+from functional_marl._module.replay_init import InitTrace
 from functional_marl._randomness.use_generator import sampling_from_seed
 
 Build = Callable[[], nn.Module]

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 import functional_marl as fm
-from functional_marl._slots import gather_slots, index_tensor
+from functional_marl._gather_slots import gather_slots, index_tensor
 from tests.builders import numbers
 
 

@@ -11,7 +11,7 @@ import torchrl.envs  # pyright: ignore[reportMissingTypeStubs]
 import torchrl.envs.utils  # pyright: ignore[reportMissingTypeStubs]
 
 from functional_marl._errors import GroupingError
-from functional_marl._groups.checks import check_group_map
+from functional_marl._groups.check_group_map import check_group_map
 from functional_marl._groups.group_map import group_map
 
 BAD_MAPS: list[tuple[Any, Any, str]] = [

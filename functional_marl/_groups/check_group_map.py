@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from functional_marl._arguments import is_list, short_repr
+from functional_marl._check_arguments import is_list, short_repr
 from functional_marl._errors import GroupingError
 
 __all__ = ["as_groups", "as_names", "check_group_map", "check_keys", "quote"]

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 import functional_marl as fm
-from functional_marl._lowering import dense
+from functional_marl._lowering import linear_kernels as dense
 from tests.builders import numbers
 from tests.lowering.test_plan import assert_plan_is_loop
 

@@ -14,8 +14,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from functional_marl._gather_slots import gather_slots, index_tensor
 from functional_marl._sharing import Sharing
-from functional_marl._slots import gather_slots, index_tensor
 
 __all__ = [
     "Affine",
