@@ -45,34 +45,32 @@ class VmapFastPath:
 
     def __init__(self, net: NetworkSettings, train: bool, failed: Callable[[], bool]) -> None:
         self.net, self.train, self.failed = net, train, failed
-        self.n_agents, self.randomness, self.count = net.n_agents, net.randomness, len(net.param_shapes)
         self.dim, self.out_dim = cast(int, net.agent_dim), cast("int | None", net.out_agent_dim)
-        self.widest, self.shared = widest_leaf(net), net.all_shared
-        # How each leaf is mapped, in the order of the stateless module. Made at the first call: it copies the module.
-        self.leaves: list[tuple[str, tuple[int, ...], Sharing, str]] = []
-        self.names: frozenset[str] | None = None
+        self.leaves: list[tuple[str, tuple[int, ...], Sharing, str]] | None = None  # made at the first call
         # What decides under vmap what a module does: shape, dtype, gradients. Kinds of calls that were watched, and
         # those of them that sampled nothing.
         self.watched: set[tuple[torch.Size, torch.dtype, bool]] = set()
         self.not_random: set[tuple[torch.Size, torch.dtype, bool]] = set()
         self.off = False
 
-    def _make(self) -> frozenset[str]:
-        net, spec = self.net, self.net.module_spec
-        first = {name: name for name in net.param_shapes} | spec.aliases
-        leaves: list[tuple[str, tuple[int, ...], Sharing, str]] = []
-        if spec.stateless.needs_only_params():
-            assert _torch_compat.primitives is not None
-            _torch_compat.primitives.load()
-            for name in spec.stateless.module(self.train).names:
-                if name in first:
-                    sharing = net.sharing[first[name]]
-                    kind = "own" if sharing.is_independent else "whole" if sharing.is_shared else "gathered"
-                    leaves.append((first[name], net.param_shapes[first[name]], sharing, kind))
-        else:
+    def _make(self) -> None:
+        """Decide how each leaf is mapped, in the order of the stateless module, which this copies."""
+        net = self.net
+        if not net.module_spec.stateless.needs_only_params():
             self.off = True
-        self.leaves, self.names = leaves, frozenset(first)
-        return self.names
+            return
+        assert _torch_compat.primitives is not None
+        _torch_compat.primitives.load()
+        first = {name: name for name in net.param_shapes} | net.module_spec.aliases
+        leaves: list[tuple[str, tuple[int, ...], Sharing, str]] = []
+        for name in net.module_spec.stateless.module(self.train).names:
+            if name in first:
+                sharing = net.sharing[first[name]]
+                kind = "own" if sharing.is_independent else "whole" if sharing.is_shared else "gathered"
+                leaves.append((first[name], net.param_shapes[first[name]], sharing, kind))
+        self.names, self.count = frozenset(first), len(net.param_shapes)
+        self.widest, self.shared = widest_leaf(net), net.all_shared
+        self.leaves = leaves
 
     def __call__(self, params: Mapping[str, Any], x: Tensor) -> Tensor | None:
         """The output with the agents in its place, or None."""
@@ -81,14 +79,18 @@ class VmapFastPath:
             return None
         if _torch_compat.dispatch_modes():  # fake tensors and others that watch operations
             return None
-        names, dim = self.names or self._make(), self.dim
-        stateless = self.net.module_spec.stateless.module(self.train)
-        places = stateless.leaf_places(names)
-        if self.off or self.failed() or not stateless.writes_checked or backward_hooked():
+        if self.leaves is None:
+            self._make()
+            if self.off:
+                return None
+        net, dim = self.net, self.dim
+        stateless = net.module_spec.stateless.module(self.train)
+        places = stateless.leaf_places(self.names)
+        if self.failed() or not stateless.writes_checked or backward_hooked():
             return None
         if len(params) != self.count or any_autocast():
             return None
-        if not -x.dim() <= dim < x.dim() or x.shape[dim] != self.n_agents:
+        if not -x.dim() <= dim < x.dim() or x.shape[dim] != net.n_agents:
             return None
         if in_chunks(activation_bytes(x, self.widest)):
             return None
@@ -124,12 +126,12 @@ class VmapFastPath:
         dim: int,
         watch: bool,
     ) -> Tensor | None:
-        n, add, meta = self.n_agents, primitives.add, x.is_meta
+        n, add, meta = self.net.n_agents, primitives.add, x.is_meta
         with quiet:
-            level = primitives.enter(n, self.randomness)
+            level = primitives.enter(n, self.net.randomness)
             stateless.in_use = True
             try:
-                for (name, shape, sharing, kind), (place, attribute) in zip(self.leaves, places, strict=True):
+                for (name, shape, sharing, kind), (place, attribute) in zip(self.leaves or (), places, strict=True):
                     leaf = params.get(name)
                     if not isinstance(leaf, Tensor) or leaf.shape != shape or leaf.is_meta is not meta:
                         return None
