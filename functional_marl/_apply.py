@@ -8,7 +8,7 @@ from typing import Any, Literal, overload
 import torch
 from torch import Tensor
 
-from functional_marl._arguments import as_flag, shown
+from functional_marl._arguments import as_flag, short_repr
 from functional_marl._checks import check_meta, check_network, check_params, check_state
 from functional_marl._errors import StructureError
 from functional_marl._init_state import default_state
@@ -140,7 +140,7 @@ def apply(
         result = evaluator.evaluate(call)
     except TypeError as error:
         if inputs and not any(isinstance(leaf, Tensor) for leaf in call.inputs.leaves):
-            raise StructureError(f"inputs: expected tensors, got {shown(inputs)}: {error}") from error
+            raise StructureError(f"inputs: expected tensors, got {short_repr(inputs)}: {error}") from error
         raise
     except RuntimeError as error:
         clearer = clearer_error(call, error)
@@ -184,7 +184,7 @@ def _as_kwargs(kwargs: Any) -> dict[str, Any]:
         return {}
     given: dict[Any, Any] | None = dict(kwargs) if hasattr(kwargs, "keys") else None
     if given is None or not all(isinstance(name, str) for name in given):
-        raise StructureError(f"kwargs: expected a dict from the names of keyword inputs, got {shown(kwargs)}")
+        raise StructureError(f"kwargs: expected a dict from the names of keyword inputs, got {short_repr(kwargs)}")
     return given
 
 

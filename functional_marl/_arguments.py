@@ -22,16 +22,16 @@ __all__ = [
     "as_shape",
     "is_bool",
     "is_list",
-    "shown",
+    "short_repr",
 ]
 
 _MOST = 1 << 63  # larger than any size; without a bound a wrong number would take all memory
 
 
-def shown(value: Any) -> str:
+def short_repr(value: Any) -> str:
     """A value on one short line, for an error: its repr, or the shape of a tensor or array.
 
-    >>> shown(torch.zeros(2, 3)), shown("a")
+    >>> short_repr(torch.zeros(2, 3)), short_repr("a")
     ('a Tensor of shape [2, 3]', "'a'")
     """
     shape = getattr(value, "shape", None)
@@ -70,7 +70,7 @@ def as_index(
     number = None if is_bool(value) else _index(value)
     if number is None or (least is not None and not least <= number < _MOST):
         kind = {None: "an int", 1: "a positive int"}.get(least, f"an int of {least} or more")
-        raise error(f"{what}: expected {kind}, got {shown(value)}{hint}")
+        raise error(f"{what}: expected {kind}, got {short_repr(value)}{hint}")
     return number
 
 
@@ -106,7 +106,7 @@ def as_flag(value: Any, what: str) -> bool:
         return value
     if (isinstance(value, int) and value in (0, 1)) or (is_bool(value) and not getattr(value, "shape", ())):
         return bool(value)
-    raise StructureError(f"{what}: expected True or False, got {shown(value)}")
+    raise StructureError(f"{what}: expected True or False, got {short_repr(value)}")
 
 
 def as_shape(value: Any, what: str) -> tuple[int, ...]:
@@ -124,7 +124,7 @@ def as_shape(value: Any, what: str) -> tuple[int, ...]:
 
 
 def _not_a_shape(value: Any, what: str) -> NoReturn:
-    raise StructureError(f"{what}: expected a tuple of sizes, ints of 0 or more, got {shown(value)}")
+    raise StructureError(f"{what}: expected a tuple of sizes, ints of 0 or more, got {short_repr(value)}")
 
 
 def as_mapping(value: Any, what: str, kind: str) -> Mapping[Any, Any]:
@@ -134,7 +134,7 @@ def as_mapping(value: Any, what: str, kind: str) -> Mapping[Any, Any]:
     {'a': 1}
     """
     if not isinstance(value, Mapping):
-        raise StructureError(f"{what}: expected a dict {kind}, got {shown(value)}")
+        raise StructureError(f"{what}: expected a dict {kind}, got {short_repr(value)}")
     return value  # pyright: ignore[reportUnknownVariableType]
 
 
@@ -146,7 +146,7 @@ def as_floating(dtype: Any, what: str = "dtype") -> torch.dtype | None:
     """
     if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
         raise StructureError(
-            f"{what}: expected a floating dtype such as torch.float32, got {shown(dtype)}; "
+            f"{what}: expected a floating dtype such as torch.float32, got {short_repr(dtype)}; "
             "only floating leaves are cast"
         )
     return dtype
@@ -167,7 +167,7 @@ def as_device(device: Any, what: str = "device") -> torch.device | None:
         torch.empty(0, device=found)
     except (TypeError, ValueError, RuntimeError, AssertionError) as error:
         raise StructureError(
-            f"{what}: expected a device that torch has here, such as 'cpu', got {shown(device)}: "
+            f"{what}: expected a device that torch has here, such as 'cpu', got {short_repr(device)}: "
             f"{(str(error).splitlines() or [''])[0]}"
         ) from None
     return found

@@ -9,7 +9,7 @@ from typing import Any, NoReturn, TypeVar, cast, get_args
 import torch
 from torch import nn
 
-from functional_marl._arguments import as_flag, as_index, shown
+from functional_marl._arguments import as_flag, as_index, short_repr
 from functional_marl._errors import SharingError, StructureError
 from functional_marl._module.spec import Build, ModuleSpec
 from functional_marl._network_settings import NetworkSettings, Randomness, StrategyName
@@ -141,7 +141,7 @@ def _network(
         ("strategy", strategy, get_args(StrategyName)),
     ):
         if not isinstance(value, str) or value not in choices:
-            raise StructureError(f"{name}: expected one of {', '.join(map(repr, choices))}, got {shown(value)}")
+            raise StructureError(f"{name}: expected one of {', '.join(map(repr, choices))}, got {short_repr(value)}")
     n_agents = as_index(n_agents, "n_agents", 1)
     centralized = as_flag(centralized, "centralized")
     agent_dim, out_agent_dim = _as_dims(agent_dim, "agent_dim"), _as_dims(out_agent_dim, "out_agent_dim")
@@ -279,6 +279,6 @@ def _as_args(example: Tree) -> tuple[Any, ...] | None:
     if any(map(is_array, leaves)) or (leaves and not any(isinstance(leaf, torch.Tensor) for leaf in leaves)):
         raise StructureError(
             "example: expected one agent's input, a tensor or a tree of tensors, or a tuple of inputs, got "
-            f"{shown(example)}; give for example torch.zeros(4), or torch.as_tensor(x) of an array"
+            f"{short_repr(example)}; give for example torch.zeros(4), or torch.as_tensor(x) of an array"
         )
     return tree_map(lambda leaf: leaf.detach() if isinstance(leaf, torch.Tensor) else leaf, args)

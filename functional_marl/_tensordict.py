@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from functional_marl._arguments import shown
+from functional_marl._arguments import short_repr
 from functional_marl._errors import StructureError
 from functional_marl._pytrees import is_tensordict
 
@@ -51,7 +51,7 @@ def to_tensordict(params: Mapping[str, Tensor]) -> TensorDict:
     params = as_flat_dict(params)
     for name, leaf in params.items():
         if not isinstance(name, str) or not isinstance(leaf, Tensor):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise StructureError(f"params[{name!r}]: expected a tensor under a dotted name, got {shown(leaf)}")
+            raise StructureError(f"params[{name!r}]: expected a tensor under a dotted name, got {short_repr(leaf)}")
     slots = {leaf.shape[:1] for leaf in params.values()}
     batch = slots.pop() if len(slots) == 1 else torch.Size()
     return TensorDict({tuple(name.split(".")): leaf for name, leaf in params.items()}, batch_size=batch)

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from functional_marl._arguments import as_index, is_list, shown
+from functional_marl._arguments import as_index, is_list, short_repr
 from functional_marl._errors import StructureError
 
 __all__ = ["GRU", "LSTM", "ConvNet", "convnet", "gru", "lstm", "mlp"]
@@ -35,7 +35,7 @@ def _check_activation(where: str, activation: Any) -> None:
     if not builds or isinstance(activation, nn.Module | BuiltinFunctionType):
         raise StructureError(
             f"{where}: expected as activation a module class such as nn.ReLU, or a function that builds a module, "
-            f"got {shown(activation)}"
+            f"got {short_repr(activation)}"
         )
 
 
@@ -46,7 +46,7 @@ def _as_ints(values: Any, what: str, least: int) -> tuple[int, ...]:
         StructureError: something else, or an int below ``least``.
     """
     if not is_list(values):
-        raise StructureError(f"{what}: expected a list of ints, got {shown(values)}")
+        raise StructureError(f"{what}: expected a list of ints, got {short_repr(values)}")
     return tuple(as_index(value, what, least) for value in values)
 
 
@@ -124,7 +124,7 @@ def _each_layer(value: Any, n: int, what: str, least: int) -> tuple[Any, ...]:
         return (as_index(value, what, least),) * n
     each: list[Any] = list(value)
     if len(each) != n:
-        raise StructureError(f"{what}: expected an int, or one for each of {n} layers, got {shown(value)}")
+        raise StructureError(f"{what}: expected an int, or one for each of {n} layers, got {short_repr(value)}")
     return tuple(
         _as_ints(one, what, least) if isinstance(one, list | tuple) else as_index(one, what, least) for one in each
     )
@@ -223,16 +223,16 @@ def _check_recurrent(x: Any, states: Sequence[tuple[str, Any]], reset: Any, inpu
         StructureError: another shape, or an input that is not a tensor.
     """
     if not isinstance(x, Tensor) or x.ndim < 2 or x.shape[-1] != inputs:
-        raise StructureError(f"x: expected a tensor [*B, T, {inputs}], got {shown(x)}")
+        raise StructureError(f"x: expected a tensor [*B, T, {inputs}], got {short_repr(x)}")
     batch = x.shape[:-2]
     for name, state in states:
         if not _fits(state, (*batch, hidden), x):
             raise StructureError(
-                f"{name}: expected a tensor {[*batch, hidden]} beside x {list(x.shape)}, got {shown(state)}"
+                f"{name}: expected a tensor {[*batch, hidden]} beside x {list(x.shape)}, got {short_repr(state)}"
             )
     if reset is not None and not _fits(reset, x.shape[:-1], x):
         raise StructureError(
-            f"reset: expected a tensor {list(x.shape[:-1])} beside x {list(x.shape)}, got {shown(reset)}"
+            f"reset: expected a tensor {list(x.shape[:-1])} beside x {list(x.shape)}, got {short_repr(reset)}"
         )
 
 
@@ -327,7 +327,7 @@ class LSTM(_Recurrent):
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """Compute all time steps."""
         if state is not None and (not isinstance(state, tuple | list) or len(state) != 2):  # pyright: ignore
-            raise StructureError(f"state: expected a pair (h, c), got {shown(state)}")
+            raise StructureError(f"state: expected a pair (h, c), got {short_repr(state)}")
         _check_recurrent(
             x,
             [] if state is None else [("h of state", state[0]), ("c of state", state[1])],

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from functional_marl._arguments import as_flag, as_index, as_shape, is_bool, shown
+from functional_marl._arguments import as_flag, as_index, as_shape, is_bool, short_repr
 from functional_marl._errors import StructureError
 
 __all__ = ["Key", "as_key", "bernoulli", "fold_in", "key", "normal", "philox4x32", "split", "uniform"]
@@ -44,7 +44,7 @@ def philox4x32(key: Tensor, counter: tuple[Any, Any, Any, Any]) -> tuple[Tensor,
     """
     key = as_key(key, batch=True)
     if not isinstance(counter, tuple) or len(counter) != 4:  # pyright: ignore[reportUnnecessaryIsInstance, reportUnnecessaryComparison]
-        raise StructureError(f"counter: expected four ints or int64 tensors, got {shown(counter)}")
+        raise StructureError(f"counter: expected four ints or int64 tensors, got {short_repr(counter)}")
     k0, k1 = key[..., 0:1], key[..., 1:2]
     c0, c1, c2, c3 = (_as_word(word, "counter") for word in counter)
     for round_ in range(10):
@@ -77,7 +77,7 @@ def _as_probability(p: Any) -> float:
 
 def _as_float_dtype(dtype: Any) -> torch.dtype:
     if not isinstance(dtype, torch.dtype) or dtype not in _BITS:
-        raise StructureError(f"dtype: expected one of {', '.join(map(str, _BITS))}, got {shown(dtype)}")
+        raise StructureError(f"dtype: expected one of {', '.join(map(str, _BITS))}, got {short_repr(dtype)}")
     return dtype
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Literal, overload
 
 from functional_marl._apply import apply
-from functional_marl._arguments import as_flag, shown
+from functional_marl._arguments import as_flag, short_repr
 from functional_marl._errors import GroupingError
 from functional_marl._groups.checks import check_keys
 from functional_marl._network import Network
@@ -78,7 +78,7 @@ def apply_groups(
     {'wolf': [7, 3, 2], 'sheep': [7, 1, 1]}
     """
     if not isinstance(nets, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise GroupingError(f"nets: expected a mapping from group to network, got {shown(nets)}")
+        raise GroupingError(f"nets: expected a mapping from group to network, got {short_repr(nets)}")
     mutable_of: Any = mutable if hasattr(mutable, "keys") else dict.fromkeys(nets, as_flag(mutable, "mutable"))
     no_state: dict[str, Tree] = dict.fromkeys(nets)
     states, keywords = no_state if state is None else state, no_state if kwargs is None else kwargs

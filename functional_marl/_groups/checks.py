@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from functional_marl._arguments import is_list, shown
+from functional_marl._arguments import is_list, short_repr
 from functional_marl._errors import GroupingError
 
 __all__ = ["as_groups", "as_names", "check_group_map", "check_keys", "quote"]
@@ -15,7 +15,7 @@ __all__ = ["as_groups", "as_names", "check_group_map", "check_keys", "quote"]
 def as_names(names: Any, what: str) -> list[str]:
     """The names as a new list. A set raises: it has no order, and an agent axis needs one."""
     if not (is_list(names) or isinstance(names, Mapping)):
-        raise GroupingError(f"{what}: expected a list of agent names, got {shown(names)}; use a list of strings")
+        raise GroupingError(f"{what}: expected a list of agent names, got {short_repr(names)}; use a list of strings")
     listed: list[Any] = list(names)  # pyright: ignore[reportUnknownArgumentType]
     if wrong := [name for name in listed if not isinstance(name, str)]:
         raise GroupingError(f"{what}: expected strings as agent names, got {wrong!r}; use a list of strings")
@@ -25,7 +25,7 @@ def as_names(names: Any, what: str) -> list[str]:
 def as_groups(groups: Mapping[Any, Any]) -> dict[str, list[str]]:
     """The group map as a new dict of new lists; whether it is a partition is not checked here."""
     if not isinstance(groups, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise GroupingError(f"groups: expected a mapping from group to agent names, got {shown(groups)}")
+        raise GroupingError(f"groups: expected a mapping from group to agent names, got {short_repr(groups)}")
     return {group: as_names(members, f"groups[{group!r}]") for group, members in groups.items()}
 
 

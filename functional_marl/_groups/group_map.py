@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from functional_marl._arguments import shown
+from functional_marl._arguments import short_repr
 from functional_marl._errors import GroupingError
 from functional_marl._groups.checks import as_groups, as_names, check_group_map, quote
 
@@ -104,7 +104,7 @@ def group_map(names: Iterable[str], grouping: Grouping) -> dict[str, list[str]]:
     else:
         raise GroupingError(
             "grouping: expected a MarlGroupMapType, a mapping from group to agents or a function from agent"
-            f" to group, got {shown(grouping)}"
+            f" to group, got {short_repr(grouping)}"
         )
     check_group_map(groups, agents)
     return groups
@@ -120,7 +120,7 @@ def by_prefix(name: str) -> str:
     ('adversary', 'lead_agent', 'goalkeeper')
     """
     if not isinstance(name, str):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise GroupingError(f"name: expected the name of an agent, a string, got {shown(name)}")
+        raise GroupingError(f"name: expected the name of an agent, a string, got {short_repr(name)}")
     match = re.fullmatch(r"(.+)_[0-9]+", name, re.DOTALL)
     return match[1] if match else name
 
@@ -143,7 +143,7 @@ def by_spec(specs: Mapping[str, Any]) -> Callable[[str], str]:
     {'group_0': ['wolf_0', 'sheep_0'], 'group_1': ['wolf_1']}
     """
     if not hasattr(specs, "keys"):
-        raise GroupingError(f"specs: expected a mapping from agent to spec, got {shown(specs)}")
+        raise GroupingError(f"specs: expected a mapping from agent to spec, got {short_repr(specs)}")
     classes: list[list[str]] = []
     for name in as_names(specs, "specs"):
         for members in classes:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from functional_marl._arguments import as_index, shown
+from functional_marl._arguments import as_index, short_repr
 from functional_marl._errors import StructureError
 
 __all__ = ["with_agent_ids"]
@@ -26,7 +26,7 @@ def with_agent_ids(x: Tensor, agent_dim: int = -2) -> Tensor:
             [0., 0., 1.]])
     """
     if not isinstance(x, Tensor) or x.layout is not torch.strided:  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise StructureError(f"with_agent_ids: expected a dense tensor as x, got {shown(x)}")
+        raise StructureError(f"with_agent_ids: expected a dense tensor as x, got {short_repr(x)}")
     agent_dim = as_index(agent_dim, "agent_dim")
     if not -x.ndim <= agent_dim < x.ndim - 1 or agent_dim == -1:
         raise StructureError(

@@ -44,19 +44,17 @@ class ResetFactory:
 
     Args:
         module: one agent's module.
-        empty: the same without leaves, from which the copies are made.
+        names: of its leaves.
+        empty: the same module without leaves, from which the copies are made.
     """
 
-    def __init__(self, module: nn.Module, empty: nn.Module) -> None:
-        self.names = LeafNames.of(module)
-        leaves = {name: leaf.detach() for name, leaf in get_leaves(module, self.names).items()}
-        # Integers keep their numbers. Of the others, shape, dtype and device: all elements are one in memory.
-        self.params = {
-            name: leaves[name].new_zeros(()).expand(leaves[name].shape) if is_float(leaves[name]) else leaves[name]
-            for name in self.names.params
-        }
-        self.buffers = {name: leaves[name] for name in self.names.buffers}
-        self.empty = empty
+    def __init__(self, module: nn.Module, names: LeafNames, empty: nn.Module) -> None:
+        leaves = get_leaves(module, names)
+        floats = [name for name in names.params if is_float(leaves[name])]
+        self.forms = {name: (leaves[name].shape, leaves[name].dtype, leaves[name].device) for name in floats}
+        # parameters of integers, which cannot hold NaN, and buffers: a copy starts with their numbers
+        self.kept = {name: leaf.detach() for name, leaf in leaves.items() if name not in self.forms}
+        self.names, self.empty = names, empty
 
     def __call__(self) -> nn.Module:
         """A copy whose leaves its own resets have filled.
@@ -65,14 +63,16 @@ class ResetFactory:
             StructureError: names the leaves that no reset fills.
         """
         module = copy.deepcopy(self.empty)
-        params = {name: as_parameter(mark_unfilled(leaf)) for name, leaf in self.params.items()}
-        buffers = {name: buffer.clone() for name, buffer in self.buffers.items()}
-        set_leaves(module, self.names, {**params, **buffers})
+        leaves = {name: leaf.clone() for name, leaf in self.kept.items()}
+        for name, (shape, dtype, device) in self.forms.items():
+            leaves[name] = torch.full(shape, torch.nan, dtype=dtype, device=device)
+        params = {name: as_parameter(leaves[name]) for name in self.names.params}
+        set_leaves(module, self.names, {**leaves, **params})
         call_resets(reversed(list(module.modules())))  # the parts before the whole, as constructors do
         unfilled = unfilled_names(params)
         if unfilled:
             raise StructureError(
                 f"build: a module was given, and no reset_parameters() fills {unfilled}; give a factory instead: "
-                "a function that builds the module anew"
+                "a function that builds the module"
             )
         return module

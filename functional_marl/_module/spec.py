@@ -64,7 +64,7 @@ class ModuleSpec:
             limits.check_parts(build)
             pattern = deep_copy(build)
             materialise(pattern, example)
-            self.build: Build | None = ResetFactory(pattern, copy_without_leaves(pattern))
+            self.build: Build | None = ResetFactory(pattern, LeafNames.of(pattern), copy_without_leaves(pattern))
         elif callable(build):
             self.build = build
         else:
@@ -88,7 +88,7 @@ class ModuleSpec:
         spec.random_buffers = ()
         spec._describe(module)
         spec._empty = module
-        spec.build = ResetFactory(module, module)
+        spec.build = ResetFactory(module, spec.names, module)
         remove_leaves(module)
         spec._prepare()
         return spec

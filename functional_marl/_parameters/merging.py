@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from functional_marl._arguments import shown
+from functional_marl._arguments import short_repr
 from functional_marl._errors import SharingError, StructureError
 from functional_marl._sharing import Sharing
 from functional_marl._slots import index_tensor
@@ -22,7 +22,7 @@ Merge = Literal["error", "mean", "first"]
 def check_merge(merge: Any) -> None:
     """Raise SharingError unless ``merge`` is one of the words of :data:`Merge`."""
     if not isinstance(merge, str) or merge not in ("error", "mean", "first"):
-        raise SharingError(f"merge: expected 'error', 'mean' or 'first', got {shown(merge)}")
+        raise SharingError(f"merge: expected 'error', 'mean' or 'first', got {short_repr(merge)}")
 
 
 def merged_rows(leaf: Tensor, source: Sequence[int], sharing: Sharing, merge: Merge, name: str) -> Tensor:

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from functional_marl._arguments import as_index, is_list, shown
+from functional_marl._arguments import as_index, is_list, short_repr
 from functional_marl._checks import check_network, slot_maps
 from functional_marl._errors import StructureError
 from functional_marl._network import Network
@@ -68,5 +68,5 @@ def _as_agents(agents: Any, n_agents: int) -> list[int]:
             raise TypeError
     except (TypeError, ValueError, RuntimeError):
         wanted = f"expected indices below {n_agents}, at least one"
-        raise StructureError(f"agents: {wanted}, got {shown(agents)}") from None
+        raise StructureError(f"agents: {wanted}, got {short_repr(agents)}") from None
     return chosen

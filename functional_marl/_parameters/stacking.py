@@ -8,7 +8,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from functional_marl._arguments import as_index, shown
+from functional_marl._arguments import as_index, short_repr
 from functional_marl._checks import mismatches
 from functional_marl._errors import StructureError
 from functional_marl._module.leaves import named_tensors
@@ -59,7 +59,7 @@ def stack_agents(
         for i, t in enumerate(trees)
     ]
     lines = [
-        f"trees[0][{name!r}]: expected a tensor, got {shown(leaf)}"
+        f"trees[0][{name!r}]: expected a tensor, got {short_repr(leaf)}"
         for name, leaf in flat[0].items()
         if not isinstance(leaf, Tensor)  # pyright: ignore[reportUnnecessaryIsInstance]
     ]

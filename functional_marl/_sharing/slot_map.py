@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any, overload
 
-from functional_marl._arguments import as_index, is_list, shown
+from functional_marl._arguments import as_index, is_list, short_repr
 from functional_marl._errors import SharingError
 
 __all__ = ["Sharing"]
@@ -46,7 +46,7 @@ class Sharing(Sequence[int]):
                 raise TypeError
             given = tuple(as_index(slot, "slot") for slot in slots)
         except (TypeError, ValueError, RuntimeError):  # a tensor on the meta device raises RuntimeError
-            raise SharingError(f"sharing: expected one int slot for each agent, got {shown(slots)}") from None
+            raise SharingError(f"sharing: expected one int slot for each agent, got {short_repr(slots)}") from None
         if not given:
             raise SharingError("sharing: expected at least one agent, got none")
         count = max(given) + 1 if n_slots is None else as_index(n_slots, "n_slots", error=SharingError)
@@ -193,5 +193,5 @@ class Sharing(Sequence[int]):
 def _as_sharing(other: Any, what: str) -> Sharing:
     if not isinstance(other, Sharing):
         fix = "make one: fm.Sharing([0, 0, 1])"
-        raise SharingError(f"{what}: expected a Sharing as other, got {shown(other)}; {fix}")
+        raise SharingError(f"{what}: expected a Sharing as other, got {short_repr(other)}; {fix}")
     return other

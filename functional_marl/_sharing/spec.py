@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from functional_marl._arguments import shown
+from functional_marl._arguments import short_repr
 from functional_marl._errors import SharingError
 from functional_marl._name_patterns import match_patterns
 from functional_marl._sharing.presets import PRESETS
@@ -48,7 +48,7 @@ def _slot_map(spec: Any, n_agents: int, where: str) -> Sharing:
         return preset(n_agents)
     if isinstance(spec, str | bool) or not isinstance(spec, Iterable):
         presets = ", ".join(map(repr, PRESETS))
-        raise SharingError(f"{where}: expected {presets}, a list of slots or a Sharing, got {shown(spec)}")
+        raise SharingError(f"{where}: expected {presets}, a list of slots or a Sharing, got {short_repr(spec)}")
     sharing = spec if isinstance(spec, Sharing) else Sharing(spec)  # pyright: ignore[reportUnknownArgumentType]
     if sharing.n_agents != n_agents:
         raise SharingError(

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from functional_marl._apply import apply
-from functional_marl._arguments import as_flag, as_index, shown
+from functional_marl._arguments import as_flag, as_index, short_repr
 from functional_marl._errors import StructureError
 from functional_marl._module.lazy import is_lazy
 from functional_marl._module.leaves import get_leaves
@@ -28,7 +28,7 @@ from functional_marl._strategies import supports
 from functional_marl.nn._agent_axis_warning import reads_agent_axis, warn_reads_agent_axis
 from functional_marl.nn._edit_tracker import EditTracker, keep_mode
 from functional_marl.nn._initialization import init_slots
-from functional_marl.nn._parameter_store import ParameterStore, ignore_template_buffers
+from functional_marl.nn._parameter_store import ParameterStore, ignore_empty_net_buffers
 
 __all__ = ["MultiAgentNetBase", "merges_agents", "repeatable"]
 
@@ -113,7 +113,7 @@ class MultiAgentNetBase(nn.Module):
                 raise TypeError(f"{name}: expected a value, got None; pass {name}=")
         if vmap_randomness not in get_args(Randomness):
             words = ", ".join(map(repr, get_args(Randomness)))
-            raise StructureError(f"vmap_randomness: expected one of {words}, got {shown(vmap_randomness)}")
+            raise StructureError(f"vmap_randomness: expected one of {words}, got {short_repr(vmap_randomness)}")
         self.n_agents = n_agents = as_index(n_agents, "n_agents", 1)
         self.share_params = cast("bool | SharingSpec", _as_sharing(share_params))
         self.centralized = as_flag(centralized, "centralized")
@@ -129,13 +129,13 @@ class MultiAgentNetBase(nn.Module):
             rows = {name: [row[0], *(slot[name] for slot in slots)] for name, row in rows.items()}
         self.initialized = not any(map(is_lazy, get_leaves(one, names).values()))
         self._store.register(self._modules, one, rows)
-        self.register_load_state_dict_post_hook(ignore_template_buffers)
+        self.register_load_state_dict_post_hook(ignore_empty_net_buffers)
         self._prepare()
 
     def _build_one(self) -> nn.Module:
         one = self._build_single_net(**self._build_kwargs)
         if not isinstance(one, nn.Module):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise TypeError(f"_build_single_net: expected the nn.Module of one agent, got {shown(one)}")
+            raise TypeError(f"_build_single_net: expected the nn.Module of one agent, got {short_repr(one)}")
         check_parts(one, "_build_single_net")
         return one
 
@@ -238,7 +238,7 @@ class MultiAgentNetBase(nn.Module):
         else:
             seen = self._pre_forward_check(x)
             if not isinstance(seen, Tensor):  # pyright: ignore[reportUnnecessaryIsInstance]
-                raise TypeError(f"_pre_forward_check: expected the checked input, a tensor, got {shown(seen)}")
+                raise TypeError(f"_pre_forward_check: expected the checked input, a tensor, got {short_repr(seen)}")
             net = self._placed(x.ndim, seen is x)
         if not self._compared:
             self._compare(net, seen, self.agent_dim % x.ndim)
@@ -295,7 +295,7 @@ class MultiAgentNetBase(nn.Module):
         Kept for subclasses written for torchrl; the forward uses :func:`functional_marl.apply`.
         """
         if not isinstance(module, nn.Module):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise TypeError(f"module: expected an nn.Module, got {shown(module)}")
+            raise TypeError(f"module: expected an nn.Module, got {short_repr(module)}")
 
         def one(params: Any, *inputs: Any) -> Any:
             flat = dict(params.flatten_keys(".").items())
@@ -339,7 +339,7 @@ class MultiAgentNetBase(nn.Module):
             RuntimeError: its leaves are not the leaves of this network; names those that differ.
         """
         if not isinstance(stateful_net, nn.Module):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise TypeError(f"stateful_net: expected a module from get_stateful_net, got {shown(stateful_net)}")
+            raise TypeError(f"stateful_net: expected a module from get_stateful_net, got {short_repr(stateful_net)}")
         self._store.copy_from(self._modules, stateful_net)
 
     def reset_parameters(self) -> None:
@@ -390,7 +390,7 @@ def _joined(inputs: tuple[Any, ...]) -> Tensor:
         TypeError: no input, or one that is no tensor. StructureError: shapes that differ ahead of the last axis.
     """
     if not inputs or not all(isinstance(x, Tensor) for x in inputs):
-        got = ", ".join(map(shown, inputs)) or "none"
+        got = ", ".join(map(short_repr, inputs)) or "none"
         raise TypeError(f"inputs: expected tensors [*B, n, F], got {got}; torch.as_tensor(x) makes one of an array")
     shapes = [list(x.shape) for x in inputs]
     if any(shape[:-1] != shapes[0][:-1] or not shape for shape in shapes):

@@ -10,7 +10,7 @@ import torch
 from tensordict.nn import TensorDictModule  # pyright: ignore[reportMissingTypeStubs]
 from torch import Tensor, nn
 
-from functional_marl._arguments import as_flag, as_index, shown
+from functional_marl._arguments import as_flag, as_index, short_repr
 from functional_marl._errors import StructureError
 from functional_marl.nn._layer_options import check_class, check_device
 from functional_marl.nn._single_agent_mlp import MLP
@@ -42,7 +42,7 @@ class CrossCriticGroupSpec:
             key = getattr(self, name)
             parts = key if isinstance(key, tuple) else (key,)
             if not parts or not all(isinstance(part, str) for part in parts):
-                raise StructureError(f"{name}: expected a string, or a tuple of strings, got {shown(key)}")
+                raise StructureError(f"{name}: expected a string, or a tuple of strings, got {short_repr(key)}")
 
 
 class _CrossGroupNet(nn.Module):
@@ -62,13 +62,13 @@ class _CrossGroupNet(nn.Module):
         super().__init__()
         if not isinstance(groups, Mapping) or not groups:  # pyright: ignore[reportUnnecessaryIsInstance]
             raise StructureError(
-                f"group_map: expected a dict of CrossCriticGroupSpec, one a group, got {shown(groups)}"
+                f"group_map: expected a dict of CrossCriticGroupSpec, one a group, got {short_repr(groups)}"
             )
         for name, spec in groups.items():
             if not isinstance(name, str) or not name or "." in name:  # pyright: ignore[reportUnnecessaryIsInstance]
                 raise StructureError(f"group_map: expected names without dots as groups, got {name!r}")
             if not all(hasattr(spec, field.name) for field in dataclasses.fields(CrossCriticGroupSpec)):
-                raise StructureError(f"group_map[{name!r}]: expected a CrossCriticGroupSpec, got {shown(spec)}")
+                raise StructureError(f"group_map[{name!r}]: expected a CrossCriticGroupSpec, got {short_repr(spec)}")
         if isinstance(detach_groups, str):
             raise StructureError(
                 f"detach_groups: expected a list of groups, got {detach_groups!r}; use [{detach_groups!r}]"
@@ -81,7 +81,7 @@ class _CrossGroupNet(nn.Module):
         try:
             self.detached = frozenset(detach_groups or ())
         except TypeError:
-            raise StructureError(f"detach_groups: expected a list of groups, got {shown(detach_groups)}") from None
+            raise StructureError(f"detach_groups: expected a list of groups, got {short_repr(detach_groups)}") from None
         unknown = sorted(self.detached - self.shapes.keys())
         if unknown:
             raise ValueError(f"detach_groups: expected names among {list(self.shapes)}, got {unknown} too")
@@ -103,7 +103,7 @@ class _CrossGroupNet(nn.Module):
             raise ValueError(f"expected the observations of the groups {list(self.shapes)}, got {len(observations)}")
         for name, x in zip(self.shapes, observations, strict=True):
             if not isinstance(x, Tensor):  # pyright: ignore[reportUnnecessaryIsInstance]
-                raise TypeError(f"group {name!r}: expected a tensor of observations, got {shown(x)}")
+                raise TypeError(f"group {name!r}: expected a tensor of observations, got {short_repr(x)}")
         batches = {name: list(x.shape[:-2]) for name, x in zip(self.shapes, observations, strict=True)}
         if any(batch != next(iter(batches.values())) for batch in batches.values()):
             raise ValueError(f"expected the same batch axes in all groups, got {batches}")

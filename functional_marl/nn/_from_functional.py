@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from functional_marl._arguments import shown
+from functional_marl._arguments import short_repr
 from functional_marl._checks import check_network, check_params, check_state
 from functional_marl._errors import StructureError
 from functional_marl._init_state import init_state
@@ -31,7 +31,7 @@ class MultiAgentNet(MultiAgentNetBase):
     def __init__(
         self, net: Network, params: Mapping[str, Tensor], state: Mapping[str, Tensor], *, use_td_params: bool = True
     ) -> None:
-        maps = set(net.spec.values())
+        maps = set(net.sharing_spec.values())
         whole = maps.pop() if len(maps) == 1 else None
         plain = whole is not None and (whole.is_shared or whole.is_independent)
         self._given = net
@@ -42,7 +42,7 @@ class MultiAgentNet(MultiAgentNetBase):
         super().__init__(
             n_agents=net.n_agents,
             centralized=net.centralized,
-            share_params=whole.is_shared if whole is not None and plain else net.spec,
+            share_params=whole.is_shared if whole is not None and plain else net.sharing_spec,
             agent_dim=0,  # the base needs one; the network's own is set below
             vmap_randomness=net.randomness,
             use_td_params=use_td_params,
@@ -107,7 +107,7 @@ def from_functional(
     params = as_flat_dict(params)
     check_params(net, params)
     if state is not None and not hasattr(state, "keys"):
-        raise StructureError(f"state: expected a dict of dotted names to tensors, got {shown(state)}")
+        raise StructureError(f"state: expected a dict of dotted names to tensors, got {short_repr(state)}")
     state = init_state(net) if state is None else as_flat_dict(state)
     check_state(net, state)
     return MultiAgentNet(net, params, state, use_td_params=use_td_params)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from functional_marl._arguments import as_index, shown
+from functional_marl._arguments import as_index, short_repr
 from functional_marl._errors import StructureError
 
 __all__ = [
@@ -38,14 +38,16 @@ def options_by_layer(options: Options, n: int, what: str) -> Iterator[dict[str, 
         return iter([dict(copy.deepcopy(options or {})) for _ in range(n)])
     listed: list[Any] = list(options) if isinstance(options, Sequence) else [options]
     if len(listed) != n or not all(isinstance(one, Mapping) for one in listed):
-        raise StructureError(f"{what}: expected a dict, or a list of {n} dicts, one a layer, got {shown(options)}")
+        raise StructureError(f"{what}: expected a dict, or a list of {n} dicts, one a layer, got {short_repr(options)}")
     return iter([dict(copy.deepcopy(one)) for one in listed])
 
 
 def check_class(make: Any, what: str) -> None:
     """Raise TypeError unless a call of it can make a layer."""
     if not callable(make) or isinstance(make, nn.Module):
-        raise TypeError(f"{what}: expected a class, as nn.ReLU, or a function that makes a layer, got {shown(make)}")
+        raise TypeError(
+            f"{what}: expected a class, as nn.ReLU, or a function that makes a layer, got {short_repr(make)}"
+        )
 
 
 def check_device(device: Any) -> None:
@@ -53,7 +55,7 @@ def check_device(device: Any) -> None:
     try:
         torch.empty(0, device=device)
     except (TypeError, RuntimeError, AssertionError) as error:
-        raise type(error)(f"device: expected one that torch has here, got {shown(device)}: {error}") from None
+        raise type(error)(f"device: expected one that torch has here, got {short_repr(device)}: {error}") from None
 
 
 def as_features(value: Any, what: str) -> Any:
@@ -68,7 +70,7 @@ def as_features(value: Any, what: str) -> Any:
 def as_sizes(value: Any, what: str, least: int) -> list[int]:
     """A list of ints."""
     if isinstance(value, str) or not isinstance(value, Sequence):
-        raise StructureError(f"{what}: expected a list of ints, got {shown(value)}")
+        raise StructureError(f"{what}: expected a list of ints, got {short_repr(value)}")
     return [as_index(one, f"{what}[{i}]", least) for i, one in enumerate(value)]  # pyright: ignore
 
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from functional_marl._arguments import as_flag, as_index, as_shape, shown
+from functional_marl._arguments import as_flag, as_index, as_shape, short_repr
 from functional_marl.nn._layer_options import check_device
 
 __all__ = ["Mixer", "QMixer", "VDNMixer"]
@@ -56,13 +56,13 @@ class Mixer(nn.Module):
         out = self.mix(values, state)
         expected = (*values.shape[:-2], 1)
         if not isinstance(out, Tensor) or out.shape != expected:  # pyright: ignore[reportUnnecessaryIsInstance]
-            got = list(out.shape) if isinstance(out, Tensor) else shown(out)  # pyright: ignore
+            got = list(out.shape) if isinstance(out, Tensor) else short_repr(out)  # pyright: ignore
             raise ValueError(f"mix: expected an output of shape {list(expected)}, got {got}")
         return out
 
     def _values_and_state(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, Tensor | None]:
         if not all(isinstance(x, Tensor) for x in inputs):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise TypeError(f"inputs: expected tensors, got {', '.join(map(shown, inputs))}")
+            raise TypeError(f"inputs: expected tensors, got {', '.join(map(short_repr, inputs))}")
         if len(inputs) != 1 + self.needs_state:
             what = (
                 "Mixer that needs state was passed more than 2 inputs or fewer: expected values and state"

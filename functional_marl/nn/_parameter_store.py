@@ -21,7 +21,7 @@ from functional_marl._sharing import Sharing, SharingSpec, resolve
 from functional_marl.nn._initialization import materialise_slots, reset_slots
 from functional_marl.nn._td_params import TDParams
 
-__all__ = ["ParameterStore", "as_spec", "ignore_template_buffers"]
+__all__ = ["ParameterStore", "as_spec", "ignore_empty_net_buffers"]
 
 Modules = dict[str, Any]  # a module's table of submodules
 
@@ -271,7 +271,7 @@ def as_spec(share_params: bool | SharingSpec) -> SharingSpec:
     return share_params
 
 
-def ignore_template_buffers(module: Any, incompatible: Any) -> None:
+def ignore_empty_net_buffers(module: Any, incompatible: Any) -> None:
     """Do not report buffers under ``_empty_net`` as unexpected: torchrl saves meta buffers of its one-agent module."""
     ends = tuple(f"_empty_net.{name}" for name in module._store.names.buffers if module.use_td_params)
     unexpected: list[str] = incompatible.unexpected_keys

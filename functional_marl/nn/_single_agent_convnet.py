@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from functional_marl._arguments import as_index, shown
+from functional_marl._arguments import as_index, short_repr
 from functional_marl._errors import StructureError
 from functional_marl._lowering import Context, Layer, Step, lowering_rule, over_images
 from functional_marl.nn._layer_options import (
@@ -108,7 +108,7 @@ class ConvNet(nn.Sequential):
         check_class(norm_class or nn.Identity, "norm_class")
         check_class(aggregator_class or SquashDims, "aggregator_class")
         if not isinstance(aggregator_kwargs, Mapping | None):
-            raise StructureError(f"aggregator_kwargs: expected a dict or None, got {shown(aggregator_kwargs)}")
+            raise StructureError(f"aggregator_kwargs: expected a dict or None, got {short_repr(aggregator_kwargs)}")
         check_device(device)
         super().__init__()
         self.in_features, self.depth, self.bias_last_layer = in_features, depth, bias_last_layer

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from functional_marl._arguments import as_index, shown
+from functional_marl._arguments import as_index, short_repr
 from functional_marl._errors import StructureError
 from functional_marl._lowering import Context, Layer, lowering_rule
 from functional_marl.nn._layer_options import (
@@ -91,7 +91,7 @@ class MLP(nn.Sequential):
         depth = None if depth is None else as_index(depth, "depth", 0)
         widths = _hidden_widths(num_cells, depth)
         if dropout is not None and (isinstance(dropout, bool) or not isinstance(dropout, numbers.Real)):
-            raise StructureError(f"dropout: expected a probability or None, got {shown(dropout)}")
+            raise StructureError(f"dropout: expected a probability or None, got {short_repr(dropout)}")
         check_class(activation_class, "activation_class")
         check_class(layer_class, "layer_class")
         if norm_class is not None:

@@ -15,6 +15,10 @@ from tests.builders import N, numbers, same
 from tests.module.modules import CustomForward
 
 
+def _holding(**attributes: Any) -> nn.Module:
+    return CustomForward(CustomForward.forward, **attributes)
+
+
 @pytest.mark.parametrize(
     ("build", "message"),
     [
