@@ -40,7 +40,7 @@ MORE_TESTS: dict[str, list[str]] = {
     "groups": ["groups/test_apply_groups.py"],
     "randomness": ["core/test_apply_randomness.py"],
     "init_params": ["core/test_apply_state.py"],
-    "randomness.rng_state": ["strategies/test_vmap_fast_path.py", "randomness/test_use_generator*.py"],
+    "randomness.rng_state": ["strategies/test_vmap_fast_path.py"],
     "strategies.auto": [],
     "strategies.batching_rules": _VMAP,
     "strategies.plan": _PLAN,
