@@ -38,10 +38,13 @@ def weight_and_bias(*weight: int, bias: int) -> ExpectedLeaves:
     return ExpectedLeaves({"weight": weight, "bias": (bias,)})
 
 
+_TABLES = nn.Module().__dict__.keys()  # what every module has: hooks, parameters, buffers, parts
+
+
 def altered(module: nn.Module) -> bool:
     """Whether a module computes something else than its class: it has hooks, or a method set on the instance."""
     hooks = module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks
-    return any(hooks) or any(callable(getattr(type(module), name, None)) for name in module.__dict__)
+    return any(hooks) or any(callable(getattr(type(module), name, None)) for name in module.__dict__.keys() - _TABLES)
 
 
 def check_leaves(module: nn.Module, expected: ExpectedLeaves, shapes: Shapes) -> None:
@@ -51,7 +54,7 @@ def check_leaves(module: nn.Module, expected: ExpectedLeaves, shapes: Shapes) ->
         Unsupported: it has other leaves, or a tensor in place of a setting.
     """
     params, buffers = expected.params, expected.buffers
-    tensors = [name for name, value in module.__dict__.items() if isinstance(value, Tensor)]
+    tensors = any(isinstance(module.__dict__[name], Tensor) for name in module.__dict__.keys() - _TABLES)
     if tensors or module._parameters.keys() != params.keys() or module._buffers.keys() != buffers.keys():
         raise Unsupported("other leaves than its class registers")
     for name, shape in (*params.items(), *buffers.items()):
