@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import pickle
+import re
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -134,6 +136,36 @@ def test_wrong_slots_raise(slots: Any, n_slots: Any, message: str) -> None:
 def test_refines_raises_for_another_number_of_agents() -> None:
     with pytest.raises(fm.SharingError, match="expected a sharing of 2 agents, got 3"):
         Sharing([0, 1]).refines(Sharing([0, 1, 2]))
+
+
+def wrong(value: Any) -> Any:
+    """A value of a type that the annotation does not allow."""
+    return value
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: Sharing.shared(0), "n_agents: expected a positive int, got 0"),
+        (lambda: Sharing.independent(0), "n_agents: expected a positive int, got 0"),
+        (lambda: Sharing.shared(wrong("a")), "n_agents: expected a positive int, got 'a'"),
+        (lambda: Sharing.independent(wrong(2.0)), "n_agents: expected a positive int, got 2.0"),
+        (lambda: Sharing([0]).members(wrong("x")), "slot: expected an int, got 'x'"),
+        (lambda: Sharing([0, 1]).members(2), "slot: expected one of 0..1, got 2"),
+        (lambda: Sharing([0, 1]).members(-1), "slot: expected one of 0..1, got -1"),
+        (
+            lambda: Sharing([0]).same_partition(wrong([0])),
+            "same_partition: expected a Sharing as other, got [0]; make one: fm.Sharing([0, 0, 1])",
+        ),
+        (
+            lambda: Sharing([0]).refines(wrong([0])),
+            "refines: expected a Sharing as other, got [0]; make one: fm.Sharing([0, 0, 1])",
+        ),
+    ],
+)
+def test_wrong_arguments_are_named(call: Callable[[], object], message: str) -> None:
+    with pytest.raises(fm.SharingError, match=f"^{re.escape(message)}$"):
+        call()
 
 
 def test_sharing_errors_are_value_errors() -> None:
