@@ -195,8 +195,8 @@ def network(
         build: a function that returns one agent's ``nn.Module``, called now and at every :func:`init_params`,
             for each slot or, where its operations can be replayed, for the first; or a module, which is
             copied and never changed, and initialised by its own ``reset_parameters``. All random numbers come from
-            the key: a ``torch.Generator`` of the function's own, seeding, and threads that sample raise. numpy's and
-            Python's random numbers inside the function do not come from the key.
+            the key: a ``torch.Generator`` of the function's own, seeding, and threads that sample raise.
+            numpy's and Python's random numbers inside the function do not come from the key.
         n_agents: how many agents.
         sharing: who owns which copy: ``"shared"``, ``"independent"``, one slot an agent (``[0, 0, 1]``), a
             :class:`Sharing`, or patterns over leaf names to any of these, first match wins

@@ -42,11 +42,11 @@ MORE_TESTS: dict[str, list[str]] = {
     "init_params": ["core/test_apply_state.py"],
     "randomness.rng_state": ["strategies/test_vmap_fast_path.py"],
     "strategies.auto": [],
-    "strategies.batching_rules": _VMAP,
+    "strategies.vmap_batching_rules": _VMAP,
     "strategies.plan": _PLAN,
     "strategies.plan_fast_path": _PLAN,
     "strategies.vmap_call": _VMAP,
-    "strategies.vmap_primitives": _VMAP,
+    "strategies.vmap_chunks": _VMAP,
 }
 # Each mutant is a fork of a process that has collected the tests. pytest's search for lost exceptions would take most
 # of a fork's time; the modules behind -p are imported before the fork. Tests that compile are left out: dynamo does

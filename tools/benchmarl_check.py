@@ -85,7 +85,7 @@ def check_models() -> None:
             theirs = model(kind, share, centralized, agents_in)
         with classes_of(functional_marl.nn):
             ours = model(kind, share, centralized, agents_in)
-        used = [part for part in ours.modules() if type(part).__module__ == "functional_marl.nn.multiagent"]
+        used = [part for part in ours.modules() if type(part).__module__.startswith("functional_marl.nn.")]
         assert used or not agents_in, f"{kind}: none of our classes is used"
         states = [net.state_dict() for net in (theirs, ours)]
         tensors = [{k: t for k, t in state.items() if isinstance(t, torch.Tensor)} for state in states]

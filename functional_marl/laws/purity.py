@@ -215,7 +215,7 @@ def networks_pickle(s: Subject) -> None:
     A network goes to another process and means the same there.
     """
     copied = s.ops.copied(s.net)
-    settings = ("n_agents", "spec", "centralized", "agent_dim", "out_agent_dim", "randomness", "strategy")
+    settings = ("n_agents", "sharing_spec", "centralized", "agent_dim", "out_agent_dim", "randomness", "strategy")
     for name in settings:
         if getattr(copied, name) != getattr(s.net, name):
             broken(f"{name}: expected {getattr(s.net, name)!r}, got {getattr(copied, name)!r}")
