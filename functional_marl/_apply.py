@@ -39,7 +39,7 @@ def apply(
     train: bool = False,
     mutable: Literal[False] = False,
     kwargs: Mapping[str, Tree] | None = None,
-) -> Tree: ...
+) -> Tensor: ...
 
 
 @overload
@@ -52,7 +52,7 @@ def apply(
     train: bool = False,
     mutable: Literal[True],
     kwargs: Mapping[str, Tree] | None = None,
-) -> tuple[Tree, Params]: ...
+) -> tuple[Tensor, Params]: ...
 
 
 @overload
@@ -95,8 +95,8 @@ def apply(
     Args:
         net: a network of ``n`` agents.
         params: ``{name: [S, *leaf]}``, or a TensorDict of the same.
-        *inputs: tensors or pytrees of tensors; ``net.agent_dim`` says where they carry the agents. Other
-            leaves (numbers, strings) are seen whole by every agent.
+        *inputs: tensors or pytrees of tensors, with the agent axis at ``net.agent_dim``. Every agent gets other leaves
+            (numbers, strings) as they are.
         key: dropouts sample from it alone, and any other random operation raises. Without a key they sample
             from torch's global generator, as in an ``nn.Module``. Where nothing is sampled, as by dropouts without
             ``train=True``, a key changes nothing.
@@ -107,7 +107,8 @@ def apply(
         kwargs: keyword inputs of the module.
 
     Raises:
-        StructureError: params, state or inputs that do not fit, before any work, all of them named; a tensor on
+        StructureError: params, state or inputs that do not fit, before any work (one error names all wrong leaves of
+            params, or of state, or the first wrong input); a tensor on
             the meta device beside others; buffers that changed without ``mutable=True``. RandomnessError: a random
             operation under ``randomness="error"``, or one that cannot sample from the key.
 
@@ -115,7 +116,8 @@ def apply(
     (``torch.func.vmap``), ``"plan"`` (batched kernels for modules made of known layers). ``"auto"`` takes
     the plan where there is one, else vmap. It takes the loop for modules that vmap cannot map or computes wrongly:
     modules with an operation on a list that was found with torch's own samples (``tools/vmap_faults.py``), that read
-    ``requires_grad``, or that have backward hooks. A :class:`StrategyWarning` then says why, once a module.
+    ``requires_grad``, or that have backward hooks. A :class:`StrategyWarning` then gives the reason, once for each
+    one-agent module.
 
     >>> from torch import nn
     >>> from functional_marl import network, init_params
@@ -197,9 +199,9 @@ def _placed(call: Call, result: Result) -> Tree:
 
 
 def _contiguous(leaf: Any) -> Any:
-    """An output of a network that all agents share has the layout of one batch with the agents in it.
+    """A contiguous copy of an output that is not contiguous, for a network that all agents share.
 
-    Expanded views stay.
+    torchrl's output is contiguous there too. Expanded views stay as they are.
     """
     dense = isinstance(leaf, Tensor) and leaf.layout is _DENSE and 0 not in leaf.stride()
     return leaf.contiguous() if dense else leaf

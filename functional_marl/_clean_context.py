@@ -33,7 +33,7 @@ def no_active_modes() -> Generator[None]:
 def regular_tensors() -> Generator[None]:
     """Inside, neither inference mode nor a transform of ``torch.func`` is active. Other modes stay.
 
-    Tensors of inference mode can never be trained, and vmap refuses the random operations of a factory.
+    A tensor made in inference mode can never be trained. Inside vmap the random operations of a factory raise.
     """
     with contextlib.ExitStack() as stack:
         if _torch_compat.in_transform():

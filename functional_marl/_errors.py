@@ -38,7 +38,9 @@ class Unsupported(Exception):
 
 
 class StrategyWarning(UserWarning):
-    """A network under ``strategy="auto"`` is evaluated by the loop, which is slow; warned once for each network.
+    """A network under ``strategy="auto"`` is evaluated by the loop, which is slow.
+
+    It comes once for each one-agent module.
 
     ``strategy="loop"`` chooses the loop without a warning. ``warnings.simplefilter("ignore", fm.StrategyWarning)``
     hides the warning. :func:`tabulate` shows the reason at any time.

@@ -86,7 +86,7 @@ def init_slots(
     seeds = _slot_seeds(key, n_slots)
     spec, first = net.module_spec, seeds[0][0] if n_slots else 0
     trace = spec.init_trace() if len(seeds) * n_slots >= _MIN_SLOTS_TO_RECORD else None
-    # The first slot is built also where a trace exists: the factory may do something else than when it was recorded.
+    # The first slot is always built: the factory may behave differently from when the trace was recorded.
     if trace is not None and trace.matches_context() and trace.reproduces(spec.init_module(first), first):
         out = _replay_slots(net, trace, seeds, shapes, dtype, device)
     else:

@@ -67,7 +67,7 @@ def _expanded_buffer(net: Network, name: str, device: Any, dtype: torch.dtype | 
 
 
 def default_state(net: Network, params: Mapping[str, Tensor]) -> Params:
-    """The initial buffers of a call that is given none. Its parameters may have been moved or cast.
+    """The initial buffers of a call without ``state=``. Its parameters may have been moved or cast.
 
     A buffer follows one parameter: the first floating one, or else the first, of the smallest submodule around the
     buffer that has parameters. The buffer is on that parameter's device. If the parameter was cast, the buffer gets

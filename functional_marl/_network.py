@@ -35,7 +35,7 @@ class _FrozenDict(dict[str, _V]):
         return (_FrozenDict, (dict(self),))
 
 
-# What users of other libraries type first.
+# Names in other libraries, and what to write here.
 _ELSEWHERE = {
     "init": "fm.init_params(net, key)",
     "apply": "fm.apply(net, params, x)",
@@ -50,7 +50,7 @@ _ELSEWHERE = {
 class Network(NetworkSettings):
     """What :func:`network` returns: immutable, also its mappings, hashable, without parameter storage.
 
-    Equality is that of meaning: the same factory object and the same settings. :meth:`replace` gives a
+    Two networks are equal if they have the same factory object and the same settings. :meth:`replace` gives a
     network with other settings over the same module.
     """
 
@@ -203,14 +203,14 @@ def network(
             (``{"0.*": "shared", "*": [0, 0, 1]}``). Buffers follow the same patterns.
         centralized: each agent sees the joint first input, the agent axis merged into the next axis:
             ``[*B, n, F] -> [*B, n * F]``.
-        agent_dim: where inputs carry the agents. An int of 0 or more is that position in every input. A
-            negative int counts from the end of each input, as ``in_dims`` of ``torch.func.vmap`` does; an
-            input whose axis there is not ``n`` is read at the position that it is in the first input (a state
-            ``[B, n, H]`` beside ``[B, n, T, F]``); where both fit and differ, it raises and shows both
-            readings. Or a prefix over the tuple of inputs, as ``in_dims``, each leaf by itself; ``None`` is
-            seen whole by every agent; an entry more than there are positional inputs is the prefix for the
-            keyword inputs, which else follow the first input that has agents. Outputs carry the agents at the
-            position of the first input.
+        agent_dim: the agent axis of the inputs. An int of 0 or more is that axis of every input. A negative int
+            counts from the end of each input, as ``in_dims`` of ``torch.func.vmap`` does. If the axis there does
+            not have size ``n``, it is the same axis as in the first input, counted from the front (a state
+            ``[B, n, H]`` beside ``[B, n, T, F]``). If both fit and differ, the call raises an error that shows both.
+            Or a prefix over the tuple of inputs, as ``in_dims``, which is checked for each leaf by itself; ``None``
+            is for a leaf that every agent gets whole. One entry more than there are positional inputs is the prefix
+            for the keyword inputs. Without it they are treated as the first input that has agents. Outputs have
+            the agents at the same axis as the first input.
         out_agent_dim: where outputs carry the agents: an int, or a prefix over the outputs.
         randomness: ``"error"``, ``"same"`` or ``"different"``, as in ``torch.func.vmap``, with one meaning
             under every sharing, also for a module that samples from a generator of its own.

@@ -91,7 +91,7 @@ def convnet(
     Args:
         channels: the channels of the input, then of every layer.
         kernel, stride, padding: one int for all layers, or a list with an int or a pair of ints for each layer.
-        activation: a module class, or a function that builds a module; it stands behind every convolution.
+        activation: a module class, or a function that builds a module; there is one after every convolution.
 
     Raises:
         StructureError: fewer than two channel counts; a value that is not an int; a list of another length; an
@@ -161,7 +161,7 @@ class ConvNet(nn.Module):
 def gru(inputs: int, hidden: int) -> Callable[[], nn.Module]:
     """A GRU over time (Cho et al. 2014, arXiv:1406.1078): see :class:`GRU`.
 
-    One agent sees inputs ``[*B, T, F]`` and a state ``[*B, H]``. The agents' axis stands behind the batch axes: use
+    One agent sees inputs ``[*B, T, F]`` and a state ``[*B, H]``. The agent axis comes after the batch axes: use
     ``agent_dim=1`` for inputs ``[B, n, T, F]`` and states ``[B, n, H]``.
 
     Raises:

@@ -133,7 +133,7 @@ def group_agents(
     {'a': tensor([1, 3]), 'b': tensor([2])}
     """
     agents, batch_dims, squeeze_singletons = _check_data(groups, batch_dims, squeeze_singletons)
-    fix = "give every agent of the groups and no other (fill in for agents that are gone, and mask them)"
+    fix = "give every agent of the groups and no other (for agents that have left, give placeholder data and mask it)"
     check_keys("per_agent", "agent", per_agent, agents, fix)
     grouped: dict[str, Tree] = {}
     for group, members in groups.items():

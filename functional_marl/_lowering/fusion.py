@@ -1,4 +1,4 @@
-"""From layers to steps: linear layers in a row become one step, and activations run inside the layer ahead of them."""
+"""From layers to steps: linear layers in a row become one step, and activations run inside the layer before them."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def _slot_map(layer: Affine | Step) -> Sharing | None:
 
 
 def _with_activations(layers: Iterable[Layer]) -> Iterator[Affine | Step]:
-    """Linear layers and steps. An activation goes into the linear or fusible layer ahead of it.
+    """Linear layers and steps. An activation goes into the linear or fusible layer before it.
 
     Only the first one writes over its input: the backward of the next one may need what the first one computed.
     """
@@ -89,7 +89,7 @@ def _with_activations(layers: Iterable[Layer]) -> Iterator[Affine | Step]:
 
 
 def _closed(layer: Affine | Fusible, activations: Sequence[Activation]) -> Affine | Step:
-    """The layer with the activations behind it."""
+    """The layer with the activations after it."""
     if isinstance(layer, Affine):
         return replace(layer, activations=tuple(activations))
     return layer.make(activations)

@@ -45,7 +45,7 @@ GATHER_UP_TO = 8
 
 @dataclass(frozen=True)
 class Affine:
-    """One linear layer by the names of its leaves, their slot map, and the activations behind it."""
+    """One linear layer by the names of its leaves, their slot map, and the activations after it."""
 
     weight: str  # [S, out, in]
     bias: str | None  # [S, out]

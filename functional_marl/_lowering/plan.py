@@ -1,7 +1,8 @@
 """The plan: a module made of known layers, turned once into steps that compute all agents at once.
 
-The rules of the layers stand in ``_lowering/rules/``. A plan holds no module: it is plain torch on the stacked tensors.
-So it is safe in threads, and ``grad``, ``vmap`` over populations, ``compile`` and ``export`` work on it.
+The rules of the layers are in ``_lowering/rules/``. A plan holds no parameters and changes nothing that it holds: it is
+torch operations on the stacked tensors. (An activation or a pooling layer is a copy of that layer, without leaves.) So
+it is safe in threads, and ``grad``, ``vmap`` over populations, ``compile`` and ``export`` work on it.
 """
 
 from __future__ import annotations

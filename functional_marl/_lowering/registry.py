@@ -31,11 +31,11 @@ For example, a layer that multiplies each feature by a factor:
 torch.Size([5, 3, 2])
 >>> del RULES[Scale]
 
-What a rule may return stands in ``_lowering/steps.py``: a step; an ``Affine``, a ``Fusible`` or a ``Pointwise``, which
+``_lowering/steps.py`` defines what a rule may return: a step; an ``Affine``, a ``Fusible`` or a ``Pointwise``, which
 ``_lowering/fusion.py`` merges with its neighbours; a ``PassThrough``; a list of these, for a container; or a
 ``WholeNetwork``.
 
-:func:`batching_rule` registers rules of another kind, for operations that ``torch.func.vmap`` cannot batch. They stand
+:func:`batching_rule` registers rules of another kind, for operations that ``torch.func.vmap`` cannot batch. They are
 in the same files.
 """
 

@@ -87,7 +87,7 @@ class Pointwise:
 
 @dataclass(frozen=True)
 class Fusible:
-    """A step that takes the activations behind it into itself.
+    """A step that also computes the activations after it.
 
     Its output must be a new tensor that no backward needs, because the first activation may write over it.
     """

@@ -47,8 +47,8 @@ def build_repeatably(init_module: Callable[[int], nn.Module]) -> tuple[nn.Module
     """The module for seed 0, and the names of its random buffers, which another seed fills with other numbers.
 
     Raises:
-        RandomnessError: the factory uses torch's global generator where a seed cannot serve it.
-        StructureError: it is no module of one agent, or it has random plain tensors, which no key could serve.
+        RandomnessError: the factory uses torch's global generator where a seed has no effect.
+        StructureError: it is no module of one agent, or it has random plain tensors, on which a key has no effect.
     """
     state = GlobalGenerators()
     module = init_module(0)

@@ -1,7 +1,7 @@
 """What a forward may write into, as its code shows it.
 
-Most modules cannot write into their parameters: no code of theirs names a leaf, and torch's own layers write into
-buffers only, where the version of the tensor shows it. For the others the code is read once.
+Most modules cannot write into their parameters: their code contains no name of a leaf, and torch's own layers write
+into buffers only, where the version of the tensor shows it. For the others the code is read once.
 """
 
 from __future__ import annotations

@@ -57,7 +57,7 @@ def renorms(part: nn.Module) -> bool:
 
 
 def lacks_batching_rule(part: nn.Module) -> bool:
-    """Whether vmap lacks a rule for this part, and _strategies/vmap_batching_rules.py has one."""
+    """Whether vmap lacks a batching rule for this part, and ``_lowering/rules/`` has one."""
     if isinstance(part, (nn.GRUCell, nn.RNNCell, nn.Bilinear, _torch_compat.WeightNorm)):
         return True
     return any(isinstance(hook, WeightNorm) for hook in part._forward_pre_hooks.values())

@@ -1,4 +1,4 @@
-"""One agent's forward with tensors from outside, as ``torch.func.functional_call``, and writes into them refused."""
+"""One agent's forward with tensors from outside, as ``torch.func.functional_call``. Writing into parameters raises."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ class StatelessCaller:
         changed = [name for name, param in params.items() if was_written(param) and name not in self._renormed]
         if data is not None and data.taken:
             changed += [name for name, param in params.items() if data.wrote(param)]
-            # No version shows this write. Another tensor in the buffer's place tells the caller about it.
+            # The version does not count this write. The caller sees it by another tensor in the buffer's place.
             buffers.update({name: b.view(b.shape) for name, b in buffers.items() if data.wrote(given[name])})
             if any(map(data.wrote, module.constants)):
                 module.copy_module()

@@ -26,7 +26,7 @@ class StatelessModule:
 
     def __init__(self, empty: nn.Module, train: bool) -> None:
         self._empty, self._train = empty, train
-        self.writes_checked = False  # whether a call has shown that the forward leaves its parameters alone
+        self.writes_checked = False  # whether a call has shown that the forward does not write into its parameters
         self.in_use = False  # in a call: a forward that applies its own network needs another copy
         self.copy_module()
 

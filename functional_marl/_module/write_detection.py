@@ -39,7 +39,10 @@ _GET, _SET = Tensor.data.__get__, Tensor.data.__set__  # pyright: ignore
 
 
 class DataWrites(TorchFunctionMode):
-    """Keeps every tensor that a forward takes by ``.data``: each counts its own writes. Serves ``.data`` under vmap."""
+    """Keeps every tensor that a forward gets by ``.data``: each counts its own writes.
+
+    Under vmap, where torch raises for ``.data``, it gives a tensor that works.
+    """
 
     def __init__(self) -> None:
         super().__init__()

@@ -15,7 +15,7 @@ class ForbidRandomOps(LocalMode):
     """Raises :class:`RandomnessError` at the first random op, before it samples.
 
     Args:
-        reason: what the error says behind the name of the op.
+        reason: the part of the message after the name of the op.
     """
 
     def __init__(self, reason: str) -> None:

@@ -1,4 +1,4 @@
-"""How all agents are evaluated. The loop defines the meaning; every other strategy is proved equal to it.
+"""How all agents are evaluated. The loop defines the meaning; every other strategy is tested against it.
 
 A strategy is a class of :class:`Evaluator`. Its ``prepare(net, train)`` gives an evaluator, or ``Unsupported(reason)``;
 the evaluator's ``evaluate(call)`` gives a result, or ``Unsupported(reason)``.

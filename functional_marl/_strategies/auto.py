@@ -25,7 +25,7 @@ __all__ = ["STRATEGIES", "AutoEvaluator", "ChosenEvaluator", "NetworkEvaluator",
 
 
 class AutoEvaluator(Evaluator):
-    """The fastest strategy that can serve a call; the next one where it cannot."""
+    """The fastest strategy that can evaluate a call. If it fails, the next one."""
 
     name = "auto"
 
@@ -40,7 +40,7 @@ class AutoEvaluator(Evaluator):
 
     @classmethod
     def prepare(cls, net: NetworkSettings, train: bool) -> AutoEvaluator:
-        """Every network can be evaluated: the loop serves all."""
+        """Never unsupported: the loop evaluates every network."""
         return cls(net, train)
 
     def evaluate(self, call: Call) -> Result:
@@ -97,17 +97,17 @@ class ChosenEvaluator(Evaluator):
         """By the chosen strategy.
 
         Raises:
-            StructureError: it cannot serve the call.
+            StructureError: it cannot evaluate the call.
         """
         result = self.evaluator if isinstance(self.evaluator, Unsupported) else self.evaluator.evaluate(call)
         if isinstance(result, Unsupported):
             raise StructureError(
-                f'strategy="{self.chosen}": {result.reason}; use "auto", which takes another strategy, or "loop"'
+                f'strategy="{self.chosen}": {result.reason}; use "auto", which uses another strategy, or "loop"'
             )
         return result
 
     def describe(self) -> str:
-        """The name, or why the strategy cannot serve the network."""
+        """The name, or why the strategy cannot evaluate the network."""
         if isinstance(self.evaluator, Unsupported):
             return f"none ({self.chosen} is not possible: {self.evaluator.reason})"
         return self.evaluator.describe()
@@ -138,7 +138,7 @@ def _attempt(evaluator: Evaluator, call: Call, start: RngStates | None) -> Resul
     """Evaluate; where that fails, restore the RNG states and return why.
 
     Raises:
-        StructureError, RandomnessError and others that are the answer; while dynamo traces, all errors.
+        those of ``FINAL_ERRORS``; while dynamo traces, all errors.
     """
     try:
         result = evaluator.evaluate(call)

@@ -17,9 +17,9 @@ from functional_marl._pytrees import Tree
 
 __all__ = ["FALLBACK_ERRORS", "FINAL_ERRORS", "Call", "Evaluator", "Result", "Single", "failure_of", "sparse_layout"]
 
-# What torch raises where it has no batching rule, or where a module does not get what it needs.
+# After these errors the next strategy is tried. torch raises them for a missing batching rule, and for wrong inputs.
 FALLBACK_ERRORS = (RuntimeError, ValueError, NotImplementedError, IndexError)
-# Of these, the errors that are the answer: no other strategy is tried.
+# After these no other strategy is tried: the user has to see them.
 FINAL_ERRORS = (StructureError, RandomnessError, torch.OutOfMemoryError)
 
 
@@ -61,7 +61,7 @@ class Evaluator(abc.ABC):
 
     Attributes:
         single: the fast path of a call with one input tensor, no key, no state and no keyword inputs. It checks the
-            call itself, and returns None where it does not apply: then :meth:`evaluate` takes the call.
+            call itself, and returns None where it does not apply: then :meth:`evaluate` is used.
     """
 
     name: ClassVar[str]  # as in ``strategy=``
@@ -70,11 +70,11 @@ class Evaluator(abc.ABC):
     @classmethod
     @abc.abstractmethod
     def prepare(cls, net: NetworkSettings, train: bool) -> Evaluator | Unsupported:
-        """The evaluator, or why this strategy can serve no call of the network in this mode."""
+        """The evaluator, or why this strategy can evaluate no call of the network in this mode."""
 
     @abc.abstractmethod
     def evaluate(self, call: Call) -> Result | Unsupported:
-        """All agents' outputs, or why this strategy cannot serve this call."""
+        """All agents' outputs, or why this strategy cannot evaluate this call."""
 
     def describe(self) -> str:
         """How the next call is evaluated, for ``fm.tabulate``."""

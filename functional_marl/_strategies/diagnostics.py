@@ -1,4 +1,4 @@
-"""Messages for users: why "auto" takes the loop, and why a map of their own cannot go through a module."""
+"""Messages for users: why "auto" uses the loop, and why ``torch.func.vmap`` around ``apply`` fails."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ _warned: weakref.WeakSet[ModuleSpec] = weakref.WeakSet()  # the modules that use
 
 @constant_result  # dynamo runs this while it traces
 def warn_of_loop(net: NetworkSettings, why: str) -> None:
-    """Warn once a module that "auto" takes the loop, at the line outside of this package that called."""
+    """Warn that "auto" uses the loop: once for each module, at the line outside of this package that made the call."""
     if net.module_spec in _warned or net.n_agents == 1:
         return
     frame, level = inspect.currentframe(), 1

@@ -43,7 +43,7 @@ class PlanFastPath:
 
     @staticmethod
     def of(net: NetworkSettings, plan: Plan) -> PlanFastPath | None:
-        """None for another layout or sharing, or where a leaf stands in no layer: then nothing here would check it."""
+        """None for another layout or sharing, or if a leaf is in no layer: nothing here would check its shape."""
         run = plan.linear_run
         if run is None or net.agent_dim != -2 or net.out_agent_dim is not None or net.centralized:
             return None
@@ -61,7 +61,7 @@ class PlanFastPath:
         if len(shape) == 3:
             rows = shape[0] * n
         elif shared and len(shape) > 1:
-            rows = FEATURE_MAJOR_FROM  # not of three axes: clone_counting_writes by one()
+            rows = FEATURE_MAJOR_FROM  # not three axes: one() counts the rows itself
         else:
             return None
         if shape[-2] != n or shape[-1] != self.features:

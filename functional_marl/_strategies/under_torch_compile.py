@@ -1,8 +1,8 @@
-"""Under ``torch.compile``: whether vmap can serve a call is found before its graph is traced.
+"""Under ``torch.compile``: a trial before the graph is traced shows whether vmap can evaluate a call.
 
-A trace cannot fall back to another strategy, and dynamo hides from a mode what a module reads of autograd. So the call
-is evaluated once, outside the trace, on made-up numbers of its shapes. Dynamo runs :func:`constant_result` functions
-while it traces and does not trace into them.
+A trace cannot fall back to another strategy. And in a trace no function mode sees that a module reads
+``requires_grad``. So the call is evaluated once, outside the trace, on random numbers of the same shapes. Dynamo runs
+:func:`constant_result` functions while it traces and does not trace into them.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ class _Tried(Protocol):
 def try_vmap(evaluator: _Tried, call: Call) -> None:
     """Let the evaluator remember a failure if it fails on a call of these shapes and the loop does not.
 
-    Nothing is tried where sizes are dynamic or inputs are no plain trees: an eager call before the compiled one finds
-    the failure then.
+    There is no trial where sizes are dynamic, or inputs are no plain trees. Then only an eager call before the compiled
+    one finds the failure.
     """
     leaves = call.inputs.leaves
     specs: list[Any] = []

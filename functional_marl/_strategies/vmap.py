@@ -71,7 +71,7 @@ class VmapEvaluator(Evaluator):
     def known_failure(self, call: Call) -> str:
         """Why vmap is known to fail on calls of this kind, or "".
 
-        It may serve other kinds: a branch on a flag, a sharing under which a weight is not mapped.
+        Calls of other kinds may work: with another flag, or under a sharing where a weight is not mapped.
         """
         return _hooked() or (self.failure if self.failure and _kind(call) in self.failed else "")
 
@@ -80,14 +80,14 @@ class VmapEvaluator(Evaluator):
         if _hooked():
             return _hooked()
         if self.net.module_spec.stateless.may_write_by_data():
-            return "torch.func.vmap refuses `.data`, and a trace takes no mode that serves it"
+            return "torch.func.vmap does not accept `.data`, and in a trace nothing can replace it"
         if not self.last_failure():
             try_vmap(self, call)
         return self.last_failure()
 
     @constant_result
     def last_failure(self) -> str:
-        """Why vmap failed last, for dynamo, which would guard on an attribute."""
+        """Why vmap failed last. A method with a constant result: on an attribute dynamo would put a guard."""
         return self.failure
 
     def remember_failure(self, call: Call, why: str) -> None:

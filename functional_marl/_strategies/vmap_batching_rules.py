@@ -1,4 +1,4 @@
-"""Apply the batching rules that ``torch.func.vmap`` lacks. The rules stand in ``_lowering/rules/``.
+"""Apply the batching rules that ``torch.func.vmap`` lacks. The rules are in ``_lowering/rules/``.
 
 Without a rule vmap runs the operation once for each row, and warns. While ``torch.compile`` traces, the warning cannot
 be suppressed. A traced loop over agents is not better: for a network with a GRUCell, compiled, it takes 0.7 of the

@@ -4,8 +4,8 @@
 ``tools/vmap_faults.py`` finds them with torch's own samples and writes the table, once a version of torch. A version
 without a table takes the newest one that is not newer than itself.
 
-Under vmap the course of a forward depends on shapes, dtypes and Python alone, so that one watched call of a kind
-tells about all calls of that kind.
+Under vmap a forward cannot branch on numbers: which operations it calls depends on shapes, dtypes and Python values
+alone. So it is enough to check one call of each kind.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _WORDS = {
     MIXED: "of tensors of several types",
 }
 
-# A mapped tensor shows no graph, whatever its gradient does: a branch on these is taken wrongly and a hook never runs.
+# A tensor that vmap maps does not show its autograd graph. So a branch on these goes wrong, and a hook never runs.
 _GRAPH: dict[Any, str] = {
     getattr(Tensor, name).__get__: name for name in ("requires_grad", "is_leaf", "grad_fn", "grad")
 } | {
@@ -110,7 +110,7 @@ def _in_words(when: str) -> str:
 
 
 class Watch(TorchFunctionMode):
-    """Inside vmap: raises :class:`VmapFault` at the end if the forward met what vmap computes wrongly."""
+    """Inside vmap: raises :class:`VmapFault` at the end if the forward used what vmap computes wrongly."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -295,7 +295,7 @@ def test_a_cell_may_share_its_hidden_state(strategy: Any) -> None:
 @pytest.mark.parametrize(
     ("build", "inputs", "message"),
     [
-        (mlp, (3,), '^strategy="plan": the plan takes tensors; use "auto", which takes another strategy'),
+        (mlp, (3,), '^strategy="plan": the plan takes tensors; use "auto", which uses another strategy'),
         (mlp, (numbers(2, N, 4), numbers(2, N, 4)), '^strategy="plan": the plan takes one tensor; use "auto"'),
         (lambda: nn.GRUCell(4, 5), [numbers(2, N, 4)] * 4, r'^strategy="plan": .* positional arguments .*; use "auto"'),
     ],

@@ -97,7 +97,7 @@ def trained(net: fm.Network, params: Params, x: Tensor) -> list[Tensor]:
     return [y, *torch.autograd.grad(y.square().sum(), list(leaves.values()))]
 
 
-# Strict export mentions that functional_call puts tensors into the skeleton and takes them out again.
+# Strict export warns that functional_call puts tensors into the stateless module and removes them again.
 @pytest.mark.filterwarnings("ignore:While compiling, we found certain side effects:UserWarning")
 @pytest.mark.parametrize(("strategy", "buffer"), [("auto", True), ("loop", False)])
 @pytest.mark.parametrize("first", FIRST)
@@ -146,13 +146,13 @@ def test_a_network_made_in_a_mode_is_like_others(mode: str) -> None:
     torch.testing.assert_close(trained(made[0], params, x), wanted, rtol=1e-11, atol=1e-11)
 
 
-def test_parameters_drawn_first_in_a_mode_are_drawn_as_fast_and_alike_later() -> None:
+def test_a_first_init_params_inside_a_mode_leaves_a_trace_for_later_calls() -> None:
     net, other = (fm.network(lambda: nn.Linear(4, 2), N) for _ in range(2))
     with torch.inference_mode():
         fm.init_params(net, 0)
-    tape = net.module_spec.init_trace()
-    assert tape is not None
-    assert not any(value.is_inference() for value in (*tape.values, *tape.constants.values()) if value is not None)
+    trace = net.module_spec.init_trace()
+    assert trace is not None
+    assert not any(value.is_inference() for value in (*trace.values, *trace.constants.values()) if value is not None)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         fm.init_params(other, 0)
     assert other.module_spec.init_trace() is not None

@@ -1,4 +1,4 @@
-"""Maps over populations around apply say what to do where they fail, and "auto" says where it takes the loop."""
+"""Errors of ``torch.func.vmap`` over populations name the fix, and "auto" warns when it uses the loop."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def test_another_error_of_a_dropping_module_under_a_map_stays() -> None:
 # --- what auto says about the loop ---------------------------------------------------------------------
 
 
-def test_the_loop_is_said_once_a_template_at_the_line_of_the_caller() -> None:
+def test_the_warning_comes_once_for_each_module_at_the_line_of_the_caller() -> None:
     net = fm.network(lambda: Recurrent(nn.GRU), N)
     x = numbers(5, N, 4)
     fix = r'no batching rule for GRU \(.cell.\); use fm.nets.gru in place of nn.GRU, or set strategy="loop" if'

@@ -1,4 +1,4 @@
-"""The loop under a tracer that sees each draw: what draws nothing is traced, the rest says why it cannot be."""
+"""The loop under a tracer that records random operations: a call that samples nothing is traced, others raise."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class Watches(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def test_draws_that_nobody_traces_are_the_same_for_all_agents() -> None:
+def test_untraced_samples_are_the_same_for_all_agents() -> None:
     net = network("same")
     params, x = fm.init_params(net, 0), torch.ones(5, N, 4, dtype=torch.float64)
 

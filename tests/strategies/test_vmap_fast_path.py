@@ -139,8 +139,8 @@ def test_a_seed_means_the_same_at_every_call(function: Any) -> None:
     torch.testing.assert_close(found, [found[0]] * 4, rtol=0, atol=0)
 
 
-def test_what_fails_late_gives_its_draws_back() -> None:
-    """vmap goes well, then meets a branch on data behind a draw."""
+def test_the_rng_state_is_restored_after_a_late_failure() -> None:
+    """vmap works; in a later call it samples and then fails at a branch on numbers."""
     net = does(lambda linear, x: (x + torch.rand_like(x)) * 1 if x.dtype == torch.float64 else _branch(x))
     params, x = fm.init_params(net, 0), numbers(5, N, 4)
     for _ in range(3):

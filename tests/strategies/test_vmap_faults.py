@@ -1,4 +1,4 @@
-"""What vmap computes otherwise than a loop: it is seen, "auto" takes the loop, and "vmap" says what it met."""
+"""What vmap computes differently from the loop is detected: "auto" uses the loop, and "vmap" raises with the reason."""
 
 from __future__ import annotations
 
@@ -250,7 +250,7 @@ def fresh_compiler() -> Iterator[None]:
 @pytest.mark.usefixtures("fresh_compiler")
 @pytest.mark.parametrize("name", ["half gradient", "padding", "cumprod_", "aten"])
 def test_a_compiled_call_that_is_the_first_takes_the_loop(name: str) -> None:
-    """A graph has no way back, so that vmap is tried ahead of it."""
+    """A trace cannot fall back to another strategy, so vmap is tried before it."""
     net = fm.network(lambda: Does(FAULTS[name][0]), N)
     params, x = fm.init_params(net, 0), numbers(5, N, 4)
     expected = gradients(net.replace(strategy="loop"), params, x)

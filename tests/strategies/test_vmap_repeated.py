@@ -19,7 +19,7 @@ N = 3
 
 
 class Drops(nn.Module):
-    """Dropout, and a second output or a draw at larger batches, as a subclass says."""
+    """Dropout; a subclass adds a second output or a random operation at larger batches."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -54,7 +54,7 @@ def test_a_seed_means_the_same_at_every_call(build: Any, strategy: Any) -> None:
 
 
 def test_what_draws_is_seen_for_every_kind_of_input() -> None:
-    """Where vmap fails after a draw, the draw is given back, also when smaller inputs have drawn nothing."""
+    """If vmap fails after sampling, the RNG state is restored, also when smaller inputs sampled nothing."""
 
     class Late(DrawsForMany):
         def forward(self, x: Tensor) -> Any:
