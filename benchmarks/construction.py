@@ -1,4 +1,4 @@
-"""Initialisation, construction of the facade, and importing the library."""
+"""Initialization, construction of the facade, and importing the library."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from benchmarks.memory import peak_bytes
 from benchmarks.setup import Setup
 from benchmarks.timing import Claim, Contest
 
-__all__ = ["facade_construction", "import_time", "initialisation"]
+__all__ = ["facade_construction", "import_time", "initialization"]
 
 
-def initialisation(setup: Setup) -> Iterator[Contest]:
+def initialization(setup: Setup) -> Iterator[Contest]:
     """Keyed parameters of 512 agents compared with torchrl's constructor, which samples them too."""
     agents, width = (3, 4) if setup.tiny else (512, 64)
     known = fm.network(fm.nets.mlp(FEATURES, width, width, OUTPUTS), n_agents=agents)

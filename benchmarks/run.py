@@ -35,7 +35,7 @@ ROWS = [
     Row("backward", forward.backward),
     Row("step", steps.steps),
     Row("memory", forward.memory),
-    Row("initialisation", construction.initialisation),
+    Row("initialization", construction.initialization),
     Row("facade construction", construction.facade_construction),
     Row("gru", layers.gru),
     Row("convnet", layers.convnet),

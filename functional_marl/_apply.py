@@ -39,7 +39,7 @@ def apply(
     train: bool = False,
     mutable: Literal[False] = False,
     kwargs: Mapping[str, Tree] | None = None,
-) -> Tensor: ...
+) -> Tree: ...
 
 
 @overload
@@ -52,7 +52,7 @@ def apply(
     train: bool = False,
     mutable: Literal[True],
     kwargs: Mapping[str, Tree] | None = None,
-) -> tuple[Tensor, Params]: ...
+) -> tuple[Tree, Params]: ...
 
 
 @overload
@@ -134,7 +134,7 @@ def apply(
     if len(inputs) == 1 and kwargs is None and state is None and not mutable and key is None and type(params) is dict:
         x = inputs[0]
         if isinstance(x, Tensor) and x.layout is _DENSE:
-            y = evaluator.single(params, x)
+            y = evaluator.fast_path(params, x)
             if y is not None:
                 return y
     call = _checked(net, params, inputs, key, state, train, mutable, kwargs)

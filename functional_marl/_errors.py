@@ -7,7 +7,15 @@ __all__ = ["GroupingError", "RandomnessError", "SharingError", "StrategyWarning"
 
 
 class StructureError(ValueError):
-    """A pytree, a shape, an axis or a set of keys does not fit the network."""
+    """A pytree, a shape, an axis or a set of keys does not fit the network.
+
+    >>> import torch
+    >>> import functional_marl as fm
+    >>> net = fm.network(fm.nets.mlp(4, 2), n_agents=3)
+    >>> fm.apply(net, {}, torch.zeros(3, 4))  # doctest: +IGNORE_EXCEPTION_DETAIL
+    Traceback (most recent call last):
+    functional_marl.StructureError: params['0.weight']: missing, expected [3, 2, 4] ...
+    """
 
 
 class SharingError(ValueError):

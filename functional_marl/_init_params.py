@@ -1,4 +1,4 @@
-"""How a slot is initialised: the factory runs with all its random operations under that slot's key."""
+"""How a slot is initialized: the factory runs with all its random operations under that slot's key."""
 
 from __future__ import annotations
 

@@ -71,6 +71,10 @@ class Network(NetworkSettings):
     def replace(self, **changes: Any) -> Network:
         """The same module under other settings: ``sharing=``, ``n_agents=``, ``strategy=``, ...
 
+        Raises:
+            TypeError: an unknown setting. SharingError: a new ``n_agents`` without ``sharing=``, or a sharing that does
+                not fit. StructureError: a wrong value.
+
         >>> net = network(lambda: nn.Linear(2, 1), n_agents=3)
         >>> net.replace(sharing=Sharing([2, 1, 2])).sharing["weight"]
         Sharing([2, 1, 2], n_slots=3)
@@ -194,7 +198,7 @@ def network(
     Args:
         build: a function that returns one agent's ``nn.Module``, called now and at every :func:`init_params`,
             for each slot or, where its operations can be replayed, for the first; or a module, which is
-            copied and never changed, and initialised by its own ``reset_parameters``. All random numbers come from
+            copied and never changed, and initialized by its own ``reset_parameters``. All random numbers come from
             the key: a ``torch.Generator`` of the function's own, seeding, and threads that sample raise.
             numpy's and Python's random numbers inside the function do not come from the key.
         n_agents: how many agents.
@@ -258,7 +262,7 @@ def network_of(
     out_agent_dim: Tree = None,
     randomness: Randomness = "different",
 ) -> Network:
-    """The network of agents with one module each; nothing is initialised (for the facade)."""
+    """The network of agents with one module each; nothing is initialized (for the facade)."""
     return _network(
         ModuleSpec.from_module(module),
         n_agents=n_agents,

@@ -13,6 +13,9 @@ __all__ = ["tabulate"]
 def tabulate(net: Network) -> str:
     """A table of the leaves, who shares them, how many numbers they hold, and how apply will evaluate.
 
+    Raises:
+        StructureError: ``net`` is no network.
+
     >>> from torch import nn
     >>> from functional_marl import network
     >>> print(tabulate(network(lambda: nn.Linear(4, 2), n_agents=3, sharing={"bias": "shared", "*": [0, 0, 1]})))

@@ -39,7 +39,6 @@ __all__ = [
     "Primitives",
     "WeightNorm",
     "any_autocast",
-    "backward_hooked",
     "constant_result",
     "current_level",
     "data_of",
@@ -48,7 +47,8 @@ __all__ = [
     "forget_flat_weights",
     "generator_id",
     "graph_break",
-    "hooked",
+    "has_global_backward_hooks",
+    "has_global_hooks",
     "in_proxy_tracer",
     "in_transform",
     "is_batched",
@@ -66,9 +66,9 @@ __all__ = [
     "storage_id",
     "suspended",
     "unwrapped",
-    "version",
     "warn_of_fallback",
     "weight_norm",
+    "write_count",
 ]
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
@@ -336,12 +336,12 @@ GLOBAL_HOOKS: tuple[dict[int, Any], ...] = (
 )
 
 
-def hooked() -> bool:
+def has_global_hooks() -> bool:
     """Whether there are hooks on all modules (``nn.modules.module.register_module_forward_hook`` and the like)."""
     return any(GLOBAL_HOOKS)
 
 
-def backward_hooked() -> bool:
+def has_global_backward_hooks() -> bool:
     """Whether there are backward hooks on all modules."""
     return bool(GLOBAL_HOOKS[2] or GLOBAL_HOOKS[3])
 
@@ -360,7 +360,7 @@ def forget_flat_weights(part: nn.RNNBase) -> None:
 # --- tensors, generators and operations ------------------------------------------------------------------
 
 
-def version(tensor: Tensor) -> int:
+def write_count(tensor: Tensor) -> int:
     """How many times a tensor was written in place. Autograd checks it before it uses a saved tensor."""
     return tensor._version
 

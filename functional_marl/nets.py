@@ -188,7 +188,7 @@ def lstm(inputs: int, hidden: int) -> Callable[[], nn.Module]:
 
 
 class _Recurrent(nn.Module):
-    """The weights of one recurrent layer, with torch's names and torch's initialisation."""
+    """The weights of one recurrent layer, with torch's names and torch's initialization."""
 
     def __init__(self, inputs: int, hidden: int, gates: int) -> None:
         super().__init__()
@@ -293,6 +293,9 @@ class GRU(_Recurrent):
     Where ``reset`` is true an episode starts: the state becomes zero before that step. Equations and weights are those
     of ``torch.nn.GRU``, which ``torch.func.vmap`` cannot batch.
 
+    Raises:
+        StructureError: an input, a state or a ``reset`` of another shape.
+
     >>> GRU(4, 8)
     GRU(4, 8)
     """
@@ -301,7 +304,7 @@ class GRU(_Recurrent):
         super().__init__(inputs, hidden, 3)
 
     def forward(self, x: Tensor, h: Tensor | None = None, reset: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Compute all time steps."""
+        """``x [*B, T, F]`` ``-> (outputs [*B, T, H], last h [*B, H])``."""
         _check_recurrent(x, [] if h is None else [("h", h)], reset, self.inputs, self.hidden)
         h = x.new_zeros(*x.shape[:-2], self.hidden) if h is None else h
         from_x = F.linear(x, self.weight_ih, self.bias_ih)  # all time steps in one product
@@ -315,6 +318,9 @@ class LSTM(_Recurrent):
     (outputs [*B, T, H], (h, c))``. Where ``reset`` is true an episode starts: the state becomes zero before that step.
     Equations and weights are those of ``torch.nn.LSTM``, which ``torch.func.vmap`` cannot batch.
 
+    Raises:
+        StructureError: an input, a state or a ``reset`` of another shape; a state that is no pair.
+
     >>> LSTM(4, 8)
     LSTM(4, 8)
     """
@@ -325,7 +331,7 @@ class LSTM(_Recurrent):
     def forward(
         self, x: Tensor, state: tuple[Tensor, Tensor] | None = None, reset: Tensor | None = None
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """Compute all time steps."""
+        """``x [*B, T, F]`` ``-> (outputs [*B, T, H], last (h, c))``."""
         if state is not None and (not isinstance(state, tuple | list) or len(state) != 2):  # pyright: ignore
             raise StructureError(f"state: expected a pair (h, c), got {short_repr(state)}")
         _check_recurrent(

@@ -200,13 +200,13 @@ def lazily(change: Any) -> Any:
     def facade(kind: str, n_agents: int, lazy: bool, **words: Any) -> Any:
         module = _right.facade(kind, n_agents, lazy, **words)
         if lazy:
-            materialise = module._materialise
+            materialize = module._materialize
 
             def wrong(x: Tensor) -> None:
-                materialise(x)
+                materialize(x)
                 change(module)
 
-            module._materialise = wrong
+            module._materialize = wrong
         return module
 
     return facade

@@ -39,7 +39,11 @@ class MarlGroupMapType(enum.Enum):
     ONE_GROUP_PER_AGENT = 2
 
     def get_group_map(self, agent_names: Iterable[str]) -> dict[str, list[str]]:
-        """The group map of these agents, in new lists: it never contains the list that was given."""
+        """The group map of these agents, in new lists: it never contains the list that was given.
+
+        Raises:
+            GroupingError: names that are no list of strings (a set has no order).
+        """
         agent_names = as_names(agent_names, "agent_names")
         if self is MarlGroupMapType.ALL_IN_ONE_GROUP:
             return {"agents": agent_names}

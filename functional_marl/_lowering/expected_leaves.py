@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from torch import Tensor, nn
 
 from functional_marl._errors import Unsupported
+from functional_marl._module.held_objects import MODULE_ATTRIBUTES
 
 __all__ = ["ExpectedLeaves", "altered", "check_leaves", "no_leaves", "weight_and_bias"]
 
@@ -38,13 +39,11 @@ def weight_and_bias(*weight: int, bias: int) -> ExpectedLeaves:
     return ExpectedLeaves({"weight": weight, "bias": (bias,)})
 
 
-_TABLES = nn.Module().__dict__.keys()  # what every module has: hooks, parameters, buffers, parts
-
-
 def altered(module: nn.Module) -> bool:
     """Whether a module computes something else than its class: it has hooks, or a method set on the instance."""
     hooks = module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks
-    return any(hooks) or any(callable(getattr(type(module), name, None)) for name in module.__dict__.keys() - _TABLES)
+    own = module.__dict__.keys() - MODULE_ATTRIBUTES
+    return any(hooks) or any(callable(getattr(type(module), name, None)) for name in own)
 
 
 def check_leaves(module: nn.Module, expected: ExpectedLeaves, shapes: Shapes) -> None:
@@ -54,7 +53,7 @@ def check_leaves(module: nn.Module, expected: ExpectedLeaves, shapes: Shapes) ->
         Unsupported: it has other leaves, or a tensor in place of a setting.
     """
     params, buffers = expected.params, expected.buffers
-    tensors = any(isinstance(module.__dict__[name], Tensor) for name in module.__dict__.keys() - _TABLES)
+    tensors = any(isinstance(module.__dict__[name], Tensor) for name in module.__dict__.keys() - MODULE_ATTRIBUTES)
     if tensors or module._parameters.keys() != params.keys() or module._buffers.keys() != buffers.keys():
         raise Unsupported("other leaves than its class registers")
     for name, shape in (*params.items(), *buffers.items()):

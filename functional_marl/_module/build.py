@@ -1,4 +1,4 @@
-"""Initialising one agent's module: a factory that runs under a seed, and the check that it is repeatable."""
+"""Initializing one agent's module: a factory that runs under a seed, and the check that it is repeatable."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import nn
 from functional_marl._clean_context import regular_tensors
 from functional_marl._errors import RandomnessError, StructureError
 from functional_marl._module.held_objects import plain_tensors
-from functional_marl._module.lazy import materialise
+from functional_marl._module.lazy import materialize
 from functional_marl._module.leaves import named_tensors, same_numbers
 from functional_marl._module.limitations import check_parts
 from functional_marl._module.reset import ResetFactory
@@ -39,7 +39,7 @@ def run_factory(build: Build | None, example: tuple[Any, ...] | None, seed: int)
         if not isinstance(module, nn.Module):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise StructureError(f"build: expected a function that returns an nn.Module, got {module!r}")
         if not isinstance(build, ResetFactory):
-            materialise(module, example)
+            materialize(module, example)
     return module
 
 

@@ -9,9 +9,9 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
-__all__ = ["TABLES", "held_objects", "is_array", "items_of", "plain_tensors", "restore_items"]
+__all__ = ["MODULE_ATTRIBUTES", "held_objects", "is_numpy_array", "items_of", "plain_tensors", "restore_items"]
 
-TABLES = frozenset(nn.Module().__dict__)  # the attributes that every module has
+MODULE_ATTRIBUTES = frozenset(nn.Module().__dict__)  # the attributes that every module has
 
 
 def plain_tensors(module: nn.Module, hooked: bool = False) -> dict[str, Tensor]:
@@ -37,7 +37,7 @@ def held_objects(parts: list[nn.Module], copies: Container[int]) -> tuple[list[A
     containers: list[Any] = []
     tensors: list[Tensor] = []
     seen = {id(part) for part in parts}
-    waiting: list[Any] = [v for part in parts for k, v in part.__dict__.items() if k not in TABLES]
+    waiting: list[Any] = [v for part in parts for k, v in part.__dict__.items() if k not in MODULE_ATTRIBUTES]
     while waiting:
         held = waiting.pop()
         if id(held) in seen or id(held) not in copies:
@@ -45,7 +45,7 @@ def held_objects(parts: list[nn.Module], copies: Container[int]) -> tuple[list[A
         seen.add(id(held))
         if isinstance(held, Tensor):
             tensors.append(held)
-        elif is_array(held):
+        elif is_numpy_array(held):
             containers.append(held)
         elif isinstance(held, dict):
             containers.append(held)
@@ -60,7 +60,7 @@ def held_objects(parts: list[nn.Module], copies: Container[int]) -> tuple[list[A
     return containers, tensors
 
 
-def is_array(held: Any) -> bool:
+def is_numpy_array(held: Any) -> bool:
     """Whether it is an array of NumPy or the like."""
     return hasattr(held, "__array_interface__") and not isinstance(held, Tensor)
 

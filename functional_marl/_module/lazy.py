@@ -10,7 +10,7 @@ from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from functional_marl._errors import StructureError
 
-__all__ = ["evaluate_once", "is_lazy", "materialise"]
+__all__ = ["evaluate_once", "is_lazy", "materialize"]
 
 
 def is_lazy(leaf: Any) -> bool:
@@ -27,7 +27,7 @@ def evaluate_once(module: nn.Module, args: tuple[Any, ...]) -> None:
         part.training = mode
 
 
-def materialise(module: nn.Module, example: tuple[Any, ...] | None) -> None:
+def materialize(module: nn.Module, example: tuple[Any, ...] | None) -> None:
     """Give the lazy leaves of a module their shapes, by one call on ``example``.
 
     Raises:

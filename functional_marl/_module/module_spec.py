@@ -17,7 +17,7 @@ from functional_marl._clean_context import no_active_modes
 from functional_marl._errors import StructureError
 from functional_marl._module import limitations as limits
 from functional_marl._module.build import Build, build_repeatably, run_factory
-from functional_marl._module.lazy import materialise
+from functional_marl._module.lazy import materialize
 from functional_marl._module.leaves import (
     LeafNames,
     as_parameter,
@@ -63,7 +63,7 @@ class ModuleSpec:
         if isinstance(build, nn.Module):
             limits.check_parts(build)
             pattern = deep_copy(build)
-            materialise(pattern, example)
+            materialize(pattern, example)
             self.build: Build | None = ResetFactory(pattern, LeafNames.of(pattern), copy_without_leaves(pattern))
         elif callable(build):
             self.build = build
@@ -79,7 +79,7 @@ class ModuleSpec:
 
     @classmethod
     def from_module(cls, module: nn.Module) -> ModuleSpec:
-        """The spec of a module as it is: nothing is initialised now, and its resets need not fill every leaf.
+        """The spec of a module as it is: nothing is initialized now, and its resets need not fill every leaf.
 
         The spec keeps the module itself and removes its leaves.
         """
@@ -108,10 +108,10 @@ class ModuleSpec:
         self._init_trace: tuple[InitTrace | None] | None = None  # recorded at the first init_params
         self.stateless = StatelessCaller(self._empty, self.buffers, self.aliases)
 
-    # --- initialisation --------------------------------------------------------------------------------
+    # --- initialization --------------------------------------------------------------------------------
 
     def init_module(self, seed: int) -> nn.Module:
-        """A newly initialised module, a function of the seed alone.
+        """A newly initialized module, a function of the seed alone.
 
         Raises:
             StructureError: there is no factory, or it gives no module, or the same module twice.
@@ -126,7 +126,7 @@ class ModuleSpec:
         return module
 
     def init_trace(self) -> InitTrace | None:
-        """The recorded initialisation, which fills one slot's leaves without building a module; None if impossible."""
+        """The recorded initialization, which fills one slot's leaves without building a module; None if impossible."""
         if self._init_trace is None:
             if not in_plain_context():  # in another context it may be possible
                 return None

@@ -1,4 +1,4 @@
-"""Replaying a recorded initialisation: one slot's leaves are filled without building a module.
+"""Replaying a recorded initialization: one slot's leaves are filled without building a module.
 
 Building a module of three linear layers takes 140 to 300 us, nearly all of it Python around six random operations.
 The operations alone take a few microseconds each. A trace is used only if it reproduces, under another seed, bitwise
@@ -18,7 +18,7 @@ from functional_marl import _torch_compat
 from functional_marl._module.leaves import LeafNames, get_leaves
 from functional_marl._randomness.use_generator import seeded_generator
 
-__all__ = ["InitTrace", "Several", "Step", "all_leaves", "in_plain_context"]
+__all__ = ["InitTrace", "RecordedOp", "Several", "all_leaves", "in_plain_context"]
 
 
 class Several(tuple[Any, ...]):
@@ -26,7 +26,7 @@ class Several(tuple[Any, ...]):
 
 
 @dataclass(frozen=True)
-class Step:
+class RecordedOp:
     """One operation. Its tensor arguments come from the values, and its results go into them."""
 
     operation: Any
@@ -41,7 +41,7 @@ class Step:
 class InitTrace:
     """The random operations of a factory and those that depend on them, in order, and how they fill its leaves."""
 
-    steps: tuple[Step, ...]
+    steps: tuple[RecordedOp, ...]
     values: tuple[Tensor | None, ...]  # tensors that do not depend on the seed; None for what a step or a row gives
     rows: tuple[tuple[str, int], ...]  # leaves that the steps write directly into the caller's rows
     copies: tuple[tuple[str, int], ...]  # leaves that the steps make elsewhere

@@ -1,4 +1,4 @@
-"""Initialising a given module again: a copy of it, filled by its own ``reset_parameters``."""
+"""Initializing a given module again: a copy of it, filled by its own ``reset_parameters``."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def call_resets(parts: Iterable[nn.Module]) -> None:
 
 
 def in_construction_order(module: nn.Module) -> Iterator[nn.Module]:
-    """The parts of a module in their order and before the whole, as constructors initialise them."""
+    """The parts of a module in their order and before the whole, as constructors initialize them."""
     for child in module.children():
         yield from in_construction_order(child)
     yield module
@@ -40,7 +40,7 @@ def unfilled_names(leaves: Mapping[str, Tensor]) -> list[str]:
 
 
 class ResetFactory:
-    """A factory made of a module: each call gives a copy of it, initialised by its own resets.
+    """A factory made of a module: each call gives a copy of it, initialized by its own resets.
 
     Args:
         module: one agent's module.

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from functional_marl._torch_compat import data_of, storage_id, unwrapped, version
+from functional_marl._torch_compat import data_of, storage_id, unwrapped, write_count
 
 __all__ = ["DataWrites", "clone_counting_writes", "was_written"]
 
@@ -18,7 +18,7 @@ def was_written(clone: Tensor) -> bool:
     if torch.compiler.is_dynamo_compiling():
         return False
     clone = unwrapped(clone)  # under vmap only the wrapped tensor counts
-    return not clone.is_inference() and version(clone) > 0
+    return not clone.is_inference() and write_count(clone) > 0
 
 
 def clone_counting_writes(tensor: Tensor) -> Tensor:
@@ -67,4 +67,4 @@ class DataWrites(TorchFunctionMode):
         if not self.taken:
             return False
         memory = storage_id(unwrapped(leaf))
-        return any(version(alias) > 0 and storage_id(alias) == memory for alias in self.taken)
+        return any(write_count(alias) > 0 and storage_id(alias) == memory for alias in self.taken)

@@ -53,7 +53,7 @@ _seeded: set[int] = set()  # the addresses of the generators of seeded_generator
 def seeded_generator(seed: int) -> Generator[torch.Generator]:
     """A new CPU generator of this seed, which :class:`UseGenerator` accepts.
 
-    A factory may itself initialise a network: then the inner operations have a generator from here already.
+    A factory may itself initialize a network: then the inner operations have a generator from here already.
     """
     generator = torch.Generator().manual_seed(seed)
     _seeded.add(generator_id(generator))

@@ -36,7 +36,7 @@ class AutoEvaluator(Evaluator):
         self.may_be_random = train or isinstance(self.plan, Unsupported)
         fastest = self.vmap if isinstance(self.plan, Unsupported) else self.plan
         if isinstance(fastest, Evaluator):
-            self.single = fastest.single
+            self.fast_path = fastest.fast_path
 
     @classmethod
     def prepare(cls, net: NetworkSettings, train: bool) -> AutoEvaluator:
@@ -86,7 +86,7 @@ class ChosenEvaluator(Evaluator):
     def __init__(self, name: str, evaluator: Evaluator | Unsupported) -> None:
         self.chosen, self.evaluator = name, evaluator
         if isinstance(evaluator, Evaluator):
-            self.single = evaluator.single
+            self.fast_path = evaluator.fast_path
 
     @classmethod
     def prepare(cls, net: NetworkSettings, train: bool) -> ChosenEvaluator:

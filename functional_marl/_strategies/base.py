@@ -15,7 +15,17 @@ from functional_marl._layout.inputs import Inputs
 from functional_marl._network_settings import NetworkSettings
 from functional_marl._pytrees import Tree
 
-__all__ = ["FALLBACK_ERRORS", "FINAL_ERRORS", "Call", "Evaluator", "Result", "Single", "failure_of", "sparse_layout"]
+__all__ = [
+    "FALLBACK_ERRORS",
+    "FINAL_ERRORS",
+    "Call",
+    "Evaluator",
+    "FastPath",
+    "Result",
+    "failure_of",
+    "sparse_layout",
+    "sparse_reason",
+]
 
 # After these errors the next strategy is tried. torch raises them for a missing batching rule, and for wrong inputs.
 FALLBACK_ERRORS = (RuntimeError, ValueError, NotImplementedError, IndexError)
@@ -49,7 +59,7 @@ class Result:
 
 
 # params and one input ``[*B, n, F]`` -> the output with the agents in its place, or None
-Single = Callable[[Mapping[str, Any], Tensor], Tensor | None]
+FastPath = Callable[[Mapping[str, Any], Tensor], Tensor | None]
 
 
 def _no_fast_path(params: Mapping[str, Any], x: Tensor) -> Tensor | None:
@@ -60,12 +70,12 @@ class Evaluator(abc.ABC):
     """A strategy that is prepared for one network in one mode, training or evaluation.
 
     Attributes:
-        single: the fast path of a call with one input tensor, no key, no state and no keyword inputs. It checks the
+        fast_path: the path of a call with one input tensor, no key, no state and no keyword inputs. It checks the
             call itself, and returns None where it does not apply: then :meth:`evaluate` is used.
     """
 
     name: ClassVar[str]  # as in ``strategy=``
-    single: Single = staticmethod(_no_fast_path)
+    fast_path: FastPath = staticmethod(_no_fast_path)
 
     @classmethod
     @abc.abstractmethod
@@ -87,6 +97,12 @@ def sparse_layout(call: Call) -> torch.layout | None:
         if isinstance(leaf, Tensor) and leaf.layout is not torch.strided:
             return leaf.layout
     return None
+
+
+def sparse_reason(call: Call) -> str:
+    """Why a strategy of batched operations cannot evaluate a call with a sparse input, or ""."""
+    layout = sparse_layout(call)
+    return "" if layout is None else f"it takes dense tensors, got {layout}; give x.to_dense()"
 
 
 def failure_of(strategy: str, error: Exception) -> str:

@@ -8,9 +8,9 @@ from functional_marl._errors import Unsupported
 from functional_marl._gather_slots import gather_slots
 from functional_marl._lowering import Plan, Run, lower
 from functional_marl._network_settings import NetworkSettings
-from functional_marl._strategies.base import Call, Evaluator, Result, sparse_layout
+from functional_marl._strategies.base import Call, Evaluator, Result, sparse_reason
 from functional_marl._strategies.plan_fast_path import PlanFastPath
-from functional_marl._torch_compat import hooked
+from functional_marl._torch_compat import has_global_hooks
 
 __all__ = ["PlanEvaluator"]
 
@@ -24,7 +24,7 @@ class PlanEvaluator(Evaluator):
         self.plan = plan
         fast = PlanFastPath.of(net, plan)
         if fast is not None:
-            self.single = fast
+            self.fast_path = fast
 
     @classmethod
     def prepare(cls, net: NetworkSettings, train: bool) -> PlanEvaluator | Unsupported:
@@ -37,10 +37,10 @@ class PlanEvaluator(Evaluator):
 
     def evaluate(self, call: Call) -> Result | Unsupported:
         """All agents through the steps; unsupported where a step has no rule for inputs of this form."""
-        layout = sparse_layout(call)
-        if layout is not None:
-            return Unsupported(f"it takes dense tensors, got {layout}; give x.to_dense()")
-        if hooked():
+        why = sparse_reason(call)
+        if why:
+            return Unsupported(why)
+        if has_global_hooks():
             return Unsupported(
                 "hooks for all modules are registered (torch.nn.modules.module.register_module_..._hook)"
             )

@@ -17,14 +17,14 @@ from functional_marl._strategies.base import (
     Call,
     Evaluator,
     Result,
-    sparse_layout,
+    sparse_reason,
 )
 from functional_marl._strategies.loop import evaluate_loop
 from functional_marl._strategies.under_torch_compile import try_vmap
 from functional_marl._strategies.vmap_call import evaluate_vmap
 from functional_marl._strategies.vmap_fast_path import VmapFastPath
 from functional_marl._strategies.vmap_faults import VmapFault
-from functional_marl._torch_compat import any_autocast, backward_hooked, constant_result
+from functional_marl._torch_compat import any_autocast, constant_result, has_global_backward_hooks
 
 __all__ = ["VmapEvaluator"]
 
@@ -43,7 +43,7 @@ class VmapEvaluator(Evaluator):
         self.watched: set[tuple[Any, ...]] = set()  # the kinds of calls that it is known to compute as the loop
         fast = VmapFastPath.of(net, train, lambda: bool(self.failure))
         if fast is not None:
-            self.single = fast
+            self.fast_path = fast
 
     @classmethod
     def prepare(cls, net: NetworkSettings, train: bool) -> VmapEvaluator | Unsupported:
@@ -53,10 +53,8 @@ class VmapEvaluator(Evaluator):
 
     def evaluate(self, call: Call) -> Result | Unsupported:
         """All agents in one mapped call; unsupported where vmap is known to fail or to compute something else."""
-        layout = sparse_layout(call)
-        if layout is not None:
-            return Unsupported(f"it takes dense tensors, got {layout}; give x.to_dense()")
-        why = self._unsupported_in_trace(call) if torch.compiler.is_dynamo_compiling() else _hooked()
+        in_trace = torch.compiler.is_dynamo_compiling()
+        why = sparse_reason(call) or (self._unsupported_in_trace(call) if in_trace else _global_hooks_reason())
         if why:
             return Unsupported(why)
         try:
@@ -73,12 +71,12 @@ class VmapEvaluator(Evaluator):
 
         Calls of other kinds may work: with another flag, or under a sharing where a weight is not mapped.
         """
-        return _hooked() or (self.failure if self.failure and _kind(call) in self.failed else "")
+        return _global_hooks_reason() or (self.failure if self.failure and _kind(call) in self.failed else "")
 
     def _unsupported_in_trace(self, call: Call) -> str:
         """A graph is traced once and cannot fall back: what failed on any kind of call is not tried in it."""
-        if _hooked():
-            return _hooked()
+        if _global_hooks_reason():
+            return _global_hooks_reason()
         if self.net.module_spec.stateless.may_write_by_data():
             return "torch.func.vmap does not accept `.data`, and in a trace nothing can replace it"
         if not self.last_failure():
@@ -104,7 +102,7 @@ class VmapEvaluator(Evaluator):
         if torch.compiler.is_dynamo_compiling():
             return evaluate_vmap(call)
         leaves = [(x.shape, x.dtype) if isinstance(x, Tensor) else repr(x) for x in call.inputs.leaves]
-        kind = (*_settings(call), torch.is_grad_enabled(), *leaves)
+        kind = (*_call_facts(call), torch.is_grad_enabled(), *leaves)
         try:
             if kind in self.watched:
                 return evaluate_vmap(call)
@@ -126,8 +124,8 @@ def _watch(call: Call) -> Result:
         raise
 
 
-def _hooked() -> str:
-    return "torch.func.vmap leaves out global backward hooks" if backward_hooked() else ""
+def _global_hooks_reason() -> str:
+    return "torch.func.vmap leaves out global backward hooks" if has_global_backward_hooks() else ""
 
 
 def _raise_named(call: Call) -> None:
@@ -146,10 +144,10 @@ def _kind(call: Call) -> tuple[Any, ...]:
     """All that a module can see of a call except numbers and sizes: calls of one kind fail alike."""
     leaves = [(leaf.ndim, leaf.dtype) if isinstance(leaf, Tensor) else _constant(leaf) for leaf in call.inputs.leaves]
     slots = tuple(sharing.is_shared for sharing in call.net.sharing.values())
-    return (*_settings(call), call.net.randomness, tuple(call.inputs.dims), slots, *leaves)
+    return (*_call_facts(call), call.net.randomness, tuple(call.inputs.dims), slots, *leaves)
 
 
-def _settings(call: Call) -> tuple[Any, ...]:
+def _call_facts(call: Call) -> tuple[Any, ...]:
     """What a forward may branch on besides the leaves of its inputs. A trace has no structure to compare."""
     traced = torch.compiler.is_dynamo_compiling()
     tree = None if traced else structure(call.inputs.rebuild(call.inputs.leaves))

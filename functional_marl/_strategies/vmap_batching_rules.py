@@ -15,10 +15,10 @@ from torch.overrides import TorchFunctionMode
 from functional_marl import _torch_compat
 from functional_marl._lowering import batching_rules
 
-__all__ = ["Rules"]
+__all__ = ["UseBatchingRules"]
 
 
-class Rules(TorchFunctionMode):
+class UseBatchingRules(TorchFunctionMode):
     """Inside, an operation that has a batching rule is computed by it; local to the thread."""
 
     def __init__(self) -> None:

@@ -17,7 +17,7 @@ from functional_marl._randomness.keyed_dropout import run_keyed
 from functional_marl._sharing import Sharing
 from functional_marl._strategies.base import Call, Result
 from functional_marl._strategies.loop import buffers_changed, plain
-from functional_marl._strategies.vmap_batching_rules import Rules
+from functional_marl._strategies.vmap_batching_rules import UseBatchingRules
 from functional_marl._strategies.vmap_chunks import activation_bytes, agents_at_once, map_agents, widest_leaf
 from functional_marl._strategies.vmap_faults import Watch
 from functional_marl._torch_compat import any_autocast
@@ -69,7 +69,7 @@ def evaluate_vmap(call: Call, watch: bool = False) -> Result:
             with Watch() if watch else contextlib.nullcontext():
                 return net.module_spec.stateless.call(own, after, args, kwargs, train)
 
-        with Rules() if unruled else contextlib.nullcontext():
+        with UseBatchingRules() if unruled else contextlib.nullcontext():
             stream = mine[-1] if own_streams else 0
             output = run() if key is None else run_keyed(run, key, stream, net.randomness == "error")
         if not mutable:

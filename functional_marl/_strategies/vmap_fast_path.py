@@ -23,7 +23,7 @@ from functional_marl._sharing import Sharing
 from functional_marl._strategies.base import FALLBACK_ERRORS
 from functional_marl._strategies.vmap_chunks import activation_bytes, in_chunks, quiet, widest_leaf
 from functional_marl._strategies.vmap_faults import Watch
-from functional_marl._torch_compat import Primitives, any_autocast, backward_hooked
+from functional_marl._torch_compat import Primitives, any_autocast, has_global_backward_hooks
 
 __all__ = ["VmapFastPath"]
 
@@ -86,7 +86,7 @@ class VmapFastPath:
         net, dim = self.net, self.dim
         stateless = net.module_spec.stateless.module(self.train)
         places = stateless.leaf_places(self.names)
-        if self.failed() or not stateless.writes_checked or backward_hooked():
+        if self.failed() or not stateless.writes_checked or has_global_backward_hooks():
             return None
         if len(params) != self.count or any_autocast():
             return None

@@ -15,7 +15,7 @@ from torch.func import vmap
 
 from functional_marl._errors import StructureError
 from functional_marl._pytrees import Tree, flatten, tree_map
-from functional_marl._torch_compat import version
+from functional_marl._torch_compat import write_count
 from functional_marl.laws.law import agree, broken, law
 from functional_marl.laws.subject import Subject
 from functional_marl.laws.threads import agree_in_threads
@@ -86,11 +86,11 @@ def nothing_is_changed(s: Subject) -> None:
     args, kwargs = s.placed()
     given = {"inputs": args, "kwargs": kwargs, "params": s.own, "state": s.state}
     copies = tree_map(torch.clone, given)
-    versions = [version(leaf) for leaf in flatten(given)[0]]
+    versions = [write_count(leaf) for leaf in flatten(given)[0]]
 
     def look(where: str) -> None:
         agree(given, copies, where, exact=True)
-        now = [version(leaf) for leaf in flatten(given)[0]]
+        now = [write_count(leaf) for leaf in flatten(given)[0]]
         if now != versions:
             broken(f"{where}: written in place, though with the same numbers")
 

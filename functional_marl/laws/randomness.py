@@ -47,7 +47,7 @@ def drawn_leaves(s: Subject) -> list[str]:
 def results_follow_the_key(s: Subject) -> None:
     """key = key' implies equal draws, key ≠ key' different ones.
 
-    Initialisation and dropouts are functions of the key; an int is the key of that seed.
+    Initialization and dropouts are functions of the key; an int is the key of that seed.
     """
     one, other = s.key(1), s.key(2)
     params = s.ops.init_params(s.net, one)

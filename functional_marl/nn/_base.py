@@ -27,7 +27,7 @@ from functional_marl._sharing import SharingSpec
 from functional_marl._strategies import supports
 from functional_marl.nn._agent_axis_warning import reads_agent_axis, warn_reads_agent_axis
 from functional_marl.nn._edit_tracker import EditTracker, keep_mode
-from functional_marl.nn._initialization import init_slots
+from functional_marl.nn._initialization import init_slots_in_order
 from functional_marl.nn._parameter_store import ParameterStore, ignore_empty_net_buffers
 
 __all__ = ["MultiAgentNetBase", "merges_agents", "repeatable"]
@@ -122,7 +122,7 @@ class MultiAgentNetBase(nn.Module):
         self._vmap_randomness = vmap_randomness
         self._build_kwargs = kwargs
         repeats = hasattr(type(self)._build_single_net, "repeatable")
-        one, names, rows = init_slots(self._build_one, n_agents if self.share_params is False else 1, repeats)
+        one, names, rows = init_slots_in_order(self._build_one, n_agents if self.share_params is False else 1, repeats)
         self._store = ParameterStore(names, n_agents, self.share_params, self.use_td_params)
         if not isinstance(self.share_params, bool):  # only now it is known how many slots there are
             slots = [get_leaves(self._build_one(), names) for _ in range(self._store.n_slots - 1)]
@@ -231,7 +231,7 @@ class MultiAgentNetBase(nn.Module):
         if not isinstance(x, Tensor):  # pyright: ignore[reportUnnecessaryIsInstance]
             _joined(inputs)
         if not self.initialized:
-            self._materialise(x)
+            self._materialize(x)
         net = self._current()
         if self._check_is_own:
             seen = x  # the core does the same
@@ -343,24 +343,24 @@ class MultiAgentNetBase(nn.Module):
         self._store.copy_from(self._modules, stateful_net)
 
     def reset_parameters(self) -> None:
-        """Initialise every parameter again, by ``reset_parameters`` or else by the factory; buffers by those resets.
+        """Initialize every parameter again, by ``reset_parameters`` or else by the factory; buffers by those resets.
 
         Under the same ``torch.manual_seed`` the numbers are those of torchrl's ``reset_parameters``. Nothing
         happens while lazy leaves have no shape.
         """
         self._store.reset(self._modules, self._build_one)
 
-    def _materialise(self, x: Tensor) -> None:
+    def _materialize(self, x: Tensor) -> None:
         """Give the lazy leaves their shapes and first numbers."""
         seen = self._pre_forward_check(x)
         one_input = seen if self.centralized else seen.select(self.agent_dim % x.ndim, 0)
-        self._store.materialise(self._modules, one_input.detach())
+        self._store.materialize(self._modules, one_input.detach())
         self.initialized = True
         self._prepare()
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any, **kwargs: Any) -> None:
         if not self.initialized:
-            self._store.materialise_as(self._modules, state_dict, prefix)
+            self._store.materialize_as(self._modules, state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     # --- life of a module ------------------------------------------------------------------------------

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, get_args
+from typing import Any
 
 from torch import Tensor, nn
 
-from functional_marl._errors import SharingError, StructureError
+from functional_marl._errors import StructureError
 from functional_marl._module.lazy import is_lazy
 from functional_marl._parameters import Merge, stack_agents
+from functional_marl._parameters.merging import check_merge
 from functional_marl._sharing import Sharing, SharingSpec, resolve
 from functional_marl.nn._base import MultiAgentNetBase
 from functional_marl.nn._parameter_store import as_spec
@@ -52,8 +53,7 @@ def convert_state_dict(
         raise StructureError(f"state_dict: expected names as keys, got {wrong[:8]}")
     if not isinstance(module, MultiAgentNetBase):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise StructureError(_not_ours(module))
-    if merge not in get_args(Merge):
-        raise SharingError(f"merge: expected one of {', '.join(map(repr, get_args(Merge)))}, got {merge!r}")
+    check_merge(merge)
     if not isinstance(prefix, str):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise StructureError(f"prefix: expected a string as 'module.', got {prefix!r}")
     if not module.initialized:

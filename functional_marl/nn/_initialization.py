@@ -1,4 +1,4 @@
-"""Initialising every slot's leaves with torch's global generator, one slot after the other, as torchrl does.
+"""Initializing every slot's leaves with torch's global generator, one slot after the other, as torchrl does.
 
 Under the same ``torch.manual_seed`` the result is bitwise that of building the agents' modules in order.
 """
@@ -20,19 +20,19 @@ from functional_marl._module.replay_init import InitTrace
 from functional_marl._module.reset import call_resets, in_construction_order, mark_unfilled, unfilled_names
 from functional_marl._randomness.use_generator import sampling_from_seed
 
-__all__ = ["init_slots", "materialise_slots", "reset_slots"]
+__all__ = ["init_slots_in_order", "materialize_slots", "reset_slots"]
 
 _WORTH_A_TRACE = 16  # slots; recording takes the time of about ten builds
 
 # --- at construction -----------------------------------------------------------------------------------
 
 
-def init_slots(
+def init_slots_in_order(
     build: Callable[[], nn.Module], n_slots: int, repeatable: bool
 ) -> tuple[nn.Module, LeafNames, dict[str, list[Tensor] | Tensor]]:
     """The first slot's module, the names of its leaves, and every leaf's rows, as building each slot in order gives.
 
-    With ``repeatable``, ``build`` may be called more often than there are slots. Its initialisation is then recorded
+    With ``repeatable``, ``build`` may be called more often than there are slots. Its initialization is then recorded
     and replayed for the other slots, and a leaf's rows are one tensor.
     """
     first = build()
@@ -121,7 +121,7 @@ def _reset_mapped(
 # --- at the first call of a lazy module ------------------------------------------------------------------
 
 
-def materialise_slots(
+def materialize_slots(
     empty_net: nn.Module, names: LeafNames, first: dict[str, Any], n_slots: int, one_input: Tensor
 ) -> list[dict[str, Tensor]]:
     """Give the lazy leaves of every slot their shapes and first values, from one agent's input.

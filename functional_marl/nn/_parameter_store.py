@@ -18,7 +18,7 @@ from functional_marl._errors import SharingError, StructureError
 from functional_marl._module.lazy import is_lazy
 from functional_marl._module.leaves import LeafNames, as_parameter, copy_without_leaves, get_leaves, set_leaves
 from functional_marl._sharing import Sharing, SharingSpec, resolve
-from functional_marl.nn._initialization import materialise_slots, reset_slots
+from functional_marl.nn._initialization import materialize_slots, reset_slots
 from functional_marl.nn._td_params import TDParams
 
 __all__ = ["ParameterStore", "as_spec", "ignore_empty_net_buffers"]
@@ -214,7 +214,7 @@ class ParameterStore:
     # --- new numbers, and shapes for lazy leaves ---------------------------------------------------------
 
     def reset(self, modules: Modules, build: Callable[[], nn.Module]) -> None:
-        """Initialise every leaf again, in place. Nothing happens while lazy leaves have no shape."""
+        """Initialize every leaf again, in place. Nothing happens while lazy leaves have no shape."""
         own = self.leaves(modules)
         if any(map(is_lazy, own.values())):
             return
@@ -229,7 +229,7 @@ class ParameterStore:
             for name, leaf in own.items():
                 leaf.copy_(fresh[name][: len(leaf)] if self.slot_axis else fresh[name][0])
 
-    def materialise(self, modules: Modules, one_input: Tensor) -> None:
+    def materialize(self, modules: Modules, one_input: Tensor) -> None:
         """Give the lazy leaves shapes and numbers, in place, so that an optimizer keeps them."""
         leaves = self.leaves(modules)
         lazy = [name for name, leaf in leaves.items() if is_lazy(leaf)]
@@ -239,7 +239,7 @@ class ParameterStore:
             for name, leaf in leaves.items()
         }
         try:
-            slots = materialise_slots(modules["_empty_net"], self.names, first, self.n_slots, one_input)
+            slots = materialize_slots(modules["_empty_net"], self.names, first, self.n_slots, one_input)
         finally:
             self.place(modules, leaves)
         for name in lazy:
@@ -255,7 +255,7 @@ class ParameterStore:
             td.batch_size = self._batch_size()
             td.lock_()
 
-    def materialise_as(self, modules: Modules, state_dict: dict[str, Any], prefix: str) -> None:
+    def materialize_as(self, modules: Modules, state_dict: dict[str, Any], prefix: str) -> None:
         """Give lazy leaves the shapes that a checkpoint has."""
         where = prefix + ("params." if self.in_tensordict else "_empty_net.")
         for name, leaf in self.leaves(modules).items():

@@ -85,7 +85,7 @@ def test_dtype_casts_floating_leaves_and_device_places_all(dtype: torch.dtype) -
         assert same(state, {k: v.to(dtype) if v.is_floating_point() else v for k, v in fm.init_state(net).items()})
 
 
-@pytest.mark.parametrize("agents", [1, N])  # one module is built; several are initialised by replay
+@pytest.mark.parametrize("agents", [1, N])  # one module is built; several are initialized by replay
 @pytest.mark.parametrize("draw", [fm.init_params, fm.init_state])
 def test_leaves_are_on_the_given_device_or_on_that_of_the_factory(draw: Any, agents: int) -> None:
     elsewhere = lambda: nn.BatchNorm1d(4, device="meta")
@@ -94,7 +94,7 @@ def test_leaves_are_on_the_given_device_or_on_that_of_the_factory(draw: Any, age
         assert {leaf.device.type for leaf in leaves.values()} == {expected}
 
 
-def test_unused_slots_are_initialised_too() -> None:
+def test_unused_slots_are_initialized_too() -> None:
     spare = fm.init_params(fm.network(mlp, 2, sharing=fm.Sharing([3, 1], 5)), 0)
     assert same(spare, fm.init_params(fm.network(mlp, 5), 0))
 

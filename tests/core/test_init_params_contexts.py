@@ -1,4 +1,4 @@
-"""Initialisation inside of device contexts, fake tensors, inference mode and transforms."""
+"""Initialization inside of device contexts, fake tensors, inference mode and transforms."""
 
 from __future__ import annotations
 

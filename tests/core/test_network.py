@@ -41,7 +41,7 @@ class Local:
     [top_level, fm.nets.mlp(4, 8, 2), fm.nets.gru(4, 4), partial(nn.Linear, 4, 2), Local(), nn.Linear(4, 4)],
     ids=["function", "mlp", "gru", "partial", "object", "module"],
 )
-def test_a_pickled_network_initialises_and_computes_the_same(build: Any) -> None:
+def test_a_pickled_network_initializes_and_computes_the_same(build: Any) -> None:
     net = fm.network(build, N, sharing=[0, 0, 1], agent_dim=0, randomness="same")
     back: fm.Network = pickle.loads(pickle.dumps(net))
     assert repr(back) == repr(net)
@@ -193,7 +193,7 @@ def test_buffers_follow_the_patterns_too() -> None:
     }
 
 
-def test_making_and_initialising_leave_the_global_generators_unchanged() -> None:
+def test_making_and_initializing_leave_the_global_generators_unchanged() -> None:
     with generators_untouched():
         net = fm.network(top_level, N)
         fm.init_params(net, 0)

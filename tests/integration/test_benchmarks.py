@@ -32,7 +32,7 @@ ROWS = (
     "backward",
     "step",
     "memory",
-    "initialisation",
+    "initialization",
     "facade construction",
     "gru",
     "convnet",

@@ -124,7 +124,7 @@ def test_a_shared_template_would_be_caught() -> None:
     assert meet(lambda k: functional_call(module, many[k], torch.ones(3, 4))) != [True, True]
 
 
-# --- initialisation --------------------------------------------------------------------------------------
+# --- initialization --------------------------------------------------------------------------------------
 
 
 def test_init_in_threads_is_init_alone() -> None:
@@ -143,7 +143,7 @@ def test_init_in_threads_is_init_alone() -> None:
 
 
 def test_init_while_others_use_the_global_generator() -> None:
-    """Keyed initialisation neither reads nor changes the generator that other threads use."""
+    """Keyed initialization neither reads nor changes the generator that other threads use."""
     net = fm.network(Residual, 3)
     alone = fm.init_params(net, 0)
     with torch.random.fork_rng():

@@ -18,7 +18,7 @@ Build = Callable[[], nn.Module]
 
 
 def alike(net: fm.Network, *inputs: Any, **call: Any) -> None:
-    """``auto`` gives the outputs or the error of the loop. The parameters are other than any initialisation gives."""
+    """``auto`` gives the outputs or the error of the loop. The parameters are other than any initialization gives."""
     params = {name: numbers(*shape) for name, shape in net.param_shapes.items()}
     call["state"] = {name: leaf.double() for name, leaf in fm.init_state(net, 0).items()}
     try:

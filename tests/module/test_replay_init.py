@@ -1,4 +1,4 @@
-"""A replayed initialisation against the module that the factory builds under the same seed."""
+"""A replayed initialization against the module that the factory builds under the same seed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A module given in place of a factory: copies of it, initialised by its own resets."""
+"""A module given in place of a factory: copies of it, initialized by its own resets."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.builders import N, copied, same
 from tests.module.modules import Bare
 
 
-def test_a_module_is_copied_not_changed_and_initialised_again() -> None:
+def test_a_module_is_copied_not_changed_and_initialized_again() -> None:
     linear, norm = nn.Linear(4, 4), nn.BatchNorm1d(4)
     norm.register_buffer("extra", torch.tensor([7.0]))
     module = nn.Sequential(linear, norm, nn.Dropout(0.5))

@@ -65,7 +65,7 @@ def test_a_subclass_takes_any_sharing() -> None:
 
 
 @pytest.mark.parametrize("share", SHARES, ids=str)
-def test_slots_are_initialised_in_order(share: Any) -> None:
+def test_slots_are_initialized_in_order(share: Any) -> None:
     """Slot ``s`` holds the numbers of the ``s``-th module built: those of agent ``s`` under no sharing."""
     own = mlp(OURS, share_params=False).state_dict()
     for name, leaf in mlp(OURS, share_params=share).state_dict().items():

@@ -150,7 +150,7 @@ def test_sac_with_an_ensemble_of_critics_and_soft_updates(td: bool, share: bool)
         )
         loss.make_value_estimator(gamma=0.9)
         update = SoftUpdate(loss, eps=0.5)
-        # The loss initialises its copies of the critic at random: give both libraries the same.
+        # The loss initializes its copies of the critic at random: give both libraries the same.
         generator = torch.Generator().manual_seed(1)
         with torch.no_grad():
             for p in loss.parameters():

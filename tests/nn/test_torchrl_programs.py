@@ -178,7 +178,7 @@ def test_clipping_norms_and_freezing(td: bool, share: bool) -> None:
 
 @stored
 @shared
-def test_orthogonal_initialisation_through_the_stateful_net(td: bool, share: bool) -> None:
+def test_orthogonal_initialization_through_the_stateful_net(td: bool, share: bool) -> None:
     def run(lib: Any) -> Any:
         net = mlp(lib, use_td_params=td, share_params=share)
         stateful = net.get_stateful_net()

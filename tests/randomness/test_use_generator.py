@@ -289,7 +289,7 @@ def test_a_factory_whose_own_threads_sample_raises() -> None:
 
 
 class Nested(nn.Module):
-    """Takes parameters from two networks, one initialised by building modules and one by replay."""
+    """Takes parameters from two networks, one initialized by building modules and one by replay."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -299,7 +299,7 @@ class Nested(nn.Module):
         self.many = nn.Parameter(fm.init_params(many, 1)["weight"])
 
 
-def test_a_factory_may_initialise_networks_of_its_own() -> None:
+def test_a_factory_may_initialize_networks_of_its_own() -> None:
     linear = lambda: nn.Linear(3, 2)
     with generators_untouched():
         params = fm.init_params(fm.network(Nested, 5), 0)

@@ -1,4 +1,4 @@
-"""Initialisation under a key gives the numbers that plain torch gives under ``torch.manual_seed``."""
+"""Initialization under a key gives the numbers that plain torch gives under ``torch.manual_seed``."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class ParameterAndBuffer(nn.Module):
         self.register_buffer("buffer", sample())
 
 
-def _by_initialiser(name: str) -> Tensor:
+def _by_initializer(name: str) -> Tensor:
     function: Any = getattr(nn.init, name)
     weight = torch.empty((4, 2, 3) if name == "dirac_" else (6, 4))
     return function(weight, *{"constant_": (2.0,), "sparse_": (0.5,)}.get(name, ()))
@@ -80,7 +80,7 @@ SAMPLES: dict[str, Callable[[], Tensor]] = {
     "StudentT": lambda: D.StudentT(HALF).sample(),
     "Multinomial": lambda: D.Multinomial(4, HALF).sample(),
     "MultivariateNormal": lambda: D.MultivariateNormal(torch.zeros(3), torch.eye(3)).sample(),
-} | {name: lambda name=name: _by_initialiser(name) for name in INITIALISERS}
+} | {name: lambda name=name: _by_initializer(name) for name in INITIALISERS}
 
 
 def _of_one_sign() -> nn.Module:
@@ -186,11 +186,11 @@ def test_a_slot_is_what_the_factory_builds_under_the_seed_of_its_key(name: str, 
             assert torch.equal(got[leaf][slot], expected[leaf].detach())
 
 
-def test_torchs_initialisers_are_found() -> None:
+def test_torchs_initializers_are_found() -> None:
     assert {"xavier_uniform_", "kaiming_normal_", "orthogonal_", "trunc_normal_", "sparse_"} <= set(INITIALISERS)
 
 
-def test_a_module_instance_is_initialised_as_its_class_is() -> None:
+def test_a_module_instance_is_initialized_as_its_class_is() -> None:
     for name in ("Linear", "Conv1d", "Bilinear", "Embedding", "GRU", "MultiheadAttention", "GRUCell", "gru"):
         build = MODULES[name]
         given, built = (fm.init_params(fm.network(b, 2), 3) for b in (build(), build))

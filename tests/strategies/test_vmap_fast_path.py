@@ -15,7 +15,7 @@ from functional_marl import _torch_compat
 from functional_marl._gather_slots import gather_slots
 from functional_marl._strategies import vmap_fast_path
 from functional_marl._strategies.under_torch_compile import is_compiled
-from functional_marl._strategies.vmap_batching_rules import Rules
+from functional_marl._strategies.vmap_batching_rules import UseBatchingRules
 from functional_marl._strategies.vmap_fast_path import VmapFastPath
 from tests.builders import FLAT_SHARINGS, N, copied, numbers, same
 
@@ -265,7 +265,7 @@ def test_a_rule_spares_a_loop_over_rows() -> None:
     mapped = torch.vmap(lambda x: torch.bilinear(x, x, w, None))
     with pytest.warns(UserWarning, match="performance drop"):
         wanted = mapped(x)
-    with Rules():
+    with UseBatchingRules():
         torch.testing.assert_close(mapped(x), wanted, rtol=1e-12, atol=1e-12)  # a warning would be an error
 
 
@@ -281,11 +281,11 @@ def test_the_fast_path_is_the_loop(sharing: Any, dims: tuple[int, int | None], s
     sizes[dims[0]] = N
     params, x = fm.init_params(net, 0), numbers(*sizes)
     for train in (False, True):
-        assert net.evaluators[train].single(params, x) is None  # the first call of a mode sees what the module does
+        assert net.evaluators[train].fast_path(params, x) is None  # the first call of a mode sees what the module does
         wanted = fm.apply(net.replace(strategy="loop"), params, x, train=train)
         fm.apply(net, params, x, train=train)
         for _ in range(2):
-            found = net.evaluators[train].single(params, x)
+            found = net.evaluators[train].fast_path(params, x)
             assert found is not None
             torch.testing.assert_close(found, wanted, rtol=1e-11, atol=1e-11)
 
@@ -297,18 +297,18 @@ def test_other_calls_take_the_general_path(strategy: Any, monkeypatch: pytest.Mo
     fm.apply(net, params, x)
     few = {k: v for k, v in params.items() if k != "scale"}
     for given in (few, {**params, "more": x}, {**few, "other": x}, {**few, "scale": 3}, {**few, "scale": x}):
-        assert net.evaluators[False].single(given, x) is None
+        assert net.evaluators[False].fast_path(given, x) is None
     for other in (x[0, 0], x[:, :2]):
-        assert net.evaluators[False].single(params, other) is None
-    assert net.evaluators[False].single(params, x) is not None
+        assert net.evaluators[False].fast_path(params, other) is None
+    assert net.evaluators[False].fast_path(params, x) is not None
     third = fm.network(Odd, N, strategy=strategy, agent_dim=2)
     fm.apply(third, params, numbers(5, 2, N, 4))
-    assert third.evaluators[False].single(params, x[0]) is None
+    assert third.evaluators[False].fast_path(params, x[0]) is None
     with monkeypatch.context() as patched:
         patched.setattr(torch.compiler, "is_compiling", lambda: True)
-        assert net.evaluators[False].single(params, x) is None
+        assert net.evaluators[False].fast_path(params, x) is None
     monkeypatch.setattr(_torch_compat, "dynamo_callback", lambda: print)
-    assert net.evaluators[False].single(params, x) is None
+    assert net.evaluators[False].fast_path(params, x) is None
 
 
 def test_a_call_inside_a_compiled_region_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -327,10 +327,10 @@ def test_slots_are_gathered_where_they_must_be(sharing: Any, gathered: int, monk
     net = fm.network(Odd, N, sharing=sharing)
     params, x = fm.init_params(net, 0), numbers(5, N, 4)
     fm.apply(net, params, x)
-    assert net.evaluators[False].single(params, x) is not None
+    assert net.evaluators[False].fast_path(params, x) is not None
     calls = list[Any]()
     monkeypatch.setattr(vmap_fast_path, "gather_slots", lambda *given: calls.append(given) or gather_slots(*given))
-    assert net.evaluators[False].single(params, x) is not None
+    assert net.evaluators[False].fast_path(params, x) is not None
     assert len(calls) == gathered
 
 
@@ -340,8 +340,8 @@ def test_other_networks_have_no_fast_path() -> None:
         params = fm.init_params(net, 0)
         for _ in range(2):
             fm.apply(net, params, x)
-        single = net.evaluators[False].single
-        return isinstance(single, VmapFastPath) and single(params, x) is not None
+        fast_path = net.evaluators[False].fast_path
+        return isinstance(fast_path, VmapFastPath) and fast_path(params, x) is not None
 
     x = numbers(5, N, 4)
     assert taken(Odd, x)

@@ -150,8 +150,8 @@ def test_a_fault_of_one_shape_is_seen_at_any_call() -> None:
     params, x = fm.init_params(net, 0), numbers(5, N, 4)
     for _ in range(2):
         fm.apply(net, params, x)
-    assert net.evaluators[False].single(params, x) is not None
-    assert net.evaluators[False].single(params, x[:2]) is None
+    assert net.evaluators[False].fast_path(params, x) is not None
+    assert net.evaluators[False].fast_path(params, x[:2]) is None
     expected = gradients(net.replace(strategy="loop"), params, x[:2])
     with pytest.warns(fm.StrategyWarning, match="requires_grad"):
         found = gradients(net, params, x[:2])
@@ -234,7 +234,7 @@ def test_a_hook_of_all_modules_runs() -> None:
     finally:
         handle.remove()
     assert seen.count("Linear") == N
-    assert net.evaluators[False].single(params, x) is not None
+    assert net.evaluators[False].fast_path(params, x) is not None
 
 
 # --- tracers -------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import functional_marl as fm
 from functional_marl._strategies import vmap_chunks
-from functional_marl._strategies.vmap_batching_rules import Rules
+from functional_marl._strategies.vmap_batching_rules import UseBatchingRules
 
 N = 3
 
@@ -102,7 +102,7 @@ def test_inputs_of_two_batches_are_refused_as_torch_refuses_them(build: Any, str
 def test_a_rule_takes_words_and_any_number_of_batch_axes() -> None:
     x, y, w, b = (torch.randn(shape) for shape in ((N, 5, 6, 4), (N, 5, 6, 3), (2, 4, 3), (2,)))
     wanted = torch.stack([torch.bilinear(x[i], y[i], w, b) for i in range(N)])
-    with Rules():  # where a rule is not taken torch warns, and a warning is an error
+    with UseBatchingRules():  # where a rule is not taken torch warns, and a warning is an error
         found = torch.vmap(lambda x, y: torch.bilinear(x, y, w, bias=b))(x, y)
     torch.testing.assert_close(found, wanted)
 
