@@ -6,7 +6,7 @@ An int is whatever ``operator.index`` accepts, such as an ``np.int64`` from ``en
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NoReturn
 
 import torch
@@ -14,6 +14,7 @@ import torch
 from functional_marl._errors import StructureError
 
 __all__ = [
+    "as_choice",
     "as_device",
     "as_flag",
     "as_floating",
@@ -107,6 +108,20 @@ def as_flag(value: Any, what: str) -> bool:
     if (isinstance(value, int) and value in (0, 1)) or (is_bool(value) and not getattr(value, "shape", ())):
         return bool(value)
     raise StructureError(f"{what}: expected True or False, got {short_repr(value)}")
+
+
+def as_choice(value: Any, what: str, choices: Sequence[str], error: type[ValueError] = StructureError) -> Any:
+    """One of some words.
+
+    Raises:
+        StructureError, or ``error``: another value.
+
+    >>> as_choice("same", "randomness", ("same", "different"))
+    'same'
+    """
+    if not isinstance(value, str) or value not in choices:
+        raise error(f"{what}: expected one of {', '.join(map(repr, choices))}, got {short_repr(value)}")
+    return value
 
 
 def as_shape(value: Any, what: str) -> tuple[int, ...]:

@@ -9,7 +9,7 @@ from typing import Any, NoReturn, TypeVar, cast, get_args
 import torch
 from torch import nn
 
-from functional_marl._check_arguments import as_flag, as_index, short_repr
+from functional_marl._check_arguments import as_choice, as_flag, as_index, short_repr
 from functional_marl._errors import SharingError, StructureError
 from functional_marl._module.module_spec import Build, ModuleSpec
 from functional_marl._network_settings import NetworkSettings, Randomness, StrategyName
@@ -140,12 +140,8 @@ def _network(
     randomness: Randomness,
     strategy: StrategyName,
 ) -> Network:
-    for name, value, choices in (
-        ("randomness", randomness, get_args(Randomness)),
-        ("strategy", strategy, get_args(StrategyName)),
-    ):
-        if not isinstance(value, str) or value not in choices:
-            raise StructureError(f"{name}: expected one of {', '.join(map(repr, choices))}, got {short_repr(value)}")
+    randomness = as_choice(randomness, "randomness", get_args(Randomness))
+    strategy = as_choice(strategy, "strategy", get_args(StrategyName))
     n_agents = as_index(n_agents, "n_agents", 1)
     centralized = as_flag(centralized, "centralized")
     agent_dim, out_agent_dim = _as_dims(agent_dim, "agent_dim"), _as_dims(out_agent_dim, "out_agent_dim")

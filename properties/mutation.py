@@ -47,6 +47,7 @@ MORE_TESTS: dict[str, list[str]] = {
     "strategies.plan_fast_path": _PLAN,
     "strategies.vmap_call": _VMAP,
     "strategies.vmap_chunks": _VMAP,
+    "strategies.vmap_map": _VMAP,
 }
 # Each mutant is a fork of a process that has collected the tests. pytest's search for lost exceptions would take most
 # of a fork's time; the modules behind -p are imported before the fork. Tests that compile are left out: dynamo does

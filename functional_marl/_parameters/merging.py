@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
-from functional_marl._check_arguments import short_repr
+from functional_marl._check_arguments import as_choice
 from functional_marl._errors import SharingError, StructureError
 from functional_marl._gather_slots import index_tensor
 from functional_marl._sharing import Sharing
@@ -21,8 +21,7 @@ Merge = Literal["error", "mean", "first"]
 
 def check_merge(merge: Any) -> None:
     """Raise SharingError unless ``merge`` is one of the words of :data:`Merge`."""
-    if not isinstance(merge, str) or merge not in ("error", "mean", "first"):
-        raise SharingError(f"merge: expected 'error', 'mean' or 'first', got {short_repr(merge)}")
+    as_choice(merge, "merge", get_args(Merge), error=SharingError)
 
 
 def merged_rows(leaf: Tensor, source: Sequence[int], sharing: Sharing, merge: Merge, name: str) -> Tensor:

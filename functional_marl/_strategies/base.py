@@ -23,6 +23,7 @@ __all__ = [
     "FastPath",
     "Result",
     "failure_of",
+    "remember",
     "sparse_layout",
     "sparse_reason",
 ]
@@ -103,6 +104,16 @@ def sparse_reason(call: Call) -> str:
     """Why a strategy of batched operations cannot evaluate a call with a sparse input, or ""."""
     layout = sparse_layout(call)
     return "" if layout is None else f"it takes dense tensors, got {layout}; give x.to_dense()"
+
+
+MOST_KINDS = 1000  # kinds of calls that are remembered
+
+
+def remember(kinds: set[Any], kind: Any) -> None:
+    """Add a kind of calls to those that are known; of too many, all are forgotten."""
+    if len(kinds) >= MOST_KINDS:
+        kinds.clear()
+    kinds.add(kind)
 
 
 def failure_of(strategy: str, error: Exception) -> str:

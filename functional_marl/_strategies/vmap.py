@@ -17,6 +17,7 @@ from functional_marl._strategies.base import (
     Call,
     Evaluator,
     Result,
+    remember,
     sparse_reason,
 )
 from functional_marl._strategies.loop import evaluate_loop
@@ -27,8 +28,6 @@ from functional_marl._strategies.vmap_faults import VmapFault
 from functional_marl._torch_compat import any_autocast, constant_result, has_global_backward_hooks
 
 __all__ = ["VmapEvaluator"]
-
-_MOST = 1000  # kinds of calls that are remembered
 
 
 class VmapEvaluator(Evaluator):
@@ -91,7 +90,7 @@ class VmapEvaluator(Evaluator):
     def remember_failure(self, call: Call, why: str) -> None:
         """From now on calls of this kind are not tried."""
         self.failure = why
-        self.failed.add(_kind(call))
+        remember(self.failed, _kind(call))
 
     def _watched(self, call: Call) -> Result:
         """The mapped call. The first call of a kind is watched for operations that vmap computes wrongly.
@@ -109,9 +108,7 @@ class VmapEvaluator(Evaluator):
         except TypeError:  # symbolic sizes have no hash: such a call is watched every time
             return _watch(call)
         result = _watch(call)
-        if len(self.watched) > _MOST:
-            self.watched.clear()
-        self.watched.add(kind)
+        remember(self.watched, kind)
         return result
 
 

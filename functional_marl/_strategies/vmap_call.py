@@ -18,8 +18,9 @@ from functional_marl._sharing import Sharing
 from functional_marl._strategies.base import Call, Result
 from functional_marl._strategies.loop import buffers_changed, plain
 from functional_marl._strategies.vmap_batching_rules import UseBatchingRules
-from functional_marl._strategies.vmap_chunks import activation_bytes, agents_at_once, map_agents, widest_leaf
+from functional_marl._strategies.vmap_chunks import activation_bytes, agents_at_once, widest_leaf
 from functional_marl._strategies.vmap_faults import Watch
+from functional_marl._strategies.vmap_map import map_agents
 from functional_marl._torch_compat import any_autocast
 
 __all__ = ["evaluate_vmap"]

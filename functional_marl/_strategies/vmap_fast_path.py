@@ -20,14 +20,13 @@ from functional_marl._module.stateless_module import LeafPlace, StatelessModule
 from functional_marl._network_settings import NetworkSettings
 from functional_marl._randomness.rng_state import RngStates, rng_states, same_states, set_rng_states
 from functional_marl._sharing import Sharing
-from functional_marl._strategies.base import FALLBACK_ERRORS
-from functional_marl._strategies.vmap_chunks import activation_bytes, in_chunks, quiet, widest_leaf
+from functional_marl._strategies.base import FALLBACK_ERRORS, remember
+from functional_marl._strategies.vmap_chunks import activation_bytes, in_chunks, widest_leaf
 from functional_marl._strategies.vmap_faults import Watch
+from functional_marl._strategies.vmap_map import quiet
 from functional_marl._torch_compat import Primitives, any_autocast, has_global_backward_hooks
 
 __all__ = ["VmapFastPath"]
-
-_MOST = 1000  # kinds of calls that are remembered
 
 
 class VmapFastPath:
@@ -108,12 +107,9 @@ class VmapFastPath:
             if out is None:
                 set_rng_states(before)
                 return None
-            if len(self.watched) > _MOST:
-                self.watched.clear()
-                self.not_random.clear()
-            self.watched.add(kind)
+            remember(self.watched, kind)
             if same_states(before, rng_states((x, *params.values()), needed=False)):
-                self.not_random.add(kind)
+                remember(self.not_random, kind)
         return out
 
     def _run(

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from functional_marl._apply import apply
-from functional_marl._check_arguments import as_flag, as_index, short_repr
+from functional_marl._check_arguments import as_choice, as_flag, as_index, short_repr
 from functional_marl._errors import StructureError
 from functional_marl._module.lazy import is_lazy
 from functional_marl._module.leaves import get_leaves
@@ -111,15 +111,12 @@ class MultiAgentNetBase(nn.Module):
         for name, value in (("centralized", centralized), ("share_params", share_params), ("agent_dim", agent_dim)):
             if value is None:
                 raise TypeError(f"{name}: expected a value, got None; pass {name}=")
-        if vmap_randomness not in get_args(Randomness):
-            words = ", ".join(map(repr, get_args(Randomness)))
-            raise StructureError(f"vmap_randomness: expected one of {words}, got {short_repr(vmap_randomness)}")
         self.n_agents = n_agents = as_index(n_agents, "n_agents", 1)
         self.share_params = cast("bool | SharingSpec", _as_sharing(share_params))
         self.centralized = as_flag(centralized, "centralized")
         self.agent_dim = as_index(agent_dim, "agent_dim")
         self.use_td_params = as_flag(use_td_params, "use_td_params")
-        self._vmap_randomness = vmap_randomness
+        self._vmap_randomness = as_choice(vmap_randomness, "vmap_randomness", get_args(Randomness))
         self._build_kwargs = kwargs
         repeats = hasattr(type(self)._build_single_net, "repeatable")
         one, names, rows = init_slots_in_order(self._build_one, n_agents if self.share_params is False else 1, repeats)

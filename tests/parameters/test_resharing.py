@@ -125,7 +125,7 @@ def test_gradients_stop_at_new_parameters() -> None:
     ("spec", "given", "error", "message"),
     [
         ("shared", {}, fm.SharingError, r"0.weight: agents \[0, 1, 2\] should share slot 0, but agent 1 differs"),
-        ("shared", {"merge": "max"}, fm.SharingError, "merge: expected 'error', 'mean' or 'first', got 'max'"),
+        ("shared", {"merge": "max"}, fm.SharingError, "merge: expected one of 'error', 'mean', 'first', got 'max'"),
         ([0, 1], {}, fm.SharingError, "for each of 3 agents, got 2"),
         ("independent", {"agents": []}, fm.StructureError, "indices below 3, at least one, got"),
         ("independent", {"agents": [0, 3]}, fm.StructureError, r"indices below 3, at least one, got \[0, 3\]"),

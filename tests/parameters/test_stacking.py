@@ -75,7 +75,7 @@ SHARED: dict[str, Any] = {"sharing": "shared"}
             fm.SharingError,
             r"no agent is in the slots \[1\] .*; use its .canon",
         ),
-        ([P, Q], {"merge": "median"}, fm.SharingError, "'error', 'mean' or 'first', got 'median'"),
+        ([P, Q], {"merge": "median"}, fm.SharingError, "'error', 'mean', 'first', got 'median'"),
         ([P, Q], {"sharing": [0, 0, 1]}, fm.SharingError, "for each of 2 agents, got 3"),
         ([P, {"v": P["w"]}], {}, fm.StructureError, r"trees\[1\]\['w'\]: missing, expected \[2\]"),
         ([P, {**P, "v": P["w"]}], {}, fm.StructureError, r"trees\[1\]\['v'\]: not a leaf"),

@@ -10,24 +10,24 @@ from torch import Tensor, nn
 
 import functional_marl as fm
 from functional_marl import _torch_compat
-from functional_marl._strategies import vmap_chunks
+from functional_marl._strategies import vmap_map
 from tests.builders import N, numbers
 
 
 @pytest.mark.parametrize("tracer", [None, "is_compiling", "is_dynamo_compiling"])
 def test_the_map_is_a_loop_whoever_traces_it(tracer: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
     public: list[Any] = []
-    by_vmap = vmap_chunks._traceable
-    monkeypatch.setattr(vmap_chunks, "_traceable", lambda *given: public.append(given) or by_vmap(*given))
+    by_vmap = vmap_map._traceable
+    monkeypatch.setattr(vmap_map, "_traceable", lambda *given: public.append(given) or by_vmap(*given))
     if tracer is not None:
         monkeypatch.setattr(torch.compiler, tracer, lambda: True)
     x, w = numbers(4, N), numbers(2)
-    product, total = vmap_chunks._map(lambda a, b: [a * b.sum(), b.sum()], N, "same", [x, w], [1, None])
+    product, total = vmap_map._map(lambda a, b: [a * b.sum(), b.sum()], N, "same", [x, w], [1, None])
     assert torch.equal(product, torch.stack([x[:, i] * w.sum() for i in range(N)]))
     assert torch.equal(total, torch.stack([w.sum()] * N))
-    (alone,) = vmap_chunks._map(lambda a: [2 * a], N, "same", [x], [1])
+    (alone,) = vmap_map._map(lambda a: [2 * a], N, "same", [x], [1])
     assert torch.equal(alone, torch.stack([2 * x[:, i] for i in range(N)]))
-    (constant,) = vmap_chunks._map(lambda: [w], N, "same", [], [])
+    (constant,) = vmap_map._map(lambda: [w], N, "same", [], [])
     assert torch.equal(constant, torch.stack([w] * N))
     assert len(public) == (0 if tracer is None else 3)  # tracers expect the public function
 
@@ -42,10 +42,10 @@ def test_the_map_draws_as_it_is_told(tracer: str | None, monkeypatch: pytest.Mon
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        (same,) = vmap_chunks._map(draw, N, "same", [torch.zeros(N, 8)], [0])
-        (different,) = vmap_chunks._map(draw, N, "different", [torch.zeros(N, 8)], [0])
+        (same,) = vmap_map._map(draw, N, "same", [torch.zeros(N, 8)], [0])
+        (different,) = vmap_map._map(draw, N, "different", [torch.zeros(N, 8)], [0])
         with pytest.raises(RuntimeError, match="randomness"):
-            vmap_chunks._map(draw, N, "error", [torch.zeros(N, 8)], [0])
+            vmap_map._map(draw, N, "error", [torch.zeros(N, 8)], [0])
     assert torch.equal(same[0], same[1])
     assert not torch.equal(different[0], different[1])
 
@@ -53,7 +53,7 @@ def test_the_map_draws_as_it_is_told(tracer: str | None, monkeypatch: pytest.Mon
 def test_the_warning_is_on_again_when_the_last_call_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     flags: list[Any] = []
     monkeypatch.setattr(_torch_compat, "warn_of_fallback", flags.append)
-    quiet = vmap_chunks._Quiet()
+    quiet = vmap_map._Quiet()
     for _ in range(2):
         flags.clear()
         with quiet:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import functional_marl as fm
-from functional_marl._strategies import vmap_chunks
+from functional_marl._strategies import vmap_chunks, vmap_map
 from functional_marl._strategies.vmap_batching_rules import UseBatchingRules
 
 N = 3
@@ -126,8 +126,8 @@ def test_a_network_is_gone_when_nobody_holds_it() -> None:
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many agents have been mapped at a time."""
     numbers: list[int] = []
-    whole = vmap_chunks._map
-    monkeypatch.setattr(vmap_chunks, "_map", lambda function, n, *rest: numbers.append(n) or whole(function, n, *rest))
+    whole = vmap_map._map
+    monkeypatch.setattr(vmap_map, "_map", lambda function, n, *rest: numbers.append(n) or whole(function, n, *rest))
     return numbers
 
 
