@@ -74,10 +74,11 @@ class AutoEvaluator(Evaluator):
 
     def describe(self) -> str:
         """The strategy that is tried first, and why no faster one."""
-        if isinstance(self.plan, PlanEvaluator):
-            return self.plan.name
-        failure = self.vmap.reason if isinstance(self.vmap, Unsupported) else self.vmap.failure
-        return f"loop ({failure})" if failure else f"vmap (no plan: {self.plan.reason})"
+        no_plan = _reason(self.plan)
+        if not no_plan:
+            return "plan"
+        no_vmap = _reason(self.vmap) or (self.vmap.failure if isinstance(self.vmap, VmapEvaluator) else "")
+        return f"loop ({no_vmap})" if no_vmap else f"vmap (no plan: {no_plan})"
 
 
 class ChosenEvaluator(Evaluator):
@@ -108,9 +109,8 @@ class ChosenEvaluator(Evaluator):
 
     def describe(self) -> str:
         """The name, or why the strategy cannot evaluate the network."""
-        if isinstance(self.evaluator, Unsupported):
-            return f"none ({self.chosen} is not possible: {self.evaluator.reason})"
-        return self.evaluator.describe()
+        why = _reason(self.evaluator)
+        return f"none ({self.chosen} is not possible: {why})" if why else self.chosen
 
 
 STRATEGIES: dict[str, type[Evaluator]] = {
@@ -132,6 +132,11 @@ def supports(net: NetworkSettings, strategy: str) -> bool:
 def prepare(net: NetworkSettings, train: bool) -> NetworkEvaluator:
     """What evaluates the calls of a network in one mode."""
     return (AutoEvaluator if net.strategy == "auto" else ChosenEvaluator).prepare(net, train)
+
+
+def _reason(evaluator: Evaluator | Unsupported) -> str:
+    """Why a strategy can evaluate no call at this moment, or ""."""
+    return evaluator.reason if isinstance(evaluator, Unsupported) else evaluator.unsupported_now()
 
 
 def _attempt(evaluator: Evaluator, call: Call, start: RngStates | None) -> Result | Unsupported:

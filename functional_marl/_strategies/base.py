@@ -87,9 +87,9 @@ class Evaluator(abc.ABC):
     def evaluate(self, call: Call) -> Result | Unsupported:
         """All agents' outputs, or why this strategy cannot evaluate this call."""
 
-    def describe(self) -> str:
-        """How the next call is evaluated, for ``fm.tabulate``."""
-        return self.name
+    def unsupported_now(self) -> str:
+        """Why no call can be evaluated at this moment, as while global hooks are registered; or ""."""
+        return ""
 
 
 def sparse_layout(call: Call) -> torch.layout | None:

@@ -37,13 +37,9 @@ class PlanEvaluator(Evaluator):
 
     def evaluate(self, call: Call) -> Result | Unsupported:
         """All agents through the steps; unsupported where a step has no rule for inputs of this form."""
-        why = sparse_reason(call)
+        why = sparse_reason(call) or self.unsupported_now()
         if why:
             return Unsupported(why)
-        if has_global_hooks():
-            return Unsupported(
-                "hooks for all modules are registered (torch.nn.modules.module.register_module_..._hook)"
-            )
         if not all(isinstance(leaf, Tensor) for leaf in call.inputs.leaves):
             return Unsupported("the plan takes tensors")
         try:
@@ -54,6 +50,11 @@ class PlanEvaluator(Evaluator):
             return Result(outputs, {})
         sharing = call.net.state_sharing
         return Result(outputs, {name: gather_slots(b, sharing[name]).clone() for name, b in call.state.items()})
+
+    def unsupported_now(self) -> str:
+        """Whether hooks for all modules are registered: the plan calls no module."""
+        hooks = "hooks for all modules are registered (torch.nn.modules.module.register_module_..._hook)"
+        return hooks if has_global_hooks() else ""
 
     def _several(self, call: Call) -> object:
         """A whole network of several inputs and outputs, each input ``[n, ...]``."""

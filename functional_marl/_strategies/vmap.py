@@ -53,7 +53,7 @@ class VmapEvaluator(Evaluator):
     def evaluate(self, call: Call) -> Result | Unsupported:
         """All agents in one mapped call; unsupported where vmap is known to fail or to compute something else."""
         in_trace = torch.compiler.is_dynamo_compiling()
-        why = sparse_reason(call) or (self._unsupported_in_trace(call) if in_trace else _global_hooks_reason())
+        why = sparse_reason(call) or (self._unsupported_in_trace(call) if in_trace else self.unsupported_now())
         if why:
             return Unsupported(why)
         try:
@@ -65,17 +65,22 @@ class VmapEvaluator(Evaluator):
                 _raise_named(call)
             raise
 
+    def unsupported_now(self) -> str:
+        """Whether global backward hooks are registered."""
+        return "torch.func.vmap leaves out global backward hooks" if has_global_backward_hooks() else ""
+
     def known_failure(self, call: Call) -> str:
         """Why vmap is known to fail on calls of this kind, or "".
 
         Calls of other kinds may work: with another flag, or under a sharing where a weight is not mapped.
         """
-        return _global_hooks_reason() or (self.failure if self.failure and _kind(call) in self.failed else "")
+        return self.unsupported_now() or (self.failure if self.failure and _kind(call) in self.failed else "")
 
     def _unsupported_in_trace(self, call: Call) -> str:
         """A graph is traced once and cannot fall back: what failed on any kind of call is not tried in it."""
-        if _global_hooks_reason():
-            return _global_hooks_reason()
+        why = self.unsupported_now()
+        if why:
+            return why
         if self.net.module_spec.stateless.may_write_by_data():
             return "torch.func.vmap does not accept `.data`, and in a trace nothing can replace it"
         if not self.last_failure():
@@ -119,10 +124,6 @@ def _watch(call: Call) -> Result:
     except VmapFault:
         set_rng_states(before)
         raise
-
-
-def _global_hooks_reason() -> str:
-    return "torch.func.vmap leaves out global backward hooks" if has_global_backward_hooks() else ""
 
 
 def _raise_named(call: Call) -> None:

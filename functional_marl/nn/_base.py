@@ -155,6 +155,7 @@ class MultiAgentNetBase(nn.Module):
         """Make what is new after construction, copy and unpickling: the network, and what notices changes."""
         self._nets: dict[int, Network] = {}
         self._check_is_own = hasattr(type(self)._pre_forward_check, "merges_agents")
+        self._store.take_over_edits(self._modules)
         self._edits = EditTracker(self._empty_net, self._store.names.all)
         self._store.remember(self._modules)
         if self.initialized:
@@ -212,6 +213,7 @@ class MultiAgentNetBase(nn.Module):
         """
         if not self.initialized:
             raise StructureError("functional: the lazy leaves have no shapes yet; call the module once")
+        self._current()  # takes over edits of the one-agent module, or refuses them
         slot_axis = self._store.slot_axis
         params, state = (
             {k: (leaf if slot_axis else leaf[None]).detach().clone() for k, leaf in part.items()}

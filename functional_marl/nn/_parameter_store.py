@@ -107,8 +107,10 @@ class ParameterStore:
         counts = {s.n_slots for s in self.sharing.values()}
         return [counts.pop()] if self.slot_axis and len(counts) == 1 else []
 
-    def take_over_edits(self, modules: Modules, known_parts: Container[int]) -> None:
+    def take_over_edits(self, modules: Modules, known_parts: Container[int] | None = None) -> None:
         """After an edit of ``_empty_net``: use its new leaves where it holds one agent's, else refuse them.
+
+        A leaf of a part that is not among ``known_parts`` (by ``id``) is new too; None knows all parts.
 
         Raises:
             StructureError: pruning, a parametrization or a new layer on a module that holds no leaves, or
@@ -121,7 +123,10 @@ class ParameterStore:
             for path, part in one.named_modules(remove_duplicate=False)
             for attribute, leaf in (*part._parameters.items(), *part._buffers.items())
             if leaf is not None
-            and ((name := f"{path}.{attribute}".lstrip(".")) not in own or id(part) not in known_parts)
+            and (
+                (name := f"{path}.{attribute}".lstrip(".")) not in own
+                or (known_parts is not None and id(part) not in known_parts)
+            )
         ]
         lost = [name for name in own if not _holds(one, name)]
         if not new and not lost:

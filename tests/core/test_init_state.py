@@ -29,7 +29,7 @@ class Mixed(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         scaled = self.norm(self.linear(x)).double() * self.get_buffer("of_float64")
-        return scaled + self.scales.count * self.scales.factor * self.scales.fast_path
+        return scaled + self.scales.count * self.scales.factor * self.scales.single
 
 
 def test_the_default_state_keeps_the_dtypes_of_the_factory() -> None:
@@ -53,8 +53,8 @@ def test_a_buffer_follows_the_nearest_parameter_that_was_cast() -> None:
         assert whole[name].dtype == (torch.float16 if name in floats else leaf.dtype)
     for part, beside in {
         "norm.": {"norm.running_mean", "norm.running_var"},
-        "scales.": {"scales.fast_path"},
-        "linear.": floats - {"norm.running_mean", "norm.running_var", "scales.fast_path"},
+        "scales.": {"scales.single"},
+        "linear.": floats - {"norm.running_mean", "norm.running_var", "scales.single"},
     }.items():
         cast = {k: leaf.half() if k.startswith(part) and k != "scales.count" else leaf for k, leaf in params.items()}
         state = default_state(net, cast)

@@ -93,3 +93,24 @@ def test_the_table_shows_why_a_chosen_strategy_cannot_be_used() -> None:
     assert "none (vmap is not possible: torch.func.vmap has no batching rule for LSTM)" in last(
         planned.replace(strategy="vmap")
     )
+
+
+@pytest.mark.parametrize("kind", ["forward", "full_backward"])
+def test_hooks_for_all_modules_are_in_the_table_while_they_are_registered(kind: str) -> None:
+    last = lambda net: fm.tabulate(net).splitlines()[-1]
+    planned, mapped = fm.network(mlp, N), fm.network(Branches, N)
+    before = last(planned), last(mapped)
+    register = getattr(nn.modules.module, f"register_module_{kind}_hook")
+    handle = register(lambda module, *_: None)
+    try:
+        if kind == "forward":
+            assert "auto: vmap (no plan: hooks for all modules are registered " in last(planned)
+            assert last(mapped) == before[1]
+        else:
+            assert "auto: loop (torch.func.vmap leaves out global backward hooks) in evaluation, loop" in last(mapped)
+            chosen = mapped.replace(strategy="vmap")
+            assert "none (vmap is not possible: torch.func.vmap leaves out global backward hooks)" in last(chosen)
+        assert "none (plan is not possible: hooks for all modules " in last(planned.replace(strategy="plan"))
+    finally:
+        handle.remove()
+    assert (last(planned), last(mapped)) == before

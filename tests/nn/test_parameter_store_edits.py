@@ -162,3 +162,27 @@ def test_a_stateful_net_without_a_copy_is_no_new_layer(td: bool) -> None:
     net._empty_net[1].p = 0.0
     net._empty_net[4].p = 0.0
     torch.testing.assert_close(net(X), net.eval()(X))
+
+
+USES: dict[str, Callable[[Any], Any]] = {
+    "call": lambda net: net(X),
+    "functional": lambda net: net.functional(),
+    "deepcopy": copy.deepcopy,
+}
+
+
+@pytest.mark.parametrize("use", USES.values(), ids=USES)
+def test_an_edit_that_is_refused_is_refused_by_every_use(use: Callable[[Any], Any]) -> None:
+    net = mlp(OURS, share_params=False, use_td_params=False)
+    parametrize.register_parametrization(net._empty_net[0], "weight", Half(), unsafe=True)
+    with pytest.raises(StructureError, match=r"_empty_net: expected the leaves .*original.* as new ones"):
+        use(net)
+
+
+def test_edits_before_the_first_call_are_taken_over() -> None:
+    net = mlp(OURS, share_params=True, use_td_params=False)
+    parametrize.register_parametrization(net._empty_net[0], "weight", Half())
+    functional, params, _ = net.functional()
+    assert "0.parametrizations.weight.original" in params
+    assert functional.param_shapes.keys() == params.keys()
+    torch.testing.assert_close(copy.deepcopy(net)(X), net(X))
