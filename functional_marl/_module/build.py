@@ -11,7 +11,7 @@ from functional_marl._clean_context import regular_tensors
 from functional_marl._errors import RandomnessError, StructureError
 from functional_marl._module.held_objects import plain_tensors
 from functional_marl._module.lazy import materialize
-from functional_marl._module.leaves import named_tensors, same_numbers
+from functional_marl._module.leaves import all_leaves, named_tensors, same_numbers
 from functional_marl._module.limitations import check_parts
 from functional_marl._module.reset import ResetFactory
 from functional_marl._randomness.rng_state import GlobalGenerators
@@ -74,8 +74,5 @@ def build_repeatably(init_module: Callable[[int], nn.Module]) -> tuple[nn.Module
 
 
 def _same_leaves(a: nn.Module, b: nn.Module) -> bool:
-    return all(
-        same_numbers(leaf, named_tensors(b, table).get(name))
-        for table in ("_parameters", "_buffers")
-        for name, leaf in named_tensors(a, table).items()
-    )
+    others = all_leaves(b)
+    return all(same_numbers(leaf, others.get(name)) for name, leaf in all_leaves(a).items())

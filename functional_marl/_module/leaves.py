@@ -15,6 +15,7 @@ from functional_marl._module.held_objects import plain_tensors
 
 __all__ = [
     "LeafNames",
+    "all_leaves",
     "as_parameter",
     "copy_without_leaves",
     "deep_copy",
@@ -189,6 +190,11 @@ def is_float(tensor: Tensor) -> bool:
 def as_parameter(tensor: Tensor) -> nn.Parameter:
     """A parameter that requires grad if it can."""
     return nn.Parameter(tensor, requires_grad=is_float(tensor))
+
+
+def all_leaves(module: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers by their first names, detached."""
+    return {name: leaf.detach() for name, leaf in get_leaves(module, LeafNames.of(module)).items()}
 
 
 def same_numbers(a: Tensor, b: Tensor | None) -> bool:

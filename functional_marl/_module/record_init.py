@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from functional_marl._module.replay_init import InitTrace, RecordedOp, Several, all_leaves, in_plain_context
+from functional_marl._module.leaves import all_leaves
+from functional_marl._module.replay_init import InitTrace, RecordedOp, Several, in_plain_context
 from functional_marl._randomness.random_ops import is_random_op
 from functional_marl._torch_compat import LocalMode, schema, storage_id
 

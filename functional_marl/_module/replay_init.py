@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from functional_marl import _torch_compat
-from functional_marl._module.leaves import LeafNames, get_leaves
+from functional_marl._module.leaves import all_leaves
 from functional_marl._randomness.use_generator import seeded_generator
 
-__all__ = ["InitTrace", "RecordedOp", "Several", "all_leaves", "in_plain_context"]
+__all__ = ["InitTrace", "RecordedOp", "Several", "in_plain_context"]
 
 
 class Several(tuple[Any, ...]):
@@ -101,8 +101,3 @@ def in_plain_context() -> bool:
     ):
         return False
     return not _torch_compat.in_transform()
-
-
-def all_leaves(module: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers by their first names, detached."""
-    return {name: leaf.detach() for name, leaf in get_leaves(module, LeafNames.of(module)).items()}

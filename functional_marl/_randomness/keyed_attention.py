@@ -15,7 +15,7 @@ from torch import Tensor
 
 from functional_marl._errors import StructureError
 
-__all__ = ["MULTIHEAD_ARGUMENTS", "multihead_attention", "scaled_dot_product"]
+__all__ = ["MULTIHEAD_ARGUMENTS", "as_summand", "multihead_attention", "scaled_dot_product"]
 
 Drop = Callable[[Tensor], Tensor]  # the dropout of the attention weights
 
@@ -112,11 +112,11 @@ def _merged_mask(arguments: dict[str, Any], batched: bool, sizes: tuple[int, int
     padding, mask = arguments.get("key_padding_mask"), arguments.get("attn_mask")
     if mask is not None:
         _check_mask("attn_mask", mask, (length, source), (size * heads, length, source))
-        merged = _as_summand(mask, arguments["query"])
+        merged = as_summand(mask, arguments["query"])
         merged = merged.unflatten(0, (size, heads)) if mask.ndim == 3 else merged
     if padding is not None:
         _check_mask("key_padding_mask", padding, (size, source) if batched else (source,))
-        summand = _as_summand(padding, arguments["query"]).reshape(size, 1, 1, source)
+        summand = as_summand(padding, arguments["query"]).reshape(size, 1, 1, source)
         merged = summand if merged is None else merged + summand
     return merged
 
@@ -129,7 +129,7 @@ def _check_mask(name: str, mask: Tensor, *shapes: tuple[int, ...]) -> None:
         )
 
 
-def _as_summand(mask: Tensor, like: Tensor) -> Tensor:
+def as_summand(mask: Tensor, like: Tensor) -> Tensor:
     """A mask of bools as 0 and -inf; a mask of floats as it is."""
     if mask.dtype == torch.bool:
         return torch.zeros(mask.shape, dtype=like.dtype, device=like.device).masked_fill(mask, -torch.inf)

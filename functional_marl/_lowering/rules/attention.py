@@ -16,6 +16,7 @@ from functional_marl._lowering.registry import Context, lowering_rule
 from functional_marl._lowering.rules.linear import linear_of, linear_rows
 from functional_marl._lowering.steps import Run, WholeNetwork
 from functional_marl._randomness.dropout_masks import batched_dropout
+from functional_marl._randomness.keyed_attention import as_summand
 
 __all__ = ["Attention", "attention"]
 
@@ -68,12 +69,10 @@ def attention(module: nn.MultiheadAttention, context: Context) -> Attention:
 
 
 def _masked(mask: Tensor, like: Tensor) -> Tensor:
-    """The mask as numbers to add to the scores: minus infinity where a boolean mask is true."""
-    if mask.dtype == torch.bool:
-        return torch.zeros(mask.shape, dtype=like.dtype, device=like.device).masked_fill(mask, -torch.inf)
-    if not mask.is_floating_point():
+    """The mask as numbers to add to the scores."""
+    if mask.dtype != torch.bool and not mask.is_floating_point():
         raise Unsupported(f"a mask of {mask.dtype}")
-    return mask
+    return as_summand(mask, like)
 
 
 @lowering_rule(nn.MultiheadAttention, leaves=_leaves)
