@@ -41,7 +41,7 @@ MORE_TESTS: dict[str, list[str]] = {
     "randomness": ["core/test_apply_randomness.py"],
     "init_params": ["core/test_apply_state.py"],
     "randomness.rng_state": ["strategies/test_vmap_fast_path.py"],
-    "strategies.auto": [],
+    "strategies.auto": ["core/test_tabulate.py"],
     "strategies.vmap_batching_rules": _VMAP,
     "strategies.plan": _PLAN,
     "strategies.plan_fast_path": _PLAN,
