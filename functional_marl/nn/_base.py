@@ -155,7 +155,6 @@ class MultiAgentNetBase(nn.Module):
         """Make what is new after construction, copy and unpickling: the network, and what notices changes."""
         self._nets: dict[int, Network] = {}
         self._check_is_own = hasattr(type(self)._pre_forward_check, "merges_agents")
-        self._store.take_over_edits(self._modules)
         self._edits = EditTracker(self._empty_net, self._store.names.all)
         self._store.remember(self._modules)
         if self.initialized:
@@ -374,6 +373,7 @@ class MultiAgentNetBase(nn.Module):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
+        self._store.take_over_edits(self._modules)
         self._prepare()
 
 
