@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import csv
-import signal
-import subprocess
 import sys
-import time
 import warnings
 from collections.abc import Callable, Iterator
 from importlib import import_module
@@ -16,6 +12,8 @@ from typing import Any
 
 import pytest
 import torch
+
+from tests.integration.program_runs import BLUE, PALE, VERMILION, assert_picture, interrupt, read_metrics
 
 # Requirements of the examples; the library does not need them.
 for requirement in ("vmas", "mpe2", "tqdm"):
@@ -47,21 +45,6 @@ def one_thread() -> Iterator[None]:
         yield
     torch.set_num_threads(threads)
 
-
-def read_metrics(out: Path) -> list[dict[str, str]]:
-    with open(out / "metrics.csv", newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def assert_picture(path: Path, color: tuple[int, int, int]) -> None:
-    """A PNG with this color in the area of the plot, outside of the legend."""
-    pixels: Any = image.imread(path)
-    height, width = pixels.shape[:2]
-    middle = pixels[height // 8 : -height // 8, : 2 * width // 3, :3]
-    assert (abs(middle * 255 - color).max(axis=-1) < 2).sum() > 50
-
-
-BLUE, VERMILION, PALE = (0x00, 0x72, 0xB2), (0xD5, 0x5E, 0x00), (0xBF, 0xDD, 0xF2)
 
 # The same trace as torchrl's
 
@@ -263,22 +246,7 @@ def test_ctrl_c_leaves_readable_files(tmp_path: Path) -> None:
     command = [sys.executable, "-W", "error", "-W", "ignore:Creating :DeprecationWarning"]  # torchrl's, see above
     command += [str(EXAMPLES / "torchrl_mappo.py"), "--library", "functional_marl", "--epochs", "1"]
     command += ["--iterations", "1000", "--out", str(tmp_path)]
-    # With a handler here the child has the default one, even if this process was started to ignore Ctrl-C.
-    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    finally:
-        signal.signal(signal.SIGINT, previous)
-    metrics, deadline = tmp_path / "metrics.csv", time.monotonic() + 120
-    while not (metrics.exists() and len(metrics.read_text().splitlines()) > 1):
-        assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    output, _ = process.communicate(timeout=60)
-    assert process.returncode == 130, output
-    assert "interrupted" in output
-    assert "Traceback" not in output
+    interrupt(command, tmp_path, 120)
     assert {path.name for path in tmp_path.iterdir()} == {"curves.png", "metrics.csv"}
     assert {row["library"] for row in read_metrics(tmp_path)} == {"functional_marl"}
     assert_picture(tmp_path / "curves.png", VERMILION)

@@ -1,10 +1,6 @@
 """The main demo in a short form: its files, its determinism, its options, and how it ends on Ctrl-C."""
 
-import csv
-import signal
-import subprocess
 import sys
-import time
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -14,9 +10,11 @@ import torch
 from torch import Tensor
 from torch.distributions import Normal
 
+from tests.integration.program_runs import BLUE, assert_picture, interrupt, read_metrics
+
 # Requirements of the demo, from the extra "train"; the library does not need them.
 pytest.importorskip("vmas")
-image: Any = pytest.importorskip("matplotlib.image")
+pytest.importorskip("matplotlib.image")
 safetensors: Any = pytest.importorskip("safetensors")
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -35,11 +33,6 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
-def read_metrics(out: Path) -> list[dict[str, str]]:
-    with open(out / "metrics.csv", newline="") as file:
-        return list(csv.DictReader(file))
-
-
 def curves(out: Path) -> list[dict[str, str]]:
     """Everything in the metrics except the time."""
     return [{name: value for name, value in row.items() if name != "seconds"} for row in read_metrics(out)]
@@ -48,15 +41,6 @@ def curves(out: Path) -> list[dict[str, str]]:
 def read_params(path: Path) -> tuple[dict[str, str], dict[str, tuple[int, ...]]]:
     with safetensors.safe_open(path, framework="pt") as file:
         return file.metadata(), {name: tuple(file.get_tensor(name).shape) for name in file.keys()}  # noqa: SIM118
-
-
-def assert_picture(path: Path) -> None:
-    """A PNG with the first color in the area of the plot, outside of legends and titles."""
-    pixels: Any = image.imread(path)
-    height, width = pixels.shape[:2]
-    middle = pixels[height // 8 : -height // 8, : 2 * width // 3, :3]
-    blue = abs(middle * 255 - (0x00, 0x72, 0xB2)).max(axis=-1) < 2
-    assert blue.sum() > 50
 
 
 # The files of a run
@@ -73,7 +57,7 @@ def test_files_of_a_run(tmp_path: Path):
     ]
     assert all(float(value) == float(value) for row in rows for name, value in row.items() if name != "sharing")
     for path in tmp_path.glob("*.png"):
-        assert_picture(path)
+        assert_picture(path, BLUE)
     for name, slots, inputs in (("shared", 1, 8), ("shared-ids", 1, 10), ("independent", 2, 8)):
         metadata, shapes = read_params(tmp_path / f"parameters_{name}.safetensors")
         assert metadata == {"sharing": name}
@@ -106,7 +90,7 @@ def test_clusters(tmp_path: Path):
     assert metadata == {"sharing": "0,0,1"}
     assert {shape[0] for shape in shapes.values()} == {2}
     assert [row["sharing"] for row in read_metrics(tmp_path)] == ["0,0,1"]
-    assert_picture(tmp_path / "rollout_0-0-1.png")
+    assert_picture(tmp_path / "rollout_0-0-1.png", BLUE)
 
 
 # Same seed, same curve
@@ -171,26 +155,11 @@ def test_wrong_options_are_usage_errors(
 def test_ctrl_c_leaves_readable_files(tmp_path: Path):
     command = [sys.executable, "-W", "error", str(EXAMPLES / "navigation.py")]
     command += ["--iterations", "1000", "--sharing", "independent", "--out", str(tmp_path)]
-    # With a handler here the child has the default one, even if this process was started to ignore Ctrl-C.
-    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    finally:
-        signal.signal(signal.SIGINT, previous)
-    metrics, deadline = tmp_path / "metrics.csv", time.monotonic() + 60
-    while not (metrics.exists() and len(metrics.read_text().splitlines()) > 1):
-        assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    output, _ = process.communicate(timeout=60)
-    assert process.returncode == 130, output
-    assert "interrupted" in output
-    assert "Traceback" not in output
+    interrupt(command, tmp_path, 60)
     names = {"curves.png", "metrics.csv", "parameters_independent.safetensors"}
     assert {path.name for path in tmp_path.iterdir()} == names
     assert len(read_metrics(tmp_path)) >= 1
-    assert_picture(tmp_path / "curves.png")
+    assert_picture(tmp_path / "curves.png", BLUE)
     _, shapes = read_params(tmp_path / "parameters_independent.safetensors")
     assert {shape[0] for shape in shapes.values()} == {2}
 
