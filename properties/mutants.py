@@ -13,29 +13,28 @@ import functional_marl as fm
 from functional_marl._layout.inputs import place_inputs
 from functional_marl._pytrees import Params, Tree, tree_map
 from functional_marl._sharing import Sharing
-from functional_marl.laws import Law, laws
-from functional_marl.laws.subject import Ops
+from functional_marl.laws import Operations
 
 Op = Callable[..., Any]
 
 
 @dataclass(frozen=True)
 class Mutant:
-    """A law, and operations of which one is wrong in a way that violates the law."""
+    """The name of a law, and operations of which one is wrong in a way that violates the law."""
 
-    law: Law
+    law: str
     name: str
     ops: Mapping[str, Op]
 
     def of(self, case: Any) -> Any:
         """The case with the wrong operation."""
-        return replace(case, ops=replace(Ops(), **self.ops))
+        return replace(case, ops=replace(Operations(), **self.ops))
 
 
 MUTANTS: list[Mutant] = []
 
 
-def mutant(law: Law, name: str, **ops: Op) -> None:
+def mutant(law: str, name: str, **ops: Op) -> None:
     MUTANTS.append(Mutant(law, name, ops))
 
 
@@ -135,15 +134,15 @@ def batch_for_agents(net: fm.Network, params: Params, x: Tree, *args: Tree, **ho
     return fm.apply(net.replace(agent_dim=1 - net.agent_dim, out_agent_dim=1 - out), params, x, **how)
 
 
-mutant(laws.ways_agree, "wrong gather axis", apply=applied(params=square))
-mutant(laws.ways_agree, "batch and agent axes are swapped", apply=batch_for_agents)
+mutant("agents_are_networks", "wrong gather axis", apply=applied(params=square))
+mutant("agents_are_networks", "batch and agent axes are swapped", apply=batch_for_agents)
 mutant(
-    laws.ways_agree,
+    "agents_are_networks",
     "vmap gathers the slot next to the right one",
     apply=applied(net=slots(next_slot), when=lambda net, train: net.strategy == "vmap"),
 )
 mutant(
-    laws.ways_agree,
+    "strategies_train_alike",
     "the plan takes its masks from elsewhere",
     apply=applied(
         how=lambda net, how: how | {"key": fm.fold_in(how["key"], 1)},
@@ -151,7 +150,7 @@ mutant(
     ),
 )
 mutant(
-    laws.shared_is_tiled,
+    "shared_is_tiled",
     "torchrl: randomness is ignored where parameters are shared",
     apply=applied(net=lambda net: net.replace(randomness="same"), when=shared),
 )
@@ -167,23 +166,23 @@ def summed_state(net: fm.Network, params: Params, *args: Tree, **how: Any) -> An
     }
 
 
-mutant(laws.shared_is_tiled, "sum for mean in shared buffers", apply=summed_state)
+mutant("shared_is_tiled", "sum for mean in shared buffers", apply=summed_state)
 mutant(
-    laws.relabelling_keeps_outputs,
+    "relabelling_keeps_outputs",
     "slots are numbered by first appearance",
     apply=applied(net=slots(lambda sharing: sharing.canonical())),
 )
 mutant(
-    laws.unused_slots_are_inert,
+    "unused_slots_are_inert",
     "all slots are averaged in, with weight zero",
     apply=applied(params=lambda net, params: {k: p + 0 * p.mean(0, keepdim=True) for k, p in params.items()}),
 )
-mutant(laws.shared_equivariance, "the agent's index leaks", apply=applied(outputs=index_leaks))
-mutant(laws.independent_equivariance, "wrong gather: the next slot", apply=applied(net=slots(next_slot)))
-mutant(laws.cluster_equivariance, "off by one in clusters", apply=applied(net=slots(late_boundary)))
-mutant(laws.equal_inputs_equal_outputs, "off by one in clusters", apply=applied(net=slots(late_boundary)))
+mutant("shared_equivariance", "the agent's index leaks", apply=applied(outputs=index_leaks))
+mutant("independent_equivariance", "wrong gather: the next slot", apply=applied(net=slots(next_slot)))
+mutant("cluster_equivariance", "off by one in clusters", apply=applied(net=slots(late_boundary)))
+mutant("equal_inputs_equal_outputs", "off by one in clusters", apply=applied(net=slots(late_boundary)))
 mutant(
-    laws.centralized_rows_are_equal,
+    "centralized_rows_are_equal",
     "each agent sees the others in an order of its own",
     apply=by_agent(lambda i, leaf, dim: leaf.roll(i, dim)),
 )
@@ -197,15 +196,15 @@ def ids_in_front(x: Tensor, agent_dim: int = -2) -> Tensor:
     return fm.with_agent_ids(x, agent_dim).roll(x.shape[agent_dim], -1)
 
 
-mutant(laws.ids_break_equivariance, "ids are zero", with_agent_ids=no_ids)
-mutant(laws.ids_break_equivariance, "ids come first", with_agent_ids=ids_in_front)
+mutant("ids_break_equivariance", "ids are zero", with_agent_ids=no_ids)
+mutant("ids_break_equivariance", "ids come first", with_agent_ids=ids_in_front)
 mutant(
-    laws.local_jacobian,
+    "local_jacobian",
     "mean field: agents see each other's mean",
     apply=applied(inputs=lambda leaf, dim: leaf + 0.1 * leaf.mean(dim, keepdim=True)),
 )
 mutant(
-    laws.local_jacobian,
+    "local_jacobian",
     "outputs are detached",
     apply=applied(outputs=lambda leaf, dim: leaf.detach()),
 )
@@ -216,14 +215,14 @@ def own_block(i: int, leaf: Tensor, dim: int) -> Tensor:
     return leaf * mask.view(-1, *[1] * (leaf.ndim - 1)).movedim(0, dim)
 
 
-mutant(laws.centralized_sees_all, "the others' blocks are zero", apply=by_agent(own_block))
+mutant("centralized_sees_all", "the others' blocks are zero", apply=by_agent(own_block))
 mutant(
-    laws.gradient_reaches_own_slot,
+    "gradient_reaches_own_slot",
     "a little of every slot",
     apply=applied(params=lambda net, params: {k: p + 1e-3 * p.mean(0, keepdim=True) for k, p in params.items()}),
 )
 mutant(
-    laws.dropped_agents,
+    "dropped_agents",
     "outputs are centred over the agents",
     apply=applied(outputs=lambda leaf, dim: leaf - leaf.mean(dim, keepdim=True)),
 )

@@ -11,7 +11,6 @@ from torch import Tensor
 
 import functional_marl as fm
 from functional_marl._pytrees import Params, Tree, flatten, tree_map
-from functional_marl.laws import laws
 from properties.mutants import applied, mutant, next_slot, shared, slots
 
 # --- axes, sizes, dtypes ----------------------------------------------------------------------------------
@@ -23,20 +22,20 @@ def negative_for_outputs(net: fm.Network) -> fm.Network:
     return net.replace(out_agent_dim=net.agent_dim) if negative else net
 
 
-mutant(laws.agent_dim_is_a_place, "a negative axis is resolved on the outputs", apply=applied(net=negative_for_outputs))
-mutant(laws.agent_dim_is_a_place, "outputs stay in front", apply=applied(net=lambda net: net.replace(out_agent_dim=0)))
+mutant("agent_dim_is_a_place", "a negative axis is resolved on the outputs", apply=applied(net=negative_for_outputs))
+mutant("agent_dim_is_a_place", "outputs stay in front", apply=applied(net=lambda net: net.replace(out_agent_dim=0)))
 mutant(
-    laws.batch_is_a_loop,
+    "batch_is_a_loop",
     "rows are centred over the batch",
     apply=applied(inputs=lambda leaf, dim: leaf - leaf.mean(0, keepdim=True) if dim > 0 else leaf),
 )
 mutant(
-    laws.one_agent_is_the_network,
+    "one_agent_is_the_network",
     "a single agent loses its axis",
     apply=lambda net, params, *args, **how: _squeezed(fm.apply(net, params, *args, **how)),
 )
 mutant(
-    laws.one_agent_is_the_network,
+    "one_agent_is_the_network",
     "a single agent is averaged with an agent that does not exist",
     apply=applied(outputs=lambda leaf, dim: leaf / 2, when=lambda net, train: net.n_agents == 1),
 )
@@ -52,15 +51,15 @@ def empty_batch_raises(net: fm.Network, params: Params, *args: Tree, **how: Any)
     return fm.apply(net, params, *args, **how)
 
 
-mutant(laws.empty_batches, "an empty batch raises", apply=empty_batch_raises)
-mutant(laws.kinds_are_kept, "computes in float32", apply=applied(outputs=lambda leaf, dim: leaf.float()))
+mutant("empty_batches", "an empty batch raises", apply=empty_batch_raises)
+mutant("kinds_are_kept", "computes in float32", apply=applied(outputs=lambda leaf, dim: leaf.float()))
 mutant(
-    laws.kinds_are_kept,
+    "kinds_are_kept",
     "outputs move to the CPU",
     apply=applied(outputs=lambda leaf, dim: torch.zeros(leaf.shape, dtype=leaf.dtype)),
 )
 mutant(
-    laws.kinds_are_kept,
+    "kinds_are_kept",
     "init_params ignores dtype=",
     init_params=lambda net, key, dtype=None, device=None: fm.init_params(net, key, device=device),
 )
@@ -97,53 +96,53 @@ def global_key(key: Tensor) -> Tensor:
     return fm.fold_in(key, int(torch.randint(2**31, ())))
 
 
-mutant(laws.results_follow_the_key, "the key is not used", init_params=initialized_by(lambda net, key: 0))
+mutant("results_follow_the_key", "the key is not used", init_params=initialized_by(lambda net, key: 0))
 mutant(
-    laws.results_follow_the_key,
+    "results_follow_the_key",
     "torch's generator changes the result",
     init_params=initialized_by(lambda net, key: global_key(key)),
 )
 mutant(
-    laws.results_follow_the_key,
+    "results_follow_the_key",
     "training samples from a key of its own",
     apply=applied(how=lambda net, how: how | {"key": 0}, when=lambda net, train: train),
 )
 mutant(
-    laws.initialisation_is_prefix_stable,
+    "initialization_is_prefix_stable",
     "the number of agents goes into the key",
     init_params=initialized_by(lambda net, key: fm.fold_in(key, net.n_agents)),
 )
-mutant(laws.initialisation_is_the_modules_own, "one generator for all slots", init_params=in_sequence)
+mutant("initialization_is_the_modules_own", "one generator for all slots", init_params=in_sequence)
 mutant(
-    laws.initialisation_is_the_modules_own,
+    "initialization_is_the_modules_own",
     "slots in reverse",
     init_params=lambda net, key, **how: {k: leaf.flip(0) for k, leaf in fm.init_params(net, key, **how).items()},
 )
 mutant(
-    laws.initialisation_has_the_modules_distribution,
+    "initialization_has_the_modules_distribution",
     "fans are those of the stacked tensor",
     init_params=lambda net, key, **how: {k: 0.2 * leaf for k, leaf in fm.init_params(net, key, **how).items()},
 )
-mutant(laws.slots_differ, "one sample for all slots", init_params=one_for_all)
+mutant("slots_differ", "one sample for all slots", init_params=one_for_all)
 
 
 def mode(word: str, when: Callable[[fm.Network, bool], bool] = lambda net, train: True) -> Callable[..., Any]:
     return applied(net=lambda net: net.replace(randomness=word), when=when)
 
 
-mutant(laws.randomness_has_one_meaning, "torchrl: always the same if shared", apply=mode("same", shared))
+mutant("randomness_has_one_meaning", "torchrl: always the same if shared", apply=mode("same", shared))
 mutant(
-    laws.randomness_has_one_meaning,
+    "randomness_has_one_meaning",
     "torchrl: a lazy network keeps the same",
     apply=mode("same", lambda net, train: net.randomness == "different"),
 )
 mutant(
-    laws.randomness_has_one_meaning,
+    "randomness_has_one_meaning",
     "same is different",
     apply=mode("different", lambda net, train: net.randomness == "same"),
 )
 mutant(
-    laws.randomness_has_one_meaning,
+    "randomness_has_one_meaning",
     "error does not raise",
     apply=mode("same", lambda net, train: net.randomness == "error"),
 )
@@ -156,12 +155,12 @@ def half_a_mask(leaf: Tensor, dim: int) -> Tensor:
 
 
 mutant(
-    laws.masks_are_independent,
+    "masks_are_independent",
     "masks overlap",
     apply=applied(outputs=half_a_mask, when=lambda net, train: train),
 )
 mutant(
-    laws.mode_is_irrelevant_in_evaluation,
+    "mode_is_irrelevant_in_evaluation",
     "dropout stays on if the mode is different",
     apply=applied(
         how=lambda net, how: how | {"train": True},
@@ -213,11 +212,11 @@ def reinitializing(build: Any, n_agents: int, **how: Any) -> fm.Network:
     return fm.network(build, n_agents, **how)
 
 
-mutant(laws.nothing_is_changed, "the given module is initialized again", network=reinitializing)
-mutant(laws.nothing_is_changed, "inputs are written in place", apply=writing_inputs)
-mutant(laws.nothing_is_changed, "the state is written in place", apply=writing_state)
-mutant(laws.nothing_is_changed, "a failed call leaks into the next", apply=remembering)
-mutant(laws.nothing_is_changed, "the state stays in the network", apply=stateful)
+mutant("nothing_is_changed", "the given module is initialized again", network=reinitializing)
+mutant("nothing_is_changed", "inputs are written in place", apply=writing_inputs)
+mutant("nothing_is_changed", "the state is written in place", apply=writing_state)
+mutant("nothing_is_changed", "a failed call leaks into the next", apply=remembering)
+mutant("nothing_is_changed", "the state stays in the network", apply=stateful)
 
 
 def moves_the_generator(net: fm.Network, params: Params, *args: Tree, **how: Any) -> Any:
@@ -231,8 +230,8 @@ def reads_the_generator(net: fm.Network, key: Any, **how: Any) -> Params:
     return fm.init_params(net, key, **how)
 
 
-mutant(laws.generators_are_untouched, "torch's generator moves", apply=moves_the_generator)
-mutant(laws.generators_are_untouched, "torch's generator is read and restored", init_params=reads_the_generator)
+mutant("generators_are_untouched", "torch's generator moves", apply=moves_the_generator)
+mutant("generators_are_untouched", "torch's generator is read and restored", init_params=reads_the_generator)
 
 _scratch: dict[str, Params] = {}
 
@@ -251,14 +250,14 @@ def scratch_after_the_call(net: fm.Network, params: Params, *args: Tree, **how: 
     return fm.apply(net, _scratch["params"], *args, **how)
 
 
-mutant(laws.threads_agree, "one place for all threads", apply=one_scratch)
-mutant(laws.calls_are_reentrant, "one place for all calls", apply=scratch_after_the_call)
+mutant("threads_agree", "one place for all threads", apply=one_scratch)
+mutant("calls_are_reentrant", "one place for all calls", apply=scratch_after_the_call)
 mutant(
-    laws.networks_pickle,
+    "networks_pickle",
     "randomness is not pickled",
     copied=lambda net: net.replace(randomness="different"),
 )
-mutant(laws.networks_pickle, "slots are renamed", copied=slots(next_slot))
+mutant("networks_pickle", "slots are renamed", copied=slots(next_slot))
 
 
 def first_key(net: fm.Network, key: Any, **how: Any) -> Params:
@@ -267,7 +266,7 @@ def first_key(net: fm.Network, key: Any, **how: Any) -> Params:
     return fm.init_params(net, key[:1].expand(key.shape), **how)
 
 
-mutant(laws.populations_are_loops, "a population of one", init_params=first_key)
+mutant("populations_are_loops", "a population of one", init_params=first_key)
 
 # --- compiled ---------------------------------------------------------------------------------------------
 
@@ -276,7 +275,7 @@ def tracing(net: fm.Network, train: bool) -> bool:
     return torch.compiler.is_compiling()
 
 
-for compiled in (laws.compile_is_eager, laws.export_is_eager, laws.inductor_is_eager):
+for compiled in ("compile_is_eager", "export_is_eager", "inductor_is_eager"):
     mutant(
         compiled,
         "a wrong rule, used only when tracing",
@@ -314,11 +313,11 @@ def never_squeeze(groups: Groups, tree: Any, batch_dims: int = 0, **how: Any) ->
     return fm.group_agents(groups, tree, batch_dims)
 
 
-mutant(laws.group_round_trip, "agents come back in the order of names", ungroup_agents=ungroup_by_sorted_names)
-mutant(laws.group_round_trip, "single agents are lost", ungroup_agents=ungroup_without_single_agents)
-mutant(laws.group_round_trip, "everything becomes float", group_agents=group_everything_as_float)
-mutant(laws.group_layout, "agents at axis 0", group_agents=group_at_axis_0)
-mutant(laws.group_layout, "single agents keep their axis", group_agents=never_squeeze)
+mutant("group_round_trip", "agents come back in the order of names", ungroup_agents=ungroup_by_sorted_names)
+mutant("group_round_trip", "single agents are lost", ungroup_agents=ungroup_without_single_agents)
+mutant("group_round_trip", "everything becomes float", group_agents=group_everything_as_float)
+mutant("group_layout", "agents at axis 0", group_agents=group_at_axis_0)
+mutant("group_layout", "single agents keep their axis", group_agents=never_squeeze)
 
 
 def drop_the_last(names: list[str], grouping: Any) -> dict[str, list[str]]:
@@ -356,7 +355,7 @@ def overwrite_as_torchrl_does(names: list[str], grouping: Any) -> dict[str, list
 
 
 for wrong in (drop_the_last, twice, leave_a_group_empty, sort_members, sort_groups, overwrite_as_torchrl_does):
-    mutant(laws.group_map_is_a_partition, wrong.__name__, group_map=wrong)
+    mutant("group_map_is_a_partition", wrong.__name__, group_map=wrong)
 
 
 def alias_the_mapping(names: list[str], grouping: Any) -> dict[str, list[str]]:
@@ -368,5 +367,5 @@ def alias_the_names(names: list[str], grouping: Any) -> dict[str, list[str]]:
     return {"agents": names} if grouping is fm.MarlGroupMapType.ALL_IN_ONE_GROUP else fm.group_map(names, grouping)
 
 
-mutant(laws.group_map_is_the_callers, "the caller's mapping is returned", group_map=alias_the_mapping)
-mutant(laws.group_map_is_the_callers, "torchrl: the caller's list is returned", group_map=alias_the_names)
+mutant("group_map_is_the_callers", "the caller's mapping is returned", group_map=alias_the_mapping)
+mutant("group_map_is_the_callers", "torchrl: the caller's list is returned", group_map=alias_the_names)

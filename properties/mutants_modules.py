@@ -10,11 +10,10 @@ from torch import Tensor, nn
 
 import functional_marl as fm
 from functional_marl._pytrees import Params
-from functional_marl.laws import laws
-from functional_marl.laws.subject import Ops
+from functional_marl.laws import Operations
 from properties.mutants import mutant
 
-_right = Ops()
+_right = Operations()
 Sizes = Sequence[tuple[int, int]]
 
 # --- critics ----------------------------------------------------------------------------------------------
@@ -69,7 +68,7 @@ for wrong in (
     encoders_are_frozen,
     detached_are_not_seen,
 ):
-    mutant(laws.detached_groups_get_no_gradient, wrong.__name__, critic=wrong)
+    mutant("detached_groups_get_no_gradient", wrong.__name__, critic=wrong)
 
 # --- checkpoints ------------------------------------------------------------------------------------------
 
@@ -116,11 +115,11 @@ def linked(kind: str, n_agents: int, lazy: bool, **words: Any) -> Any:
     return module
 
 
-mutant(laws.state_dicts_carry_over, "buffers are left out", convert_state_dict=converted(without_buffers))
-mutant(laws.state_dicts_carry_over, "slots in reverse", convert_state_dict=converted(flipped))
-mutant(laws.state_dicts_carry_over, "the first agent's for all", convert_state_dict=converted(first_agent_for_all))
-mutant(laws.state_dicts_carry_over, "keys are sorted", convert_state_dict=converted(sorted_by_name))
-mutant(laws.state_dicts_carry_over, "modules are linked", facade=linked)
+mutant("state_dicts_carry_over", "buffers are left out", convert_state_dict=converted(without_buffers))
+mutant("state_dicts_carry_over", "slots in reverse", convert_state_dict=converted(flipped))
+mutant("state_dicts_carry_over", "the first agent's for all", convert_state_dict=converted(first_agent_for_all))
+mutant("state_dicts_carry_over", "keys are sorted", convert_state_dict=converted(sorted_by_name))
+mutant("state_dicts_carry_over", "modules are linked", facade=linked)
 
 # --- calls ------------------------------------------------------------------------------------------------
 
@@ -185,11 +184,11 @@ def detached_leaf(module: Any) -> None:
     module.forward = call
 
 
-mutant(laws.facade_is_functional, "the agent's index leaks", facade=built(index_leaks))
-mutant(laws.facade_is_functional, "parameters are read once", facade=built(stale))
-mutant(laws.facade_is_functional, "torchrl: shared networks have one mask", facade=built(shared_mask))
-mutant(laws.facade_is_functional, "a leaf is detached", facade=built(detached_leaf))
-mutant(laws.facade_is_functional, "from_functional ignores the state", from_functional=without_state)
+mutant("facade_is_functional", "the agent's index leaks", facade=built(index_leaks))
+mutant("facade_is_functional", "parameters are read once", facade=built(stale))
+mutant("facade_is_functional", "torchrl: shared networks have one mask", facade=built(shared_mask))
+mutant("facade_is_functional", "a leaf is detached", facade=built(detached_leaf))
+mutant("facade_is_functional", "from_functional ignores the state", from_functional=without_state)
 
 # --- lazy networks ----------------------------------------------------------------------------------------
 
@@ -234,7 +233,7 @@ def lazy_mask(kind: str, n_agents: int, lazy: bool, **words: Any) -> Any:
     return _right.facade(kind, n_agents, lazy, **words | ({"vmap_randomness": "same"} if lazy else {}))
 
 
-mutant(laws.lazy_is_eager, "torchrl: a lazy network has one mask", facade=lazy_mask)
-mutant(laws.lazy_is_eager, "one sample for all slots", facade=lazily(one_for_all))
-mutant(laws.lazy_is_eager, "new leaves are frozen", facade=lazily(frozen))
-mutant(laws.lazy_is_eager, "new parameters at the first call", facade=lazily(new_parameters))
+mutant("lazy_is_eager", "torchrl: a lazy network has one mask", facade=lazy_mask)
+mutant("lazy_is_eager", "one sample for all slots", facade=lazily(one_for_all))
+mutant("lazy_is_eager", "new leaves are frozen", facade=lazily(frozen))
+mutant("lazy_is_eager", "new parameters at the first call", facade=lazily(new_parameters))

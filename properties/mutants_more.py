@@ -12,7 +12,6 @@ import functional_marl as fm
 from functional_marl._lowering import linear_kernels as dense
 from functional_marl._pytrees import Params, Tree, tree_map
 from functional_marl._sharing import Sharing
-from functional_marl.laws import laws
 from properties.mutants import Op, applied, index_leaks, late_boundary, mutant, next_slot, slots
 from properties.mutants_trees import mean_gradient, merged, reshared
 
@@ -27,15 +26,15 @@ def first_chunk_learns(net: fm.Network, params: Params) -> Params:
     return {name: torch.cat([leaf[:1], leaf[1:].detach()]) for name, leaf in params.items()}
 
 
-mutant(laws.chunks_make_the_whole, "off by one between chunks", apply=applied(net=slots(late_boundary), when=in_chunks))
-mutant(laws.chunks_make_the_whole, "the first chunk learns", apply=applied(params=first_chunk_learns, when=in_chunks))
+mutant("chunks_make_the_whole", "off by one between chunks", apply=applied(net=slots(late_boundary), when=in_chunks))
+mutant("chunks_make_the_whole", "the first chunk learns", apply=applied(params=first_chunk_learns, when=in_chunks))
 mutant(
-    laws.chunks_make_the_whole,
+    "chunks_make_the_whole",
     "each chunk of the batch is centred alone",
     apply=applied(inputs=lambda leaf, dim: leaf - leaf.mean(0, keepdim=True) if dim > 0 else leaf),
 )
 mutant(
-    laws.chunks_make_the_whole,
+    "chunks_make_the_whole",
     "each chunk has its own masks",
     apply=applied(
         how=lambda net, how: how | {"key": fm.fold_in(how["key"], 1)},
@@ -68,25 +67,25 @@ def masks(change: Callable[[Tensor, int], Tensor]) -> Op:
     return apply
 
 
-mutant(laws.pooled_critics_are_symmetric, "features ahead of agents", apply=applied(inputs=features_first))
-mutant(laws.pooled_critics_are_symmetric, "the agent's index leaks", apply=applied(inputs=index_leaks))
-mutant(laws.pooled_critics_are_symmetric, "the last agent is left out", apply=applied(inputs=last_left_out))
-mutant(laws.masked_critics_look_away, "the mask is ignored", apply=masks(lambda alive, dim: torch.ones_like(alive)))
-mutant(laws.masked_critics_look_away, "the mask of the next agent", apply=masks(lambda alive, dim: alive.roll(1, dim)))
+mutant("pooled_critics_are_symmetric", "features ahead of agents", apply=applied(inputs=features_first))
+mutant("pooled_critics_are_symmetric", "the agent's index leaks", apply=applied(inputs=index_leaks))
+mutant("pooled_critics_are_symmetric", "the last agent is left out", apply=applied(inputs=last_left_out))
+mutant("masked_critics_look_away", "the mask is ignored", apply=masks(lambda alive, dim: torch.ones_like(alive)))
+mutant("masked_critics_look_away", "the mask of the next agent", apply=masks(lambda alive, dim: alive.roll(1, dim)))
 mutant(
-    laws.masked_critics_look_away,
+    "masked_critics_look_away",
     "the mask of the first row",
     apply=masks(lambda alive, dim: alive[:1].expand(alive.shape)),
 )
 
 mutant(
-    laws.masked_agents_are_inert,
+    "masked_agents_are_inert",
     "mean field: agents see each other's mean",
     apply=applied(inputs=lambda leaf, dim: leaf + 0.1 * leaf.mean(dim, keepdim=True)),
 )
-mutant(laws.masked_agents_are_inert, "all agents get the mean gradient", apply=applied(params=mean_gradient))
+mutant("masked_agents_are_inert", "all agents get the mean gradient", apply=applied(params=mean_gradient))
 mutant(
-    laws.masked_agents_are_inert,
+    "masked_agents_are_inert",
     "outputs are scaled by the largest",
     apply=applied(outputs=lambda leaf, dim: leaf / (1 + leaf.abs().amax(dim, keepdim=True))),
 )
@@ -114,48 +113,48 @@ def first_row_rounded(params: Params, net: fm.Network, new: fm.Network) -> Param
     return {name: torch.cat([leaf[:1], leaf[1:].float().to(leaf.dtype)]) for name, leaf in params.items()}
 
 
-mutant(laws.refining_keeps_outputs, "one slot is rounded", reshare=reshared(first_row_rounded))
-mutant(laws.refinement_composes, "one slot is rounded", reshare=reshared(first_row_rounded))
+mutant("refining_keeps_outputs", "one slot is rounded", reshare=reshared(first_row_rounded))
+mutant("refinement_composes", "one slot is rounded", reshare=reshared(first_row_rounded))
 mutant(
-    laws.coarsen_after_refine,
+    "coarsen_after_refine",
     "mean over the wrong members",
     reshare=merged(lambda rows: rows.mean(0), lambda agents: [i + 1 for i in agents]),
 )
-mutant(laws.relabelling_keeps_outputs, "the number of the slot leaks", apply=applied(params=renamed))
-mutant(laws.unused_slots_are_inert, "the last slot leaks", apply=applied(params=with_last_slot))
+mutant("relabelling_keeps_outputs", "the number of the slot leaks", apply=applied(params=renamed))
+mutant("unused_slots_are_inert", "the last slot leaks", apply=applied(params=with_last_slot))
 mutant(
-    laws.shared_equivariance,
+    "shared_equivariance",
     "mean field: the first agent leaks",
     apply=applied(inputs=lambda leaf, dim: leaf + 0.1 * leaf.select(dim, 0).unsqueeze(dim)),
 )
 mutant(
-    laws.shared_equivariance,
+    "shared_equivariance",
     "outputs of agents are sorted",
     apply=applied(outputs=lambda leaf, dim: leaf.sort(dim).values if leaf.is_floating_point() else leaf),
 )
-mutant(laws.independent_equivariance, "slots in reverse", apply=applied(net=slots(reversed_agents)))
-mutant(laws.independent_equivariance, "the agent's index leaks", apply=applied(outputs=index_leaks))
-mutant(laws.cluster_equivariance, "the agent's index leaks", apply=applied(inputs=index_leaks))
-mutant(laws.equal_inputs_equal_outputs, "the agent's index leaks", apply=applied(inputs=index_leaks))
-mutant(laws.centralized_rows_are_equal, "the agent's index leaks", apply=applied(outputs=index_leaks))
-mutant(laws.centralized_sees_all, "the last agent is left out", apply=applied(inputs=last_left_out))
+mutant("independent_equivariance", "slots in reverse", apply=applied(net=slots(reversed_agents)))
+mutant("independent_equivariance", "the agent's index leaks", apply=applied(outputs=index_leaks))
+mutant("cluster_equivariance", "the agent's index leaks", apply=applied(inputs=index_leaks))
+mutant("equal_inputs_equal_outputs", "the agent's index leaks", apply=applied(inputs=index_leaks))
+mutant("centralized_rows_are_equal", "the agent's index leaks", apply=applied(outputs=index_leaks))
+mutant("centralized_sees_all", "the last agent is left out", apply=applied(inputs=last_left_out))
 mutant(
-    laws.centralized_sees_all,
+    "centralized_sees_all",
     "the joint input is detached",
     apply=applied(inputs=lambda leaf, dim: leaf.detach()),
 )
 mutant(
-    laws.gradient_reaches_own_slot,
+    "gradient_reaches_own_slot",
     "off by one in clusters",
     apply=applied(net=slots(late_boundary)),
 )
-mutant(laws.gradient_reaches_own_slot, "the next slot", apply=applied(net=slots(next_slot)))
+mutant("gradient_reaches_own_slot", "the next slot", apply=applied(net=slots(next_slot)))
 mutant(
-    laws.dropped_agents,
+    "dropped_agents",
     "parameters are divided by the number of agents",
     apply=applied(params=lambda net, params: {name: leaf / net.n_agents for name, leaf in params.items()}),
 )
-mutant(laws.tied_agents_stay_tied, "off by one in the call", apply=applied(net=slots(late_boundary)))
+mutant("tied_agents_stay_tied", "off by one in the call", apply=applied(net=slots(late_boundary)))
 
 
 class Decaying(torch.optim.Adam):
@@ -168,7 +167,7 @@ class Decaying(torch.optim.Adam):
         return super().step(closure)
 
 
-mutant(laws.optimizer_commutes_with_stacking, "decays by the norm of the stack", optimizer=Decaying)
+mutant("optimizer_commutes_with_stacking", "decays by the norm of the stack", optimizer=Decaying)
 
 
 def flat_batch(leaf: Tensor, dim: int) -> Tensor:
@@ -182,8 +181,8 @@ def no_rows_one_axis(net: fm.Network, params: Params, *args: Tree, **how: Any) -
     return tree_map(lambda leaf: leaf.flatten(0, 1) if leaf.numel() == 0 and leaf.ndim > 1 else leaf, found)
 
 
-mutant(laws.batch_is_a_loop, "two batch axes are read backwards", apply=applied(inputs=flat_batch))
-mutant(laws.empty_batches, "an empty batch loses an axis", apply=no_rows_one_axis)
+mutant("batch_is_a_loop", "two batch axes are read backwards", apply=applied(inputs=flat_batch))
+mutant("empty_batches", "an empty batch loses an axis", apply=no_rows_one_axis)
 
 
 def by_slots(net: fm.Network, key: Any, **how: Any) -> Params:
@@ -197,10 +196,10 @@ def backwards(net: fm.Network, key: Any, **how: Any) -> Params:
     return {name: leaf.flip(0) for name, leaf in fm.init_params(net, key, **how).items()}
 
 
-mutant(laws.initialisation_is_prefix_stable, "the number of slots goes into the key", init_params=by_slots)
-mutant(laws.initialisation_is_prefix_stable, "keys in reverse order", init_params=backwards)
+mutant("initialization_is_prefix_stable", "the number of slots goes into the key", init_params=by_slots)
+mutant("initialization_is_prefix_stable", "keys in reverse order", init_params=backwards)
 mutant(
-    laws.initialisation_has_the_modules_distribution,
+    "initialization_has_the_modules_distribution",
     "everything is shifted a little",
     init_params=lambda net, key, **how: {k: leaf + 0.3 for k, leaf in fm.init_params(net, key, **how).items()},
 )
@@ -221,8 +220,8 @@ def opposite(leaf: Tensor, dim: int) -> Tensor:
     return leaf.index_copy(dim, torch.tensor([1]), filled.unsqueeze(dim))
 
 
-mutant(laws.slots_differ, "two slots have one key", init_params=pairs_alike)
-mutant(laws.masks_are_independent, "masks are opposite", apply=applied(outputs=opposite, when=lambda net, train: train))
+mutant("slots_differ", "two slots have one key", init_params=pairs_alike)
+mutant("masks_are_independent", "masks are opposite", apply=applied(outputs=opposite, when=lambda net, train: train))
 
 
 def keyed_is_training(net: fm.Network, params: Params, *args: Tree, **how: Any) -> Any:
@@ -231,7 +230,7 @@ def keyed_is_training(net: fm.Network, params: Params, *args: Tree, **how: Any) 
     return fm.apply(net, params, *args, train=train, **how)
 
 
-mutant(laws.mode_is_irrelevant_in_evaluation, "a key switches dropout on", apply=keyed_is_training)
+mutant("mode_is_irrelevant_in_evaluation", "a key switches dropout on", apply=keyed_is_training)
 
 
 def one_state(net: fm.Network, key: Any, **how: Any) -> Params:
@@ -244,7 +243,7 @@ def one_state(net: fm.Network, key: Any, **how: Any) -> Params:
     )
 
 
-mutant(laws.populations_are_loops, "one state for all", init_state=one_state)
+mutant("populations_are_loops", "one state for all", init_state=one_state)
 _running: list[Params] = []
 
 
@@ -257,7 +256,7 @@ def kept_by_thread(net: fm.Network, params: Params, *args: Tree, **how: Any) -> 
     return fm.apply(net, dict(table), *args, **how)
 
 
-mutant(laws.threads_agree, "a table in the network", apply=kept_by_thread)
+mutant("threads_agree", "a table in the network", apply=kept_by_thread)
 
 
 def first_call_wins(net: fm.Network, params: Params, *args: Tree, **how: Any) -> Any:
@@ -269,4 +268,4 @@ def first_call_wins(net: fm.Network, params: Params, *args: Tree, **how: Any) ->
         _running.pop()
 
 
-mutant(laws.calls_are_reentrant, "an inner call uses the outer call's parameters", apply=first_call_wins)
+mutant("calls_are_reentrant", "an inner call uses the outer call's parameters", apply=first_call_wins)

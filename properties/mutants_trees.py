@@ -13,7 +13,6 @@ import functional_marl as fm
 from functional_marl._parameters import Merge
 from functional_marl._pytrees import Params
 from functional_marl._sharing import Sharing, resolve
-from functional_marl.laws import laws
 from properties.mutants import Op, applied, late_boundary, mutant
 
 # --- wrong gradients --------------------------------------------------------------------------------------
@@ -34,8 +33,8 @@ def detached_first(net: fm.Network, params: Params) -> Params:
     return {name: leaf.detach() if name == first else leaf for name, leaf in params.items()}
 
 
-mutant(laws.slot_gradient_is_the_sum, "mean for sum", apply=applied(params=mean_gradient))
-mutant(laws.slot_gradient_is_the_sum, "a leaf is detached", apply=applied(params=detached_first))
+mutant("slot_gradient_is_the_sum", "mean for sum", apply=applied(params=mean_gradient))
+mutant("slot_gradient_is_the_sum", "a leaf is detached", apply=applied(params=detached_first))
 
 
 def late_unstack(net: fm.Network, params: Params) -> list[Params]:
@@ -43,7 +42,7 @@ def late_unstack(net: fm.Network, params: Params) -> list[Params]:
     return [trees[i] for i in late_boundary(range(len(trees)))]
 
 
-mutant(laws.tied_agents_stay_tied, "off by one in unstack", unstack_agents=late_unstack)
+mutant("tied_agents_stay_tied", "off by one in unstack", unstack_agents=late_unstack)
 
 
 def last_match(params: Params, patterns: Mapping[str, str]) -> dict[str, Params]:
@@ -53,9 +52,9 @@ def last_match(params: Params, patterns: Mapping[str, str]) -> dict[str, Params]
     return parts
 
 
-mutant(laws.frozen_stays, "the last pattern decides", partition=last_match)
+mutant("frozen_stays", "the last pattern decides", partition=last_match)
 mutant(
-    laws.frozen_stays,
+    "frozen_stays",
     "combine rounds",
     combine=lambda *parts: {k: p.float().double() for k, p in fm.combine(*parts).items()},
 )
@@ -67,7 +66,7 @@ class GloballyClipped(torch.optim.Adam):
         return super().step(closure)
 
 
-mutant(laws.optimizer_commutes_with_stacking, "clips by the global norm", optimizer=GloballyClipped)
+mutant("optimizer_commutes_with_stacking", "clips by the global norm", optimizer=GloballyClipped)
 
 
 # --- wrong trees ------------------------------------------------------------------------------------------
@@ -105,16 +104,16 @@ def merged(fold: Callable[[Tensor], Tensor], members: Callable[[list[int]], list
     return reshare
 
 
-mutant(laws.refining_keeps_outputs, "permuted slots", reshare=reshared(rolled))
-mutant(laws.coarsen_after_refine, "sum for mean", reshare=merged(lambda rows: rows.sum(0)))
-mutant(laws.coarsen_after_refine, "permuted slots", reshare=reshared(rolled))
+mutant("refining_keeps_outputs", "permuted slots", reshare=reshared(rolled))
+mutant("coarsen_after_refine", "sum for mean", reshare=merged(lambda rows: rows.sum(0)))
+mutant("coarsen_after_refine", "permuted slots", reshare=reshared(rolled))
 mutant(
-    laws.refine_after_coarsen,
+    "refine_after_coarsen",
     "mean over the wrong members",
     reshare=merged(lambda rows: rows.mean(0), lambda agents: [i + 1 for i in agents]),
 )
-mutant(laws.refine_after_coarsen, "sum for mean", reshare=merged(lambda rows: rows.sum(0)))
-mutant(laws.refinement_composes, "slots are shifted at each step", reshare=reshared(rolled))
+mutant("refine_after_coarsen", "sum for mean", reshare=merged(lambda rows: rows.sum(0)))
+mutant("refinement_composes", "slots are shifted at each step", reshare=reshared(rolled))
 
 
 def resolved(change: Callable[[dict[str, Any], int, list[str]], dict[str, Any]]) -> Op:
@@ -135,20 +134,20 @@ def forgive_patterns(spec: dict[str, Any], n_agents: int, names: list[str]) -> d
 
 
 mutant(
-    laws.patterns_are_total,
+    "patterns_are_total",
     "the last pattern wins",
     resolve=resolved(lambda spec, n, names: dict(reversed(list(spec.items())))),
 )
-mutant(laws.patterns_are_total, "leaves without a pattern are independent", resolve=resolved(forgive_leaves))
-mutant(laws.patterns_are_total, "patterns without a leaf are ignored", resolve=resolved(forgive_patterns))
+mutant("patterns_are_total", "leaves without a pattern are independent", resolve=resolved(forgive_leaves))
+mutant("patterns_are_total", "patterns without a leaf are ignored", resolve=resolved(forgive_patterns))
 
 
 def reversed_stack(trees: Any, **how: Any) -> Params:
     return fm.stack_agents(trees[::-1] if isinstance(trees, list) else trees, **how)
 
 
-mutant(laws.stack_round_trip, "agents are stacked in reverse", stack_agents=reversed_stack)
-mutant(laws.stack_round_trip, "off by one in unstack", unstack_agents=late_unstack)
+mutant("stack_round_trip", "agents are stacked in reverse", stack_agents=reversed_stack)
+mutant("stack_round_trip", "off by one in unstack", unstack_agents=late_unstack)
 
 
 def preset(name: str, sharing: Callable[[int], Any]) -> Op:
@@ -161,12 +160,12 @@ def preset(name: str, sharing: Callable[[int], Any]) -> Op:
 
 
 mutant(
-    laws.presets_are_explicit_maps,
+    "presets_are_explicit_maps",
     "independent in reverse",
     network=preset("independent", lambda n: list(range(n))[::-1]),
 )
 mutant(
-    laws.presets_are_explicit_maps, "shared has n slots", network=preset("shared", lambda n: Sharing([0] * n, n + 1))
+    "presets_are_explicit_maps", "shared has n slots", network=preset("shared", lambda n: Sharing([0] * n, n + 1))
 )
 
 
@@ -189,11 +188,11 @@ def kept_state(net: fm.Network, key: Any = None, **how: Any) -> Params:
     return kept[at]
 
 
-mutant(laws.nothing_is_aliased, "one tree is stacked by a view", stack_agents=expanded_stack)
-mutant(laws.nothing_is_aliased, "an unchanged sharing returns the given parameters", reshare=lazy_reshare)
-mutant(laws.nothing_is_aliased, "the initial state is cached and returned again", init_state=kept_state)
+mutant("nothing_is_aliased", "one tree is stacked by a view", stack_agents=expanded_stack)
+mutant("nothing_is_aliased", "an unchanged sharing returns the given parameters", reshare=lazy_reshare)
+mutant("nothing_is_aliased", "the initial state is cached and returned again", init_state=kept_state)
 mutant(
-    laws.nothing_is_aliased,
+    "nothing_is_aliased",
     "a module keeps the given parameters, not copies",
     agent_module=lambda net, params, agent, state=None: _holding(net, params, agent, state),
 )
@@ -217,5 +216,5 @@ def one_an_agent(net: fm.Network, key: Any, **how: Any) -> Params:
     return {name: leaf[list(net.sharing[name])] for name, leaf in params.items()}
 
 
-mutant(laws.number_of_parameters, "torchrl: tied weights are untied", init_params=untied)
-mutant(laws.number_of_parameters, "a copy for each agent", init_params=one_an_agent)
+mutant("number_of_parameters", "torchrl: tied weights are untied", init_params=untied)
+mutant("number_of_parameters", "a copy for each agent", init_params=one_an_agent)

@@ -1,4 +1,4 @@
-"""The laws of group maps, asked of a function from any library."""
+"""The laws of group maps, checked on a function from any library, or on a map that is ready."""
 
 from __future__ import annotations
 
@@ -6,47 +6,51 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from functional_marl.laws._law import Law, LawViolation
+from functional_marl.laws._operations import LIBRARY
 from functional_marl.laws.groups import Named, group_map_is_a_partition, group_map_is_the_callers
-from functional_marl.laws.law import LawViolation
 from functional_marl.laws.report import HOLDS, SKIPPED, VIOLATED, Report, Verdict
-from functional_marl.laws.subject import LIBRARY
 
-__all__ = ["check_grouping"]
+__all__ = ["check_group_map"]
+
+Groups = Mapping[str, Sequence[str]]
 
 
-def check_grouping(
-    function: Callable[[list[str]], Mapping[str, Sequence[str]]], names: Sequence[str], *, name: str = ""
+def check_group_map(
+    function: Callable[[list[str]], Groups] | Groups, names: Sequence[str], *, name: str = ""
 ) -> Report:
-    """Ask a function from agents' names to groups whether its groups are a partition, and the caller's own.
+    """Check whether a function from agents' names to groups gives a partition, and one that is the caller's own.
 
-    The smallest number of names that breaks a law is reported.
+    The smallest number of names that violates a law is reported. A ready group map is checked as it is.
 
-    >>> bool(check_grouping(lambda names: {"agents": names}, ["a", "b"]))  # the caller's list itself
+    >>> bool(check_group_map(lambda names: {"agents": names}, ["a", "b"]))  # the caller's list itself
     False
-    >>> bool(check_grouping(lambda names: {"agents": list(names)}, ["a", "b"]))
+    >>> bool(check_group_map(lambda names: {"agents": list(names)}, ["a", "b"]))
+    True
+    >>> bool(check_group_map({"one": ["a"], "two": ["b"]}, ["a", "b"]))
     True
     """
+    laws, counts = [group_map_is_a_partition, group_map_is_the_callers], list(range(1, len(names) + 1))
+    ready: dict[str, list[str]] = {}
+    if isinstance(function, Mapping):
+        ready = {group: list(members) for group, members in function.items()}
+        laws, counts = [group_map_is_a_partition], [len(names)]
 
     def grouped(given: list[str], grouping: Any) -> Any:
-        return function(given)
+        return ready if isinstance(function, Mapping) else function(given)
 
-    verdicts: list[Verdict] = []
-    for law in (group_map_is_a_partition, group_map_is_the_callers):
-        verdict = Verdict(law.number, law.name, HOLDS, "", len(names))
-        for count in range(1, len(names) + 1):
+    def verdict(law: Law) -> Verdict:
+        for count in counts:
             case = Named(list(names[:count]), None, replace(LIBRARY, group_map=grouped))
             try:
                 law(case)
             except LawViolation as violation:
-                snippet = (
-                    f"from functional_marl.laws import check_grouping\ncheck_grouping({name or '...'}, {case.names})"
-                )
+                call = f"check_group_map({name or '...'}, {case.names})"
+                snippet = f"from functional_marl.laws import check_group_map\n{call}"
                 at = {"names": case.names}
-                verdict = Verdict(law.number, law.name, VIOLATED, violation.why, count, at, snippet)
-                break
+                return Verdict(law.number, law.name, VIOLATED, violation.why, count, case=at, snippet=snippet)
             except Exception as error:
-                why = f"it raised {type(error).__name__}: {error}"
-                verdict = Verdict(law.number, law.name, SKIPPED, why, count)
-                break
-        verdicts.append(verdict)
-    return Report(name or "function", {"names": list(names)}, tuple(verdicts))
+                return Verdict(law.number, law.name, SKIPPED, f"it raised {type(error).__name__}: {error}", count)
+        return Verdict(law.number, law.name, HOLDS, "", len(counts))
+
+    return Report(name or "group map", {"names": list(names)}, tuple(map(verdict, laws)))

@@ -1,4 +1,4 @@
-"""Subjects made of the zoo: a few words and a seed make one, so that a failure can be made again from them."""
+"""Subjects made of the zoo: a few arguments and a seed make one, so that a failure can be made again from them."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from functional_marl._network_settings import Randomness, StrategyName
 from functional_marl._pytrees import Params, Tree, flatten, tree_map
 from functional_marl._sharing import SharingSpec
 from functional_marl._strategies import supports
-from functional_marl.laws.subject import LIBRARY, Ops, Subject
+from functional_marl.laws._network_subject import NetworkSubject
+from functional_marl.laws._operations import LIBRARY, Operations
 from functional_marl.laws.zoo import ZOO, Entry, Spec
 
-__all__ = ["example_of", "leaf_names_of", "moved", "subject"]
+__all__ = ["example_of", "leaf_names_of", "moved", "zoo_subject"]
 
 
 @lru_cache(maxsize=256)
@@ -57,7 +58,7 @@ def leaf_names_of(entry: Entry) -> list[str]:
     return [*template.params, *template.buffers]
 
 
-def subject(
+def zoo_subject(
     name: str,
     *,
     n_agents: int,
@@ -69,8 +70,8 @@ def subject(
     randomness: Randomness = "different",
     strategy: StrategyName = "auto",
     seed: int = 0,
-    ops: Ops = LIBRARY,
-) -> Subject:
+    ops: Operations = LIBRARY,
+) -> NetworkSubject:
     """A subject of the zoo, a function of its arguments: float64, every leaf moved off its initial value.
 
     Args:
@@ -84,7 +85,7 @@ def subject(
         ops: the operations under test.
     """
     entry = ZOO[name]
-    words = {
+    arguments = {
         "n_agents": n_agents,
         "sharing": sharing,
         "centralized": centralized,
@@ -95,8 +96,8 @@ def subject(
         "strategy": strategy,
         "seed": seed,
     }
-    defaults = subject.__kwdefaults__ or {}
-    shown = [f"{k}={v!r}" for k, v in words.items() if k not in defaults or v != defaults[k]]
+    defaults = zoo_subject.__kwdefaults__ or {}
+    shown = [f"{k}={v!r}" for k, v in arguments.items() if k not in defaults or v != defaults[k]]
     places = len(entry.inputs) + 1
     given = len(batch) if agent_dims is None else agent_dims
     dims = given if isinstance(given, tuple) else (given % (len(batch) + 1 + _depth(entry)),) * places
@@ -110,7 +111,7 @@ def subject(
         strategy=strategy,
     )
     planned = supports(net, "plan")
-    ways = {"auto": True, "loop": True, "vmap": entry.vmap, "plan": planned}
+    strategies = {"auto": True, "loop": True, "vmap": entry.vmap, "plan": planned}
     generator = torch.Generator().manual_seed(seed)
 
     def draw(tree: Tree, dim: int | None) -> Tree:
@@ -118,8 +119,8 @@ def subject(
         return tree_map(lambda spec: spec.draw(lead, generator, torch.float64), tree)
 
     first = next((dim for dim in dims if dim is not None), -2)
-    return Subject(
-        name=f"subject({', '.join([repr(name), *shown])})",
+    return NetworkSubject(
+        name=f"zoo_subject({', '.join([repr(name), *shown])})",
         net=net,
         params=moved(init_params(net, seed, dtype=torch.float64), generator),
         inputs=tuple(draw(tree, dim) for tree, dim in zip(entry.inputs, dims[:-1], strict=True)),
@@ -130,7 +131,7 @@ def subject(
         batch=batch,
         least_batch_dims=entry.batch_dims[0],
         traits=_traits(entry),
-        ways=tuple(way for way, can in ways.items() if can),
+        strategies=tuple(name for name, can in strategies.items() if can),
         build=net.module_spec.build,
         seed=seed,
         ops=ops,
@@ -144,6 +145,7 @@ def _depth(entry: Entry) -> int:
 
 def _traits(entry: Entry) -> frozenset[str]:
     about = {
+        "responds": True,
         "random": entry.random,
         "rows apart": entry.rows_apart,
         "compiles": entry.compiles,
@@ -153,7 +155,7 @@ def _traits(entry: Entry) -> frozenset[str]:
         "pooled": entry.pooled,
         "masks agents": entry.masks_agents,
     }
-    return frozenset(word for word, true in about.items() if true)
+    return frozenset(trait for trait, true in about.items() if true)
 
 
 def moved(leaves: Params, generator: torch.Generator) -> Params:

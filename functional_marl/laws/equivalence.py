@@ -1,4 +1,4 @@
-"""Laws 1 to 10: ways of evaluating, of sharing and of naming slots that must come to the same."""
+"""Evaluations, sharings and names of slots that come to the same."""
 
 from __future__ import annotations
 
@@ -13,13 +13,25 @@ from torch import Tensor
 
 from functional_marl._errors import SharingError
 from functional_marl._lowering import linear_kernels as dense
-from functional_marl._pytrees import Params, tree_map
+from functional_marl._pytrees import Params, flatten, tree_map
 from functional_marl._sharing import Sharing
-from functional_marl.laws.law import Broken, agree, broken, law, zero
-from functional_marl.laws.subject import LIBRARY, Ops, Subject
+from functional_marl.laws._capabilities import (
+    NO_SPARE_SLOTS,
+    ORACLE,
+    REPEATABLE_IF_IT_RUNS,
+    ROWS_APART,
+    SLOTS,
+    SPARE_SLOTS,
+)
+from functional_marl.laws._compare import Broken, agree, broken, zero
+from functional_marl.laws._law import law
+from functional_marl.laws._network_subject import NetworkSubject
+from functional_marl.laws._operations import LIBRARY, Operations
+from functional_marl.laws._subject import Subject
 
 __all__ = [
     "Patterns",
+    "agents_are_networks",
     "chunks_make_the_whole",
     "coarsen_after_refine",
     "patterns_are_total",
@@ -28,34 +40,46 @@ __all__ = [
     "refining_keeps_outputs",
     "relabelling_keeps_outputs",
     "shared_is_tiled",
+    "strategies_train_alike",
     "unused_slots_are_inert",
-    "ways_agree",
 ]
 
 
-@law(1, "parameters", "settings")
-def ways_agree(s: Subject) -> None:
-    """y_i = f(θ_i, x_i) in every strategy.
+@law(1, ORACLE, REPEATABLE_IF_IT_RUNS)
+def agents_are_networks(s: Subject) -> None:
+    """y_i = f(θ_i, x_i), however it is evaluated.
 
-    vmap, loop, plan and an ordinary module for each agent give the same; in training the same from a key.
+    Every agent's output is what the network of one agent gives for its input and its parameters; so sharing is
+    the same as independent agents that hold copies.
     """
+    if s.fault is not None:
+        shapes = [list(leaf.shape) for leaf in flatten(s.alone(s.agents[0]))[0] if isinstance(leaf, Tensor)]
+        why = " ".join(str(s.fault).split())[:160]
+        broken(f"agent {s.agents[0]}: expected outputs of shape {shapes}, got {type(s.fault).__name__}: {why}")
     alone = [s.alone(i) for i in range(s.n)]
-    trained: Any = None
-    for way in s.ways:
-        one = replace(s, net=s.net.replace(strategy=way))
+    for name, one in s.evaluations().items():
         for i, output in enumerate(one.outputs()):
-            agree(output, alone[i], f"strategy {way}, agent {i}: output")
-        if s.batch == () and s.least_batch_dims == 0 and "random" not in s.traits and not s.state:
-            continue  # training is evaluation
-        outputs, state = one.trained(key=s.key())
-        trained = trained or (way, outputs, state)
-        for i, output in enumerate(outputs):
-            agree(output, trained[1][i], f"strategy {way} against {trained[0]} in training, agent {i}: output")
-        agree(state, trained[2], f"strategy {way} against {trained[0]} in training: state")
+            where = f"{name}, agent {i}" if name else f"agent {i}"
+            agree(output, alone[i], f"{where}, against the network of one agent: output", oracle=True)
 
 
-@law(2, "parameters", "settings")
-def shared_is_tiled(s: Subject) -> None:
+@law(1, SLOTS)
+def strategies_train_alike(s: NetworkSubject) -> None:
+    """y, B' from a key are those of every strategy.
+
+    In training vmap, the loop and the plan draw the same and write the same buffers.
+    """
+    first, *others = s.evaluations().items()
+    outputs, state = first[1].trained(key=s.key())
+    for name, one in others:
+        trained = one.trained(key=s.key())
+        for i, output in enumerate(trained[0]):
+            agree(output, outputs[i], f"{name} against {first[0]} in training, agent {i}: output", oracle=True)
+        agree(trained[1], state, f"{name} against {first[0]} in training: state", oracle=True)
+
+
+@law(2, SLOTS)
+def shared_is_tiled(s: NetworkSubject) -> None:
     """y(P, σ) = y(P∘σ, identity).
 
     Any sharing equals independent agents that hold copies; a shared buffer after a step is the mean of what
@@ -77,14 +101,14 @@ def shared_is_tiled(s: Subject) -> None:
                 want = leaf[members].mean(0)
             else:
                 want = leaf[members].amax(0)
-            agree(state[name][slot], want, f"slot {slot} of agents {members}: buffer {name!r} after a step")
+            agree(state[name][slot], want, f"slot {slot} of agents {members}: buffer {name!r} after a step", oracle=True)
 
 
-def _short(s: Subject) -> str:
+def _short(s: NetworkSubject) -> str:
     return ", ".join(f"{name}: {list(sharing)}" for name, sharing in s.slots.items())
 
 
-def _finer(s: Subject) -> dict[str, Sharing]:
+def _finer(s: NetworkSubject) -> dict[str, Sharing]:
     """Slot maps that split slots at random, all slots used, new names."""
     rng = s.rng()
     finer: dict[str, Sharing] = {}
@@ -96,18 +120,18 @@ def _finer(s: Subject) -> dict[str, Sharing]:
     return finer
 
 
-def _reshared(s: Subject, sharing: Mapping[str, Sharing], merge: str = "error") -> Subject:
+def _reshared(s: NetworkSubject, sharing: Mapping[str, Sharing], merge: str = "error") -> NetworkSubject:
     """The subject under another sharing, parameters and state, by ``ops.reshare``."""
     try:
-        net, params = s.ops.reshare(s.net, s.own, sharing, merge=merge)
+        net, params = s.ops.reshare(s.net, s.params, sharing, merge=merge)
         state = s.ops.reshare(s.net, s.state, sharing, merge=merge)[1] if s.state else {}
     except SharingError as error:  # no law asks for what would have to be merged
         raise Broken(f"reshare from {_short(s)} with merge={merge!r}: {error}") from None
     return replace(s, net=net, params=params, state=state)
 
 
-@law(3, "parameters", "settings")
-def refining_keeps_outputs(s: Subject) -> None:
+@law(3, SLOTS)
+def refining_keeps_outputs(s: NetworkSubject) -> None:
     """y(refine(P)) = y(P).
 
     Splitting slots changes no agent's network and no output.
@@ -118,8 +142,8 @@ def refining_keeps_outputs(s: Subject) -> None:
         agree(output, want, f"agent {i}: output")
 
 
-@law(4, "parameters", "settings", "no spare slots")
-def coarsen_after_refine(s: Subject) -> None:
+@law(4, SLOTS, NO_SPARE_SLOTS)
+def coarsen_after_refine(s: NetworkSubject) -> None:
     """coarsen(refine(P)) = P.
 
     Merging what was split gives back the parameters: to the bit with "first" and "error", to rounding with
@@ -128,12 +152,12 @@ def coarsen_after_refine(s: Subject) -> None:
     finer = _reshared(s, _finer(s))
     for merge in ("error", "first", "mean"):
         back = _reshared(finer, s.slots, merge)
-        agree(back.own, s.own, f"merge={merge!r}: params", exact=merge != "mean")
-        agree(back.state, s.state, f"merge={merge!r}: state", exact=merge != "mean")
+        agree(back.params, s.params, f"merge={merge!r}: params", exact=merge != "mean", oracle=True)
+        agree(back.state, s.state, f"merge={merge!r}: state", exact=merge != "mean", oracle=True)
 
 
-@law(5, "parameters", "settings")
-def refine_after_coarsen(s: Subject) -> None:
+@law(5, SLOTS)
+def refine_after_coarsen(s: NetworkSubject) -> None:
     """Let m = refine ∘ coarsen: m(m(P)) = m(P), and m(P) has the mean (the first) of those who merged.
 
     Merging agents and splitting them a second time changes nothing more.
@@ -144,18 +168,18 @@ def refine_after_coarsen(s: Subject) -> None:
     for merge in ("mean", "first"):
         once = _reshared(_reshared(s.tiled(), coarse, merge), apart)
         twice = _reshared(_reshared(once, coarse, merge), apart)
-        agree(twice.own, once.own, f"merge={merge!r}: params", exact=merge == "first")
-        agree(twice.state, once.state, f"merge={merge!r}: state", exact=merge == "first")
+        agree(twice.params, once.params, f"merge={merge!r}: params", exact=merge == "first", oracle=True)
+        agree(twice.state, once.state, f"merge={merge!r}: state", exact=merge == "first", oracle=True)
         for i in range(s.n):
             for name, leaf in once.of_agent(i).items():
                 members = coarse[name].members(coarse[name][i])
                 rows = torch.stack([s.of_agent(j)[name] for j in members])
                 want = rows.mean(0) if merge == "mean" else rows[0]
-                agree(leaf, want, f"merge={merge!r}, agent {i} of the merged {list(members)}: {name}")
+                agree(leaf, want, f"merge={merge!r}, agent {i} of the merged {list(members)}: {name}", oracle=True)
 
 
-@law(6, "parameters", "settings")
-def relabelling_keeps_outputs(s: Subject) -> None:
+@law(6, SLOTS)
+def relabelling_keeps_outputs(s: NetworkSubject) -> None:
     """y(P∘π⁻¹, π∘σ) = y(P, σ).
 
     The names of slots mean nothing: permuted together with the parameters they keep every output.
@@ -170,20 +194,20 @@ def relabelling_keeps_outputs(s: Subject) -> None:
         return {k: leaf[[names[k].index(slot) for slot in range(len(names[k]))]] for k, leaf in leaves.items()}
 
     slots = {k: Sharing([names[k][slot] for slot in sharing], sharing.n_slots) for k, sharing in s.slots.items()}
-    other = replace(s, net=s.net.replace(sharing=slots), params=moved(s.own), state=moved(s.state))
+    other = replace(s, net=s.net.replace(sharing=slots), params=moved(s.params), state=moved(s.state))
     for i, (output, want) in enumerate(zip(other.outputs(), s.outputs(), strict=True)):
         agree(output, want, f"slots {_short(s)} renamed {names}, agent {i}: output")
 
 
-@law(7, "parameters", "settings")
-def refinement_composes(s: Subject) -> None:
+@law(7, SLOTS)
+def refinement_composes(s: NetworkSubject) -> None:
     """refine_ρ ∘ refine_τ = refine_ρ.
 
     Splitting slots in two steps or in one gives the same parameters to the bit.
     """
     middle = _reshared(s, _finer(s))
     last = _finer(replace(middle, seed=s.seed + 1))
-    agree(_reshared(middle, last).own, _reshared(s, last).own, "params", exact=True)
+    agree(_reshared(middle, last).params, _reshared(s, last).params, "params", exact=True)
     agree(_reshared(middle, last).state, _reshared(s, last).state, "state", exact=True)
 
 
@@ -194,14 +218,10 @@ class Patterns:
     names: tuple[str, ...]
     n_agents: int
     spec: tuple[tuple[str, Any], ...]
-    ops: Ops = field(default=LIBRARY, repr=False)
-
-    def answers(self, word: str) -> bool:
-        """No law asks for more."""
-        return False
+    ops: Operations = field(default=LIBRARY, repr=False)
 
 
-@law(8)
+@law(8, about=Patterns)
 def patterns_are_total(case: Patterns) -> None:
     """σ_leaf = spec[the first pattern that matches leaf]; no leaf without a pattern, no pattern without a leaf.
 
@@ -227,8 +247,8 @@ def patterns_are_total(case: Patterns) -> None:
         broken(f"expected the leaves {list(case.names)}, got {list(found)}")
 
 
-@law(9, "parameters", "spare slots")
-def unused_slots_are_inert(s: Subject) -> None:
+@law(9, SLOTS, SPARE_SLOTS)
+def unused_slots_are_inert(s: NetworkSubject) -> None:
     """∂y / ∂P[s] = 0 and y is unchanged by P[s], for every slot s that no agent is in.
 
     Not a number in a spare slot harms nobody.
@@ -242,13 +262,11 @@ def unused_slots_are_inert(s: Subject) -> None:
                 out[name][slot] = torch.nan if leaf.is_floating_point() else 10**6
         return out
 
-    other = replace(s, params=spoiled(s.own), state=spoiled(s.state))
+    other = replace(s, params=spoiled(s.params), state=spoiled(s.state))
     for i, (output, want) in enumerate(zip(other.outputs(), s.outputs(), strict=True)):
         agree(output, want, f"agent {i}: output with spare slots spoiled", exact=True)
-    leaves = {name: leaf.clone().requires_grad_() for name, leaf in s.own.items()}
-    loss = s.training_loss(replace(s, params=leaves).outputs())
-    gradients = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True, materialize_grads=True)
-    for name, gradient in zip(leaves, gradients, strict=True):
+    watched, gradients = s.watching_parameters()
+    for name, gradient in gradients(s.training_loss(watched.outputs())).items():
         zero({f"{name}[{slot}]": gradient[slot] for slot in s.slots[name].unused()}, "the loss of all agents")
 
 
@@ -264,32 +282,30 @@ def _chunks_of(size: int) -> Generator[None]:
         rules.update(was)
 
 
-def _with_gradients(s: Subject) -> tuple[Any, Params]:
+def _with_gradients(s: NetworkSubject) -> tuple[Any, Params]:
     """Outputs in training, and the gradient of all agents' losses."""
-    leaves = {name: leaf.clone().requires_grad_() for name, leaf in s.own.items()}
-    trained = replace(s, params=leaves).trained(key=s.key())
-    loss = s.training_loss(trained[0])
-    found = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True, materialize_grads=True)
-    return trained, dict(zip(leaves, found, strict=True))
+    watched, gradients = s.watching_parameters()
+    trained = watched.trained(key=s.key())
+    return trained, gradients(s.training_loss(trained[0]))
 
 
-@law(10, "parameters", "settings")
-def chunks_make_the_whole(s: Subject) -> None:
+@law(10, SLOTS)
+def chunks_make_the_whole(s: NetworkSubject) -> None:
     """y(x) = [y(x'), y(x'')] for every cut x = [x', x''] of the batch, and for any number of agents at a time.
 
     Pieces of the batch give the rows of the whole, where the module keeps rows apart; the plan gives the same
     outputs and gradients in pieces of the team as at once.
     """
     wanted, rng = s.outputs(), s.rng()
-    for axis, size in enumerate(s.batch if "rows apart" in s.traits else ()):
+    for axis, size in enumerate(s.batch if ROWS_APART.holds(s) else ()):
         if size < 2:
             continue
         at = rng.randrange(1, size)
-        pieces = [_rows_of(s, axis, start, count).outputs() for start, count in ((0, at), (at, size - at))]
+        pieces = [s.rows(axis, start, count).outputs() for start, count in ((0, at), (at, size - at))]
         for i in range(s.n):
             joined = tree_map(lambda *rows, axis=axis: torch.cat(rows, axis), pieces[0][i], pieces[1][i])
             agree(joined, wanted[i], f"batch axis {axis} cut at {at}, agent {i}: output")
-    if "plan" not in s.ways:
+    if "plan" not in s.strategies:
         return
     planned = replace(s, net=s.net.replace(strategy="plan"))
     whole = _with_gradients(planned)
@@ -301,17 +317,3 @@ def chunks_make_the_whole(s: Subject) -> None:
             agree(outputs[i], wanted[i], f"agents in chunks of {size} bytes, agent {i}: output")
         agree(trained, whole[0], f"agents in chunks of {size} bytes: outputs and state of training")
         agree(gradients, whole[1], f"agents in chunks of {size} bytes: gradient")
-
-
-def _rows_of(s: Subject, axis: int, start: int, count: int) -> Subject:
-    """The subject with a piece of the batch."""
-
-    def cut(tree: Any, dim: int | None) -> Any:
-        def narrow(leaf: Tensor) -> Tensor:
-            return leaf.narrow(axis + (dim is not None), start, count)
-
-        return tree_map(narrow, tree)
-
-    inputs = tuple(cut(tree, dim) for tree, dim in zip(s.inputs, s.dims[:-1], strict=True))
-    batch = (*s.batch[:axis], count, *s.batch[axis + 1 :])
-    return replace(s, inputs=inputs, kwargs=cut(dict(s.kwargs), s.dims[-1]), batch=batch)

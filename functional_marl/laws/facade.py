@@ -1,4 +1,4 @@
-"""Laws 33, 34 and 47: the modules of the facade hold what the functional core computes, in any storage."""
+"""The modules of the facade hold what the functional core computes, in any storage."""
 
 from __future__ import annotations
 
@@ -9,25 +9,15 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from functional_marl.laws.law import agree, broken, differ, law
-from functional_marl.laws.subject import LIBRARY, Ops
+from functional_marl.laws._compare import agree, broken, differ
+from functional_marl.laws._law import law
+from functional_marl.laws._operations import LIBRARY, Operations
 
-__all__ = ["Facade", "Words", "facade_is_functional", "lazy_is_eager", "state_dicts_carry_over"]
-
-
-class Words:
-    """What a law is asked of where a constructor's words are all there is: the modules of the facade."""
-
-    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
-        printer.text(repr(self))  # the call that makes it again, without the operations
-
-    def answers(self, word: str) -> bool:
-        """No law asks for more."""
-        return False
+__all__ = ["Facade", "facade_is_functional", "lazy_is_eager", "state_dicts_carry_over"]
 
 
 @dataclass(frozen=True)
-class Facade(Words):
+class Facade:
     """A module of :mod:`functional_marl.nn` by its constructor's words, and an input for it.
 
     Args:
@@ -37,8 +27,8 @@ class Facade(Words):
         options: further words of the constructor; strings are names in ``torch.nn``.
         seed: of the parameters and of the inputs.
 
-    >>> from functional_marl.laws import laws
-    >>> laws.facade_is_functional(Facade("mlp", 3, [0, 0, 1], options=(("num_cells", [5]), ("dropout", 0.5))))
+    >>> from functional_marl.laws import LAWS
+    >>> LAWS["facade_is_functional"](Facade("mlp", 3, [0, 0, 1], options=(("num_cells", [5]), ("dropout", 0.5))))
     """
 
     kind: Literal["mlp", "conv"] = "mlp"
@@ -50,7 +40,10 @@ class Facade(Words):
     batch: tuple[int, ...] = (2,)
     options: tuple[tuple[str, Any], ...] = ()
     seed: int = 0
-    ops: Ops = field(default=LIBRARY, repr=False)
+    ops: Operations = field(default=LIBRARY, repr=False)
+
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        printer.text(repr(self))  # hypothesis prints the call that makes it again, without the operations
 
     def module(self, *, lazy: bool = False, fold: int = 0, **changed: Any) -> Any:
         """The module, drawn under its seed; ``changed`` words of the constructor."""
@@ -97,7 +90,7 @@ def _saved(module: nn.Module) -> dict[str, Tensor]:
     return {name: leaf.clone() for name, leaf in module.state_dict().items()}
 
 
-@law(33, cost=2)
+@law(33, about=Facade, cost=2)
 def state_dicts_carry_over(case: Facade) -> None:
     """load(g, convert(save(f))) makes y_g = y_f, and convert(save(g)) = save(f), for storages and sharings of f, g.
 
@@ -129,7 +122,7 @@ def state_dicts_carry_over(case: Facade) -> None:
     agree(f.eval()(x), wanted, "its own state_dict loaded: outputs", exact=True)
 
 
-@law(34, cost=2)
+@law(34, about=Facade, cost=2)
 def facade_is_functional(case: Facade) -> None:
     """f(x) = apply(f.functional(), x), in values, gradients, draws and buffers; f = from_functional(f.functional()).
 
@@ -165,7 +158,7 @@ def _names(module: Any) -> list[str]:
     return [name.split(".", 1)[1] for name, _ in module.named_parameters()]
 
 
-@law(47, cost=2)
+@law(47, about=Facade, cost=2)
 def lazy_is_eager(case: Facade) -> None:
     """lazy(x) leaves lazy = eager: names, shapes, function, draws; the parameters are the ones that were there.
 

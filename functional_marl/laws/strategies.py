@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from hypothesis import assume
 from hypothesis import strategies as st
 from tensordict import TensorDict
 from torch import Tensor
@@ -19,24 +20,38 @@ from functional_marl._groups.group_map import MarlGroupMapType, by_prefix, by_sp
 from functional_marl._network import Network
 from functional_marl._pytrees import Tree, tree_map
 from functional_marl._sharing import Sharing
-from functional_marl.laws.cases import leaf_names_of, subject
-from functional_marl.laws.critics import Critics
-from functional_marl.laws.equivalence import Patterns
-from functional_marl.laws.groups import Grouped, Named
-from functional_marl.laws.law import Law
-from functional_marl.laws.laws import (
-    detached_groups_get_no_gradient,
-    facade_is_functional,
-    group_layout,
-    group_map_is_a_partition,
-    group_map_is_the_callers,
-    group_round_trip,
-    lazy_is_eager,
-    patterns_are_total,
-    state_dicts_carry_over,
+from functional_marl.laws._capabilities import (
+    A_BATCH,
+    APART,
+    CENTRALIZED,
+    CLUSTER,
+    COMPILES,
+    DRAWS_IN_TRAINING,
+    EXPORTS,
+    FLOAT_INPUTS,
+    INDEPENDENT,
+    LOCAL,
+    MASKS_AGENTS,
+    NO_MASK,
+    NO_SPARE_SLOTS,
+    NOT_CENTRALIZED,
+    ONE_AGENT,
+    POOLED,
+    RANDOM,
+    ROWS_APART,
+    SEVERAL_AGENTS,
+    SHARED,
+    SHOWS_MASK,
+    SPARE_SLOTS,
+    VMAP,
+    WIDE_INPUTS,
 )
-from functional_marl.laws.modules import Facade
-from functional_marl.laws.subject import Subject
+from functional_marl.laws._law import Capability, Law
+from functional_marl.laws._network_subject import NetworkSubject
+from functional_marl.laws._zoo_subject import leaf_names_of, zoo_subject
+from functional_marl.laws.equivalence import Patterns
+from functional_marl.laws.facade import Facade
+from functional_marl.laws.groups import Critics, Grouped, Named
 from functional_marl.laws.zoo import ZOO, Entry
 from functional_marl.random import key
 
@@ -76,20 +91,22 @@ def keys() -> st.SearchStrategy[Tensor]:
 
 
 @st.composite
-def sharings(draw: st.DrawFn, n_agents: int, *, where: Sequence[str] = (), spare: bool | None = None) -> Sharing:
+def sharings(draw: st.DrawFn, n_agents: int, *, where: Sequence[Capability] = (), spare: bool | None = None) -> Sharing:
     """Slot maps of so many agents: any slots under any names, also with slots that nobody is in.
 
-    ``where`` narrows it by the words "shared", "independent" and "a cluster"; ``spare`` says whether there
-    are unused slots.
+    ``where`` narrows it by the capabilities ``SHARED``, ``INDEPENDENT``, ``CLUSTER`` and ``APART``; ``spare`` says
+    whether there are unused slots.
     """
-    if "shared" in where:
+    if SHARED in where:
         slots = [0] * n_agents
-    elif "independent" in where:
+    elif INDEPENDENT in where:
         slots = draw(st.permutations(range(n_agents)))
     else:
         slots = draw(st.lists(st.integers(0, n_agents - 1), min_size=n_agents, max_size=n_agents))
-        if "a cluster" in where and len(set(slots)) == n_agents:
+        if CLUSTER in where and len(set(slots)) == n_agents:
             slots[-1] = slots[0]
+        if APART in where and len(set(slots)) == 1:
+            slots[-1] = (slots[0] + 1) % n_agents
     used = sorted(set(slots))
     slots = [used.index(slot) for slot in slots]
     if spare is None:
@@ -102,55 +119,56 @@ def sharings(draw: st.DrawFn, n_agents: int, *, where: Sequence[str] = (), spare
 
 @st.composite
 def sharing_specs(
-    draw: st.DrawFn, n_agents: int, names: Sequence[str], *, where: Sequence[str] = (), spare: bool | None = None
+    draw: st.DrawFn, n_agents: int, names: Sequence[str], *, where: Sequence[Capability] = (), spare: bool | None = None
 ) -> Any:
     """What ``sharing=`` takes: presets, slot maps, and a pattern for one leaf with another for the rest."""
     one = sharings(n_agents, where=where, spare=spare)
-    kinds = ["map", "patterns"] if "a cluster" in where or spare else ["preset", "map", "patterns"]
+    kinds = ["map", "patterns"] if CLUSTER in where or spare else ["preset", "map", "patterns"]
     kind = draw(st.sampled_from(kinds))
     if kind == "preset":
-        allowed = [word for word in ("shared", "independent") if word in where] or ["shared", "independent"]
-        return draw(st.sampled_from(allowed))
+        narrow = {"shared": SHARED in where, "independent": INDEPENDENT in where or APART in where}
+        return draw(st.sampled_from([preset for preset, wanted in narrow.items() if wanted] or list(narrow)))
     if kind == "map" or len(names) < 2:
         return draw(one)
-    # who shares one leaf shares all the rest where a cluster is asked for
-    rest = st.just("shared") if "a cluster" in where else one
+    # With CLUSTER, agents that share one leaf share all the rest; with APART, those that do not share it share nothing.
+    rest = st.just("shared") if CLUSTER in where else st.just("independent") if APART in where else one
     return {draw(st.sampled_from(list(names))): draw(one), "*": draw(rest)}
 
 
 # --- networks and inputs ----------------------------------------------------------------------------------
 
 
-def entries(where: Sequence[str] = ()) -> st.SearchStrategy[Entry]:
-    """Networks of the zoo that answer to the words: the plain ones first."""
+def entries(where: Sequence[Capability] = ()) -> st.SearchStrategy[Entry]:
+    """Networks of the zoo that have the capabilities: the plain ones first."""
     allowed = [entry for entry in ZOO.values() if _fits(entry, where)]
     return st.sampled_from(allowed)
 
 
-def _fits(entry: Entry, where: Sequence[str]) -> bool:
-    needed = {
-        "centralized": entry.joint is not None,
-        "random": entry.random,
-        "rows apart": entry.rows_apart,
-        "a mask that shows": entry.shows_mask,
-        "pooled": entry.pooled,
-        "masks agents": entry.masks_agents,
-        "no mask of agents": not entry.masks_agents,
-        "vmap": entry.vmap,
-        "compiles": entry.compiles,
-        "exports": entry.exports,
-        "a batch": entry.batch_dims[1] > 0,
-        "float inputs": any(spec.high == 0 for spec in entry.first),
-        "wide inputs": entry.flat and len(entry.inputs) == 1,
+def _fits(entry: Entry, where: Sequence[Capability]) -> bool:
+    has = {
+        CENTRALIZED: entry.joint is not None,
+        RANDOM: entry.random,
+        DRAWS_IN_TRAINING: entry.random,
+        ROWS_APART: entry.rows_apart,
+        SHOWS_MASK: entry.shows_mask,
+        POOLED: entry.pooled,
+        MASKS_AGENTS: entry.masks_agents,
+        NO_MASK: not entry.masks_agents,
+        VMAP: entry.vmap,
+        COMPILES: entry.compiles,
+        EXPORTS: entry.exports,
+        A_BATCH: entry.batch_dims[1] > 0,
+        FLOAT_INPUTS: any(spec.high == 0 for spec in entry.first),
+        WIDE_INPUTS: entry.flat and len(entry.inputs) == 1,
     }
-    return all(needed.get(word, True) for word in where)
+    return all(has.get(capability, True) for capability in where)
 
 
-def batches(entry: Entry, where: Sequence[str] = ()) -> st.SearchStrategy[tuple[int, ...]]:
+def batches(entry: Entry, where: Sequence[Capability] = ()) -> st.SearchStrategy[tuple[int, ...]]:
     """Sizes of batch axes that a network takes: none first."""
     least, most = entry.batch_dims
     size = st.integers(entry.batch_size, 3)
-    return st.lists(size, min_size=max(least, int("a batch" in where)), max_size=most).map(tuple)
+    return st.lists(size, min_size=max(least, int(A_BATCH in where)), max_size=most).map(tuple)
 
 
 @st.composite
@@ -174,19 +192,19 @@ def agent_dims(draw: st.DrawFn, entry: Entry, batch_dims: int) -> int | tuple[in
 
 
 @st.composite
-def subjects(draw: st.DrawFn, where: Sequence[str] = (), *, most_agents: int = 4) -> Subject:
-    """Subjects of the zoo that answer to all of the words (see ``functional_marl.laws.subject.WORDS``)."""
+def subjects(draw: st.DrawFn, where: Sequence[Capability] = (), *, most_agents: int = 4) -> NetworkSubject:
+    """Subjects of the zoo that have all of the capabilities (see ``functional_marl.laws._capabilities``)."""
     entry = draw(entries(where))
-    least = 2 if {"several agents", "a cluster"} & set(where) else 1
-    most = 1 if "one agent" in where else min(most_agents, 3) if "wide inputs" in where else most_agents
+    least = 2 if {SEVERAL_AGENTS, CLUSTER, APART} & set(where) else 1
+    most = 1 if ONE_AGENT in where else min(most_agents, 3) if WIDE_INPUTS in where else most_agents
     n = draw(st.integers(least, most))
-    spare = True if "spare slots" in where else False if "no spare slots" in where else None
+    spare = True if SPARE_SLOTS in where else False if NO_SPARE_SLOTS in where else None
     sharing = draw(sharing_specs(n, leaf_names_of(entry), where=where, spare=spare))
-    centralized = "centralized" in where
-    if not centralized and "local" not in where and entry.joint is not None:
+    centralized = CENTRALIZED in where
+    if not centralized and not {LOCAL, NOT_CENTRALIZED} & set(where) and entry.joint is not None:
         centralized = draw(st.booleans())
     batch = draw(batches(entry, where))
-    return subject(
+    made = zoo_subject(
         entry.name,
         n_agents=n,
         sharing=sharing,
@@ -198,9 +216,11 @@ def subjects(draw: st.DrawFn, where: Sequence[str] = (), *, most_agents: int = 4
         strategy=draw(st.sampled_from(["auto", "loop"])),
         seed=draw(seeds()),
     )
+    assume(all(capability.holds(made) for capability in where))
+    return made
 
 
-def networks(where: Sequence[str] = ()) -> st.SearchStrategy[Network]:
+def networks(where: Sequence[Capability] = ()) -> st.SearchStrategy[Network]:
     """Networks over the zoo under any settings."""
     return subjects(where).map(lambda s: s.net)
 
@@ -359,19 +379,15 @@ def critics(draw: st.DrawFn) -> Critics:
 
 # --- what each law takes ----------------------------------------------------------------------------------
 
-_TAKES: dict[Law, Callable[[], st.SearchStrategy[Any]]] = {
-    patterns_are_total: patterns,
-    group_round_trip: grouped,
-    group_layout: grouped,
-    group_map_is_a_partition: groupings,
-    group_map_is_the_callers: groupings,
-    detached_groups_get_no_gradient: critics,
-    state_dicts_carry_over: facades,
-    facade_is_functional: facades,
-    lazy_is_eager: facades,
+_KINDS: dict[type, Callable[[], st.SearchStrategy[Any]]] = {
+    Patterns: patterns,
+    Grouped: grouped,
+    Named: groupings,
+    Critics: critics,
+    Facade: facades,
 }
 
 
 def cases(law: Law) -> st.SearchStrategy[Any]:
-    """Everything that a law is about, as its strategies draw it."""
-    return _TAKES[law]() if law in _TAKES else subjects(law.where)
+    """Everything that a law is about; of subjects those of the zoo."""
+    return _KINDS[law.about]() if law.about in _KINDS else subjects(law.requires)

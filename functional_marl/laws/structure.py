@@ -1,29 +1,53 @@
-"""Laws 28, 31, 32 and 35: trees in and out of slots, names for slot maps, memory, and counting."""
+"""Trees in and out of slots, names of slot maps, memory, copies, and counting."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from functional_marl._errors import SharingError
 from functional_marl._pytrees import Tree, flatten, leaf_names, tree_map
 from functional_marl._sharing import Sharing
-from functional_marl.laws.law import Broken, agree, broken, law
-from functional_marl.laws.randomness import built
-from functional_marl.laws.subject import Subject
+from functional_marl.laws._capabilities import (
+    ANY_FACTORY,
+    EVALUATION,
+    FACTORY,
+    GRADIENTS,
+    MODULE,
+    NO_SPARE_SLOTS,
+    NUMBERS,
+    ONE_SHARING,
+    REPEATABLE,
+    RUNS,
+    SLOTS,
+)
+from functional_marl.laws._compare import Broken, agree, broken, differ
+from functional_marl.laws._law import law
+from functional_marl.laws._module_subject import ModuleSubject
+from functional_marl.laws._network_subject import NetworkSubject
+from functional_marl.laws._subject import Subject
 
-__all__ = ["nothing_is_aliased", "number_of_parameters", "presets_are_explicit_maps", "stack_round_trip"]
+__all__ = [
+    "copies_are_whole",
+    "nothing_is_aliased",
+    "number_of_parameters",
+    "presets_are_explicit_maps",
+    "stack_round_trip",
+]
 
 
-@law(28, "parameters", "settings", "no spare slots")
-def stack_round_trip(s: Subject) -> None:
+@law(28, SLOTS, NO_SPARE_SLOTS)
+def stack_round_trip(s: NetworkSubject) -> None:
     """stack(unstack(P)) = P and unstack(stack(θ)) = θ.
 
     Taking all agents out and putting them together again changes no bit, for parameters and state.
     """
-    for what, leaves, slots in (("params", s.own, s.net.sharing), ("state", s.state, s.net.state_sharing)):
+    for what, leaves, slots in (("params", s.params, s.net.sharing), ("state", s.state, s.net.state_sharing)):
         if not leaves:
             continue
         trees: list[dict[str, Tensor]] = s.ops.unstack_agents(s.net, leaves)
@@ -44,8 +68,8 @@ def stack_round_trip(s: Subject) -> None:
         agree(tiled[name], leaf.expand(s.n, *leaf.shape), f"stack_agents of one tree: {name}", exact=True)
 
 
-@law(31, "factory", "settings")
-def presets_are_explicit_maps(s: Subject) -> None:
+@law(31, SLOTS, FACTORY)
+def presets_are_explicit_maps(s: NetworkSubject) -> None:
     """'shared' = [0, ..., 0] and 'independent' = [0, 1, ..., n - 1].
 
     The named sharings are these slot maps: the same network, parameters and outputs.
@@ -75,22 +99,22 @@ def _apart(made: Tree, given: Tree, what: str) -> None:
             broken(f"{name} lives in the memory of {owners[where]}")
 
 
-@law(32, "parameters", "settings", "no spare slots")
-def nothing_is_aliased(s: Subject) -> None:
+@law(32, SLOTS, NO_SPARE_SLOTS)
+def nothing_is_aliased(s: NetworkSubject) -> None:
     """memory(made) ∩ memory(given) = ∅.
 
     What is returned as new shares no memory with what was given, nor one call with the next.
     """
     args, kwargs = s.placed()
-    _apart(s.call(), (args, kwargs, s.own, s.state), "outputs")
-    _apart(s.trained(key=s.key()), (args, kwargs, s.own, s.state), "outputs and state of training")
+    _apart(s.call(), (args, kwargs, s.params, s.state), "outputs")
+    _apart(s.trained(key=s.key()), (args, kwargs, s.params, s.state), "outputs and state of training")
     trees = [s.of_agent(i) for i in range(s.n)]
     _apart(s.ops.stack_agents(trees, sharing=s.net.sharing), trees, "stack_agents")
     _apart(s.ops.stack_agents(trees[0], n_agents=s.n), trees, "stack_agents")
     for new in (s.net.sharing_spec, "independent"):
-        _apart(s.ops.reshare(s.net, s.own, new)[1], s.own, f"reshare to {new}")
-    module: nn.Module = s.ops.agent_module(s.net, s.own, 0, s.state if s.state else None)
-    _apart([*module.parameters(), *module.buffers()], (s.own, s.state), "agent_module")
+        _apart(s.ops.reshare(s.net, s.params, new)[1], s.params, f"reshare to {new}")
+    module: nn.Module = s.ops.agent_module(s.net, s.params, 0, s.state if s.state else None)
+    _apart([*module.parameters(), *module.buffers()], (s.params, s.state), "agent_module")
     if s.build is not None:
         _apart(s.ops.init_params(s.net, s.key()), s.ops.init_params(s.net, s.key()), "init_params")
         keyed = s.ops.init_state(s.net, s.key())
@@ -104,14 +128,34 @@ def nothing_is_aliased(s: Subject) -> None:
             broken(f"network: its slot maps changed with the caller's list: {net.sharing_spec}")
 
 
-@law(35, "factory", "settings")
+@law(33, MODULE, RUNS, NUMBERS, GRADIENTS, EVALUATION, REPEATABLE, default=False)
+def copies_are_whole(s: ModuleSubject) -> None:
+    """y of deepcopy(f) follows the parameters of the copy, and load_state_dict(f.state_dict()) gives y of f.
+
+    A copy computes with its own parameters and with nobody else's.
+    """
+    wanted = s.outputs()
+    host = copy.copy(s.host)
+    try:
+        host.module = copy.deepcopy(s.host.module)
+    except Exception as error:
+        broken(f"deepcopy: {type(error).__name__}: {error}")
+    twin = replace(s, host=host)
+    with torch.no_grad():
+        for leaf in host.module.parameters():
+            leaf.mul_(0.5).add_(0.25)
+    differ(twin.outputs(), wanted, "parameters of a deepcopy changed: its outputs")
+    agree(s.outputs(), wanted, "parameters of a deepcopy changed: outputs of the original", exact=True)
+    host.module.load_state_dict(s.host.module.state_dict())
+    agree(twin.outputs(), wanted, "state_dict loaded into a deepcopy: outputs", exact=True)
+
+
+@law(35, ANY_FACTORY, ONE_SHARING)
 def number_of_parameters(s: Subject) -> None:
     """|P| = Σ_ℓ S_ℓ · |ℓ|.
 
     A leaf is stored once a slot, a tied weight once for all its names.
     """
-    sizes = {name: leaf.numel() for name, leaf in built(s, s.seed)[0].items()}
-    made = {name: leaf.numel() for name, leaf in s.ops.init_params(s.net, s.key()).items()}
-    want = {name: s.net.sharing[name].n_slots * size for name, size in sizes.items()}
-    if made != want:
-        broken(f"init_params: expected the numbers {want}, together {sum(want.values())}, got {made}")
+    found, wanted = s.stored_numbers()
+    if found != wanted:
+        broken(f"parameters: expected {wanted}, together {sum(wanted.values())}, got {found}")

@@ -1,4 +1,4 @@
-"""One-agent networks of many kinds, with what a law must know about each: the animals that laws are run on.
+"""One-agent networks of many kinds, with what a law must know about each: the networks that laws are checked on.
 
 :func:`register` adds another one; all strategies then draw it too. The factories stand at the top level,
 so that networks made of them pickle.
