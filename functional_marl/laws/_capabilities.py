@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from torch import Tensor
-
 from functional_marl._network import Network
 from functional_marl.laws._law import Capability
 from functional_marl.laws._module_subject import ModuleSubject
 from functional_marl.laws._network_subject import NetworkSubject
+
+from torch import Tensor
 
 # --- who shares, who sees whom --------------------------------------------------------------------------------
 
@@ -40,12 +40,10 @@ LOCAL = Capability(
 CENTRALIZED = Capability("a centralized network", lambda s: s.centralized, "the module is not centralized")
 GRAPH = Capability(
     "agents that do not hear all others",
-    lambda s: not s.centralized and any(len(heard) > 1 for heard in s.hears) and any(len(h) < s.n for h in s.hears),
+    lambda s: not s.centralized and any(1 < len(heard) for heard in s.hears) and any(len(h) < s.n for h in s.hears),
     "no graph of communication is claimed",
 )
-NOT_CENTRALIZED = Capability(
-    "agents with inputs of their own", lambda s: not s.centralized, "the module is centralized"
-)
+NOT_CENTRALIZED = Capability("agents with inputs of their own", lambda s: not s.centralized, "the module is centralized")
 ANONYMOUS = Capability(
     "agents without ids", lambda s: not s.tells_agents_apart, "agents are told apart by ids or by a graph"
 )
@@ -55,7 +53,9 @@ ANONYMOUS = Capability(
 RUNS = Capability("a module that runs", lambda s: s.fault is None, "the module raises on the example")
 NUMBERS = Capability("outputs without NaN", lambda s: s.gives_numbers, "outputs hold NaN: see outputs_are_numbers")
 A_BATCH = Capability("a batch", lambda s: bool(s.batch), "the example has no batch axis")
-AGENTS_IN_OUTPUTS = Capability("outputs by agent", lambda s: s.has_agents_in_outputs, "outputs have no axis of agents")
+AGENTS_IN_OUTPUTS = Capability(
+    "outputs by agent", lambda s: s.has_agents_in_outputs, "outputs have no axis of agents"
+)
 FLOAT_INPUTS = Capability("float inputs", lambda s: s.inputs_are_float, "no input of agents is float")
 EVALUATION = Capability("evaluation", lambda s: not s.train, "it is about evaluation only")
 REPEATABLE = Capability("calls that draw nothing", lambda s: s.repeatable, "calls draw random numbers")
@@ -72,7 +72,9 @@ GRADIENTS = Capability("gradients of parameters", lambda s: s.trains, "no parame
 INPUT_GRADIENTS = Capability(
     "gradients of inputs", lambda s: s.carries_gradients, "outputs carry no gradient of inputs"
 )
-LINES_UP = Capability("parameters that line up", lambda s: s.lines_up, "the agents' parameters do not line up")
+LINES_UP = Capability(
+    "parameters that line up", lambda s: s.lines_up, "the agents' parameters do not line up"
+)
 COPIES = Capability("a module that can be copied", lambda s: s.copies, "the module has no deepcopy")
 ORACLE = Capability(
     "one agent's network", lambda s: s.known_alone, "one agent's network is not known: state it with single= (--single)"
@@ -147,11 +149,13 @@ SLOTS = Capability(
     "slots", _of_networks(lambda s: isinstance(s.net, Network)), "it is about the slots of a functional_marl.Network"
 )
 SPARE_SLOTS = Capability("slots without agents", _of_networks(_spare), "every slot has an agent")
-NO_SPARE_SLOTS = Capability("agents in every slot", _of_networks(lambda s: not _spare(s)), "some slot has no agent")
-ANY_FACTORY = Capability("one agent's factory", lambda s: FACTORY.holds(s) or SINGLE.holds(s), SINGLE.reason)
+NO_SPARE_SLOTS = Capability(
+    "agents in every slot", _of_networks(lambda s: not _spare(s)), "some slot has no agent"
+)
 FACTORY = Capability(
     "the factory of one agent", _of_networks(lambda s: s.build is not None), "it needs the factory of a Network"
 )
+ANY_FACTORY = Capability("one agent's factory", lambda s: FACTORY.holds(s) or SINGLE.holds(s), SINGLE.reason)
 BUFFERS = Capability("buffers", _of_networks(lambda s: bool(s.net.state_sharing)), "there are no buffers")
 WIDE_INPUTS = Capability("more features than agents", _of_networks(_wide), "inputs have too few features for ids")
 NO_MASK = Capability(

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.func import functional_call
 
 from functional_marl._pytrees import Tree, flatten
@@ -240,37 +240,6 @@ class ModuleSubject(ModuleCase, Subject):
         if any(leaf.shape != names[name].shape for name, leaf in own.items()):
             raise CheckError("the agents' parameters do not line up with those of the network of one agent")
         return lambda *args, **kwargs: functional_call(net, own, args, kwargs, tie_weights=False)
-
-    def built(self, seed: int) -> nn.Module:
-        """The user's network of one agent, built under a seed."""
-        host = self.host
-        assert host.claims.single is not None
-        with seeded(seed), torch.no_grad():
-            net = host.claims.single()
-            if any(map(nn.parameter.is_lazy, net.parameters())):
-                if self.centralized:
-                    raise CheckError("one agent's network is lazy, and what it would see is not known")
-                args, kwargs = host.rebuild(self.seen_by(0))
-                net(*args, **kwargs)
-            return net
-
-    def stored_numbers(self) -> tuple[dict[str, int], dict[str, int]]:
-        """All parameters together: those of the module, and those of the networks of all slots."""
-        one = sum(leaf.numel() for leaf in self.built(0).parameters())
-        slots = len(set(next(iter(self.slots.values()))))
-        all_of_them = f"{slots} slots of {one} numbers"
-        return {all_of_them: sum(leaf.numel() for leaf in self.host.module.parameters())}, {all_of_them: slots * one}
-
-    def compiled(self, backend: str) -> Iterator[tuple[str, Tree, Tree]]:
-        """The module in evaluation, on these inputs and on others."""
-        module = self.host.module
-        with kept(module), torch.no_grad():
-            module.eval()
-            compiled: Any = torch.compile(module, backend=backend)
-            for what, case in (("the traced inputs", self), ("other inputs", self.redrawn(self.seed + 1))):
-                args, kwargs = self.host.rebuild(case.leaves)
-                wanted = self.host.read(module(*args, **kwargs))
-                yield what, self.host.read(compiled(*args, **kwargs)), wanted
 
 
 def _gradients(loss: Tensor, leaves: Sequence[Tensor]) -> Sequence[Tensor]:

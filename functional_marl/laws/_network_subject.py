@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -326,52 +326,6 @@ class NetworkSubject(Subject):
     def evaluations(self) -> dict[str, NetworkSubject]:
         """The same in every strategy."""
         return {f"strategy {name}": replace(self, net=self.net.replace(strategy=name)) for name in self.strategies}
-
-    def program(self) -> tuple[Callable[..., Tree], dict[str, tuple[Any, ...]]]:
-        """Calls as a function of tensors alone, in training where that draws or writes, and arguments for it.
-
-        The second ones have other parameters: what was traced must not have kept the first.
-        """
-        train = bool(self.state) or self.draws_in_training
-        apply, net = self.ops.apply, self.net
-        args, kwargs = self.placed()
-
-        def run(params: Any, state: Any, key: Any, args: Any, kwargs: Any) -> Tree:
-            how: dict[str, Any] = {"state": state} if state else {}
-            evaluated = apply(net, params, *args, kwargs=kwargs, **how)
-            if not train:
-                return evaluated
-            return evaluated, apply(net, params, *args, kwargs=kwargs, key=key, train=True, mutable=True, **how)
-
-        others = {name: leaf + 0.5 for name, leaf in self.params.items()}
-        other_key = replace(self, seed=self.seed + 1).key()
-        return run, {
-            "the traced parameters": (self.params, self.state, self.key(), args, kwargs),
-            "other parameters": (others, self.state, other_key, args, kwargs),
-        }
-
-    def compiled(self, backend: str) -> Iterator[tuple[str, Tree, Tree]]:
-        """The network without a break of the graph, with these parameters and with others."""
-        run, given = self.program()
-        compiled: Any = torch.compile(run, fullgraph=True, backend=backend)  # pyright: ignore
-        for what, arguments in given.items():
-            yield what, compiled(*arguments), run(*arguments)
-
-    def built(self, seed: int) -> tuple[Params, Params]:
-        """Parameters and buffers of one agent's module, built under a seed of torch's generator."""
-        assert self.build is not None
-        with torch.random.fork_rng(devices=[]), torch.no_grad():
-            torch.manual_seed(seed)
-            module = self.build()
-            if any(nn.parameter.is_lazy(leaf) for leaf in module.parameters()):
-                module.eval()(*self.net.module_spec.example)
-            return dict(module.named_parameters()), dict(module.named_buffers())
-
-    def stored_numbers(self) -> tuple[dict[str, int], dict[str, int]]:
-        """For every leaf: a fresh one, and one agent's in every slot."""
-        found = {name: leaf.numel() for name, leaf in self.ops.init_params(self.net, self.key()).items()}
-        one = self.built(self.seed)[0]
-        return found, {name: self.net.sharing[name].n_slots * leaf.numel() for name, leaf in one.items()}
 
 
 def _with_row(leaf: Tensor, agent: int, other: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Self
 
 import torch
@@ -248,16 +248,8 @@ class Subject(ABC):
         """
 
     def evaluations(self) -> Mapping[str, Self]:
-        """The same, evaluated in each way that there is, under what that way is called."""
+        """The same, evaluated in each way that there is, by the name of that way."""
         return {"": self}
-
-    @abstractmethod
-    def compiled(self, backend: str) -> Iterator[tuple[str, Tree, Tree]]:
-        """What is called with what, what ``torch.compile`` gives there, and what an ordinary call gives."""
-
-    @abstractmethod
-    def stored_numbers(self) -> tuple[Mapping[str, int], Mapping[str, int]]:
-        """How many numbers the parameters are, and how many they are by the slots and one agent's network."""
 
     def loss(self, outputs: Tree) -> Tensor:
         """A generic smooth number made of all float leaves of a tree: no weight of it is zero."""

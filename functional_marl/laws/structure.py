@@ -30,7 +30,6 @@ from functional_marl.laws._compare import Broken, agree, broken, differ
 from functional_marl.laws._law import law
 from functional_marl.laws._module_subject import ModuleSubject
 from functional_marl.laws._network_subject import NetworkSubject
-from functional_marl.laws._subject import Subject
 
 __all__ = [
     "copies_are_whole",
@@ -151,11 +150,26 @@ def copies_are_whole(s: ModuleSubject) -> None:
 
 
 @law(35, ANY_FACTORY, ONE_SHARING)
-def number_of_parameters(s: Subject) -> None:
+def number_of_parameters(s: NetworkSubject | ModuleSubject) -> None:
     """|P| = Σ_ℓ S_ℓ · |ℓ|.
 
     A leaf is stored once a slot, a tied weight once for all its names.
     """
-    found, wanted = s.stored_numbers()
+    found, wanted = _of_network(s) if isinstance(s, NetworkSubject) else _of_module(s)
     if found != wanted:
         broken(f"parameters: expected {wanted}, together {sum(wanted.values())}, got {found}")
+
+
+def _of_network(s: NetworkSubject) -> tuple[dict[str, int], dict[str, int]]:
+    """For every leaf: the numbers of a fresh one, and one agent's in every slot."""
+    found = {name: leaf.numel() for name, leaf in s.ops.init_params(s.net, s.key()).items()}
+    one = s.built(s.seed)[0]
+    return found, {name: s.net.sharing[name].n_slots * leaf.numel() for name, leaf in one.items()}
+
+
+def _of_module(s: ModuleSubject) -> tuple[dict[str, int], dict[str, int]]:
+    """All parameters together: those of the module, and those of the networks of all slots."""
+    one = sum(leaf.numel() for leaf in s.single(0).parameters())
+    slots = len(set(next(iter(s.slots.values()))))
+    name = f"{slots} slots of {one}"
+    return {name: sum(leaf.numel() for leaf in s.host.module.parameters())}, {name: slots * one}
