@@ -164,9 +164,7 @@ mutant(
     "independent in reverse",
     network=preset("independent", lambda n: list(range(n))[::-1]),
 )
-mutant(
-    "presets_are_explicit_maps", "shared has n slots", network=preset("shared", lambda n: Sharing([0] * n, n + 1))
-)
+mutant("presets_are_explicit_maps", "shared has n slots", network=preset("shared", lambda n: Sharing([0] * n, n + 1)))
 
 
 def expanded_stack(trees: Any, *, n_agents: int | None = None, **how: Any) -> Params:

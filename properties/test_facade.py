@@ -1,4 +1,4 @@
-"""The laws for modules of any library, on the modules of the facade: any sharing, storage and view.
+"""Each law that a module can have, on the modules of the facade: any sharing, storage and view.
 
 ``-k local_jacobian`` picks a law. A failure prints the :class:`Facade` that makes its module again.
 """
@@ -16,21 +16,23 @@ from hypothesis import strategies as st
 from tensordict import TensorDict
 
 import functional_marl.nn as fmnn
-from functional_marl.laws import FOREIGN, Critics, Facade, Law, check
+from functional_marl.laws import LAWS, Critics, Facade, Law, ModuleSubject, Operations, check
 from functional_marl.laws.strategies import critics, facades
-from functional_marl.laws.subject import Ops
 
 # Checking one law on one module takes several cases, and some calls that examine the module.
 COST = 10
-# Laws that compile.
-SLOW = {"compile_is_eager": 400}
+# Laws that a module can have.
+OF_MODULES = [law for law in LAWS.values() if law.is_about(ModuleSubject)]
 
 
-@pytest.mark.parametrize("law", [pytest.param(law, id=law.name) for law in FOREIGN.values()])
+@pytest.mark.parametrize("law", [pytest.param(law, id=law.name) for law in OF_MODULES])
 @pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")
 @pytest.mark.filterwarnings("ignore:Initializing zero-element tensors:UserWarning")
 def test_law(law: Law, examples: Callable[[int], int]) -> None:
-    @settings(max_examples=examples(SLOW.get(law.name, COST)))
+    if not examples(COST * law.cost):
+        pytest.skip("one case takes seconds, and this profile is short")
+
+    @settings(max_examples=examples(COST * law.cost))
     @given(facades(), st.booleans(), st.booleans())
     def holds(case: Facade, lazy: bool, train: bool) -> None:
         module = case.module(lazy=lazy)
@@ -56,7 +58,7 @@ def test_each_law_applies_to_a_module() -> None:
 
 @given(critics())
 def test_pooled_mixers_are_symmetric(case: Critics) -> None:
-    """Law 16 of a VDN mixer over all agents of the groups: a sum in any order."""
+    """A VDN mixer over all agents of the groups: a sum in any order."""
     n = sum(agents for agents, _ in case.groups)
     generator = torch.Generator().manual_seed(case.seed)
     values = torch.randn((*case.batch, n, 1), generator=generator, dtype=torch.float64)
@@ -73,10 +75,10 @@ def test_a_critic_is_no_mask(case: Critics) -> None:
     assert all(not torch.equal(a, b) for a, b in zip(values, other, strict=True))
 
 
-def _with_critic(case: Critics) -> Ops:
+def _with_critic(case: Critics) -> Operations:
     """Operations that return this critic for every seed of the observations."""
     critic = case.critic(case.detached)
-    return replace(Ops(), critic=lambda *_: critic)
+    return replace(Operations(), critic=lambda *_: critic)
 
 
 def test_critics_write_into_a_tensordict() -> None:

@@ -1,4 +1,4 @@
-"""Laws 29, 30 and 32 for groups, in addition to ``test_laws.py``: torchrl's own enum, and one small case."""
+"""The laws of groups, in addition to ``test_laws.py``: torchrl's own enum, and one small case."""
 
 from __future__ import annotations
 
@@ -8,15 +8,8 @@ import torch
 import torchrl.envs.utils  # pyright: ignore[reportMissingTypeStubs]
 from hypothesis import given
 
-from functional_marl.laws import Grouped, Named
-from functional_marl.laws.laws import (
-    group_layout,
-    group_map_is_a_partition,
-    group_map_is_the_callers,
-    group_round_trip,
-)
+from functional_marl.laws import LAWS, Grouped, Named, Operations
 from functional_marl.laws.strategies import groupings
-from functional_marl.laws.subject import Ops
 from properties.mutants_calls import group_at_axis_0, ungroup_at_axis_0
 
 THEIRS = groupings(more=list(torchrl.envs.utils.MarlGroupMapType))
@@ -24,12 +17,12 @@ THEIRS = groupings(more=list(torchrl.envs.utils.MarlGroupMapType))
 
 @given(THEIRS)
 def test_torchrl_groupings_partition(case: Named) -> None:
-    group_map_is_a_partition(case)
+    LAWS["group_map_is_a_partition"](case)
 
 
 @given(THEIRS)
 def test_torchrl_groupings_are_not_aliased(case: Named) -> None:
-    group_map_is_the_callers(case)
+    LAWS["group_map_is_the_callers"](case)
 
 
 def small_case() -> Grouped:
@@ -39,11 +32,11 @@ def small_case() -> Grouped:
 
 
 def test_small_case() -> None:
-    group_round_trip(small_case())
-    group_layout(small_case())
+    LAWS["group_round_trip"](small_case())
+    LAWS["group_layout"](small_case())
 
 
 def test_the_round_trip_cannot_see_the_layout() -> None:
     # If both functions use axis 0, all values come back, but no network finds its agents. So the layout is a law.
-    ops = replace(Ops(), group_agents=group_at_axis_0, ungroup_agents=ungroup_at_axis_0)
-    group_round_trip(replace(small_case(), ops=ops))
+    ops = replace(Operations(), group_agents=group_at_axis_0, ungroup_agents=ungroup_at_axis_0)
+    LAWS["group_round_trip"](replace(small_case(), ops=ops))

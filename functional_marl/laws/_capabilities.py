@@ -12,6 +12,22 @@ from functional_marl.laws._network_subject import NetworkSubject
 
 from torch import Tensor
 
+
+class _OfKind:
+    """A predicate about one kind of subject."""
+
+    def __init__(self, kind: type, predicate: Callable[[Any], bool]) -> None:
+        self.kind, self.predicate = kind, predicate
+
+    def __call__(self, subject: Any) -> bool:
+        return isinstance(subject, self.kind) and self.predicate(subject)
+
+
+def _of_modules(predicate: Callable[[ModuleSubject], bool]) -> Callable[[Any], bool]:
+    """A predicate about modules, which our own networks do not have."""
+    return _OfKind(ModuleSubject, predicate)
+
+
 # --- who shares, who sees whom --------------------------------------------------------------------------------
 
 SEVERAL_AGENTS = Capability("several agents", lambda s: s.n > 1, "there is one agent")
@@ -40,7 +56,9 @@ LOCAL = Capability(
 CENTRALIZED = Capability("a centralized network", lambda s: s.centralized, "the module is not centralized")
 GRAPH = Capability(
     "agents that do not hear all others",
-    lambda s: not s.centralized and any(1 < len(heard) for heard in s.hears) and any(len(h) < s.n for h in s.hears),
+    _of_modules(
+        lambda s: not s.centralized and any(1 < len(heard) for heard in s.hears) and any(len(h) < s.n for h in s.hears)
+    ),
     "no graph of communication is claimed",
 )
 NOT_CENTRALIZED = Capability("agents with inputs of their own", lambda s: not s.centralized, "the module is centralized")
@@ -79,11 +97,6 @@ COPIES = Capability("a module that can be copied", lambda s: s.copies, "the modu
 ORACLE = Capability(
     "one agent's network", lambda s: s.known_alone, "one agent's network is not known: state it with single= (--single)"
 )
-
-
-def _of_modules(predicate: Callable[[Any], bool]) -> Callable[[Any], bool]:
-    """A predicate about modules, which our own networks do not have."""
-    return lambda s: isinstance(s, ModuleSubject) and predicate(s)
 
 
 MODULE = Capability("a module", _of_modules(lambda s: True), "it is about modules, which keep their own parameters")
@@ -129,7 +142,7 @@ ANY_BATCH_AXES = Capability(
 
 def _of_networks(predicate: Callable[[NetworkSubject], bool]) -> Callable[[Any], bool]:
     """A predicate about our own networks, which modules do not have."""
-    return lambda s: isinstance(s, NetworkSubject) and predicate(s)
+    return _OfKind(NetworkSubject, predicate)
 
 
 def _trait(word: str, reason: str, name: str = "") -> Capability:

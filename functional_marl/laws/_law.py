@@ -29,6 +29,11 @@ class Capability:
     holds: Callable[[Any], bool]
     reason: str
 
+    @property
+    def kind(self) -> type:
+        """The kind of subject that can have it."""
+        return getattr(self.holds, "kind", Subject)
+
     def __repr__(self) -> str:
         return f"<capability: {self.name}>"
 
@@ -107,6 +112,10 @@ class Law:
         if not isinstance(subject, self.about):
             return f"it is about a {self.about.__name__}, not a {type(subject).__name__}"
         return next((each.reason for each in self.requires if not each.holds(subject)), "")
+
+    def is_about(self, kind: type) -> bool:
+        """Whether some subject of a kind can have all that the law requires."""
+        return issubclass(kind, self.about) and all(issubclass(kind, each.kind) for each in self.requires)
 
     def __call__(self, subject: Any) -> None:
         """Raise if the subject breaks the law."""

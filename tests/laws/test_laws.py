@@ -11,8 +11,9 @@ import torch
 from torch import nn
 
 import functional_marl as fm
-from functional_marl.laws import LAWS, Law, LawViolation, NotApplicable, laws, subject
-from functional_marl.laws.law import Broken, agree, differ, law, zero
+from functional_marl.laws import LAWS, Law, LawViolation, NotApplicable, zoo_subject
+from functional_marl.laws._compare import Broken, agree, differ, zero
+from functional_marl.laws._law import law
 from functional_marl.laws.threads import agree_in_threads, agree_in_turns
 
 every = pytest.mark.parametrize("each", LAWS.values(), ids=list(LAWS))
@@ -23,45 +24,49 @@ def test_says_itself_in_mathematics_and_in_english(each: Law) -> None:
     assert each.formula
     assert "\n\n" not in each.formula
     assert each.english.rstrip().endswith(".")
-    assert getattr(laws, each.name) is each
+    assert LAWS[each.name] is each
+    assert each.__doc__ is not None
+    assert each.formula in each.__doc__
 
 
 def test_a_violation_names_the_law_the_agents_and_the_numbers() -> None:
-    s = subject("mlp", n_agents=2)
+    s = zoo_subject("mlp", n_agents=2)
 
     def leaky(*args: object, **how: object) -> torch.Tensor:
         y = fm.apply(*args, **how)  # pyright: ignore
         return y + torch.tensor([0.0, 1.0])[:, None]
 
-    with pytest.raises(LawViolation, match=r"law 1 \(ways_agree\): strategy auto, agent 1: output: expected .*, got"):
-        laws.ways_agree(replace(s, ops=replace(s.ops, apply=leaky)))
+    with pytest.raises(
+        LawViolation, match=r"^agents_are_networks: strategy auto, agent 1, .*: output: expected .*, got"
+    ):
+        LAWS["agents_are_networks"](replace(s, ops=replace(s.ops, apply=leaky)))
     with pytest.raises(LawViolation) as found:
-        laws.ways_agree(replace(s, ops=replace(s.ops, apply=leaky)))
-    assert found.value.law is laws.ways_agree
+        LAWS["agents_are_networks"](replace(s, ops=replace(s.ops, apply=leaky)))
+    assert found.value.law is LAWS["agents_are_networks"]
     assert "y_i = f(θ_i, x_i)" in str(found.value)
 
 
 def test_a_law_does_not_pass_where_it_says_nothing() -> None:
-    s = subject("mlp", n_agents=2)
-    with pytest.raises(NotApplicable, match="about subjects with: shared"):
-        laws.shared_equivariance(s)
-    assert not laws.independent_equivariance.why_not(s)
-    assert "parameters" in laws.ways_agree.why_not(replace(s, params=None))
+    s = zoo_subject("mlp", n_agents=2)
+    with pytest.raises(NotApplicable, match="shared_equivariance: not all agents share everything"):
+        LAWS["shared_equivariance"](s)
+    assert not LAWS["independent_equivariance"].why_not(s)
+    assert LAWS["group_layout"].why_not(s) == "it is about a Grouped, not a NetworkSubject"
 
 
 def test_laws_have_names_of_their_own() -> None:
-    def ways_agree(s: object) -> None:
+    def agents_are_networks(s: object) -> None:
         """Nothing."""
 
-    with pytest.raises(ValueError, match="expected a new name, got 'ways_agree'"):
-        law(1)(ways_agree)
+    with pytest.raises(ValueError, match="expected a new name, got 'agents_are_networks'"):
+        law(1)(agents_are_networks)
 
 
 def test_outputs_without_the_agents_break_a_law() -> None:
-    s = subject("mlp", n_agents=2)
+    s = zoo_subject("mlp", n_agents=2)
     flat = replace(s, ops=replace(s.ops, apply=lambda *args, **how: torch.zeros(3)))
     with pytest.raises(LawViolation, match=r"outputs: expected 2 agents at dim 0, got shape \[3\]"):
-        laws.local_jacobian(flat)
+        LAWS["local_jacobian"](flat)
 
 
 @pytest.mark.parametrize(

@@ -13,9 +13,9 @@ from torch.func import functional_call, vmap
 
 from functional_marl._errors import StructureError
 from functional_marl._pytrees import Tree, flatten, tree_map
-from functional_marl.laws import subject, zoo
-from functional_marl.laws.cases import example_of, leaf_names_of
-from functional_marl.laws.law import agree
+from functional_marl.laws import zoo, zoo_subject
+from functional_marl.laws._compare import agree, differ
+from functional_marl.laws._zoo_subject import example_of, leaf_names_of
 from functional_marl.laws.zoo import ZOO, Bools, Entry, Floats, Ints
 
 every = pytest.mark.parametrize("entry", ZOO.values(), ids=list(ZOO))
@@ -112,13 +112,22 @@ def test_factories_pickle(entry: Entry) -> None:
 
 
 @every
-def test_subjects_are_functions_of_their_words(entry: Entry) -> None:
+def test_outputs_depend_on_inputs(entry: Entry) -> None:
+    """What the trait "responds" says."""
+    s = zoo_subject(entry.name, n_agents=1, batch=batches(entry)[0], seed=3)
+    outputs, others = s.outputs()[0], s.redrawn(4).outputs()[0]
+    differ(outputs, others, "outputs for other inputs")
+    assert "responds" in s.traits
+
+
+@every
+def test_subjects_are_functions_of_their_arguments(entry: Entry) -> None:
     batch = batches(entry)[0]
-    one, other = (subject(entry.name, n_agents=2, batch=batch, seed=5) for _ in range(2))
-    agree(one.own, other.own, "params", exact=True)
+    one, other = (zoo_subject(entry.name, n_agents=2, batch=batch, seed=5) for _ in range(2))
+    agree(one.params, other.params, "params", exact=True)
     agree(one.inputs, other.inputs, "inputs", exact=True)
-    assert sorted(one.own | one.state) == sorted(leaf_names_of(entry))
-    assert all(leaf.dtype == torch.float64 for leaf in one.own.values())
+    assert sorted(one.params | one.state) == sorted(leaf_names_of(entry))
+    assert all(leaf.dtype == torch.float64 for leaf in one.params.values())
 
 
 KINDS: dict[str, type[nn.Module] | str] = {
@@ -195,6 +204,6 @@ def test_register_refuses() -> None:
 
 
 def test_a_subject_takes_operations() -> None:
-    s = subject("mlp", n_agents=2)
+    s = zoo_subject("mlp", n_agents=2)
     other = replace(s, ops=replace(s.ops, apply=lambda *args, **how: "called"))
     assert other.call() == "called"
