@@ -30,7 +30,7 @@ from functional_marl.laws._capabilities import (
 )
 from functional_marl.laws._compare import agree
 from properties.mutants import applied, next_slot, slots
-from properties.test_laws import can_be_generated
+from properties.test_laws import GENERATED
 
 QUICK = settings(
     max_examples=25, deadline=None, derandomize=True, database=None, suppress_health_check=list[Any](HealthCheck)
@@ -128,7 +128,7 @@ def test_subjects_reach(true: Callable[[NetworkSubject], bool]) -> None:
     smallest(drawn.subjects(), true)
 
 
-@pytest.mark.parametrize("law", [law for law in LAWS.values() if can_be_generated(law)], ids=lambda law: law.name)
+@pytest.mark.parametrize("law", GENERATED, ids=lambda law: law.name)
 def test_cases_are_what_the_law_is_about(law: Law) -> None:
     @QUICK
     @given(drawn.cases(law))
@@ -175,12 +175,12 @@ def test_a_wrong_assignment_shrinks_to_two_agents() -> None:
 
     def fails(s: NetworkSubject) -> bool:
         try:
-            laws.strategies_agree(replace(s, ops=replace(s.ops, apply=wrong)))
+            LAWS["agents_are_networks"](replace(s, ops=replace(s.ops, apply=wrong)))
         except LawViolation:
             return True
         return False
 
-    found = smallest(drawn.subjects(laws.strategies_agree.where), fails)
+    found = smallest(drawn.subjects(LAWS["agents_are_networks"].requires), fails)
     assert found.n == 2
     assert found.batch == ()
     assert repr(found) == "zoo_subject('mlp', n_agents=2)"
