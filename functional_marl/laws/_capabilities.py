@@ -32,6 +32,13 @@ APART = Capability(
     lambda s: any(s.share_nothing(i, j) for i, j in s.pairs()),
     "no two agents share nothing",
 )
+SEVERAL_SLOTS = Capability(
+    "several slots",
+    lambda s: (
+        any(sharing.n_slots > 1 for sharing in s.slots.values()) if isinstance(s, NetworkSubject) else APART.holds(s)
+    ),
+    "no two agents share nothing",
+)
 LOCAL = Capability(
     "local agents",
     lambda s: all(heard == {agent} for agent, heard in enumerate(s.hears)),
@@ -40,10 +47,12 @@ LOCAL = Capability(
 CENTRALIZED = Capability("a centralized network", lambda s: s.centralized, "the module is not centralized")
 GRAPH = Capability(
     "agents that do not hear all others",
-    lambda s: not s.centralized and any(1 < len(heard) for heard in s.hears) and any(len(h) < s.n for h in s.hears),
+    lambda s: not s.centralized and any(1 < len(h) for h in s.hears) and any(len(h) < s.n for h in s.hears),
     "no graph of communication is claimed",
 )
-NOT_CENTRALIZED = Capability("agents with inputs of their own", lambda s: not s.centralized, "the module is centralized")
+NOT_CENTRALIZED = Capability(
+    "agents with inputs of their own", lambda s: not s.centralized, "the module is centralized"
+)
 ANONYMOUS = Capability(
     "agents without ids", lambda s: not s.tells_agents_apart, "agents are told apart by ids or by a graph"
 )
