@@ -33,6 +33,28 @@ class Attention(nn.Module):
         return self.out(h + heard)
 
 
+class Shown(Attention):
+    """Keeps the weights of the last call for a picture; no result depends on them."""
+
+    weights: Tensor
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.encode(x).relu()
+        heard, weights = self.attend(h, h, h)
+        self.weights = weights.detach()
+        return self.out(h + heard)
+
+
+class Causal(Attention):
+    """Agents hear those ahead of them in the order, as in the decoder of the multi-agent transformer."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.encode(x).relu()
+        later = torch.ones(3, 3, dtype=torch.bool, device=x.device).triu(1)
+        heard, _ = self.attend(h, h, h, attn_mask=later)
+        return self.out(h + heard)
+
+
 class Transformer(nn.Module):
     """An encoder over agents, with the default dropout."""
 
@@ -122,11 +144,11 @@ class GAT(nn.Module):
         super().__init__()
         self.register_buffer("closed", adj.bool() | torch.eye(len(adj), dtype=torch.bool))
         self.w, self.out = nn.Linear(6, 8), nn.Linear(8, 2)
-        self.to, self.by = nn.Linear(8, 1, bias=False), nn.Linear(8, 1, bias=False)
+        self.hears, self.heard = nn.Linear(8, 1, bias=False), nn.Linear(8, 1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.w(x)
-        scores = nn.functional.leaky_relu(self.to(h) + self.by(h).transpose(1, 2), 0.2)
+        scores = nn.functional.leaky_relu(self.hears(h) + self.heard(h).transpose(1, 2), 0.2)
         weights = scores.masked_fill(~self.closed, float("-inf")).softmax(-1)
         return self.out(nn.functional.elu(weights @ h))
 
@@ -145,6 +167,13 @@ class ByName(nn.Module):
 
     def forward(self, obs: dict[str, Tensor]) -> dict[str, Tensor]:
         return {agent: self.actors[agent](o) for agent, o in obs.items()}
+
+
+class BySortedName(ByName):
+    """The same; the dict that comes back is in the order of the names."""
+
+    def forward(self, obs: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {agent: self.actors[agent](obs[agent]) for agent in sorted(obs)}
 
 
 class ByNameShared(nn.Module):
@@ -304,6 +333,8 @@ RIGHT_FORMS: dict[str, tuple[Callable[[], nn.Module], dict[str, Any]]] = {
         Living,
         claim("shared", communication=True, example=living, agent_dim=(-2, -1)),
     ),
+    "attention that is shown": (Shown, claim("shared", communication=True)),
+    "causal attention": (Causal, claim("shared", communication=ARROWS)),
     "commnet": (CommNet, claim("shared", communication=True)),
     "graph network, one layer": (
         lambda: Graph(adjacency([[1], [0, 2], [1]]), 1),
@@ -325,6 +356,10 @@ RIGHT_FORMS: dict[str, tuple[Callable[[], nn.Module], dict[str, Any]]] = {
     "a dict of agents, other shapes": (
         lambda: ByName(_SHAPES),
         claim("independent", agents=list(_SHAPES), example={a: torch.zeros(4, f) for a, f in _SHAPES.items()}),
+    ),
+    "a dict of agents in another order": (
+        lambda: BySortedName(dict.fromkeys(["red", "blue", "green"], 6)),
+        claim("independent", agents=["red", "blue", "green"], example=dict.fromkeys(("green", "red", "blue"), X[:, 0])),
     ),
     "a dict of agents, shared": (ByNameShared, claim("shared", agents=AGENTS, example=_DICT)),
     "categorical": (Discrete, claim("shared", select="logits")),

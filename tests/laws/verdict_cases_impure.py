@@ -102,6 +102,19 @@ class NormalisesAlways(nn.Module):
         return self.net(x - self.mean)
 
 
+class StaysInEvaluation(nn.Module):
+    """Switches itself to evaluation to value its action, and forgets to switch back."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.actor, self.critic = mlp(), nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Dropout(0.5), nn.Linear(8, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        action = self.actor(x)
+        self.eval()
+        return torch.cat([action, self.critic(torch.cat([x, action], -1))], -1)
+
+
 class TeamMemory(nn.Module):
     """Keeps one hidden state for the team, while each agent is said to act on its own."""
 
@@ -301,6 +314,12 @@ WRONG_IMPURE: dict[str, Wrong] = {
         {"calls_leave_no_memory", "nothing_is_changed"},
         "evaluation moves the mean, which the next call uses",
     ),
+    "stays in evaluation": (
+        StaysInEvaluation,
+        claim("shared"),
+        {"nothing_is_changed", "calls_leave_no_memory"},
+        "after one call in training the module is no longer in training, and never drops",
+    ),
     "one memory for the team": (
         TeamMemory,
         claim("shared", memory=True),
@@ -364,7 +383,7 @@ WRONG_IMPURE: dict[str, Wrong] = {
     "layers in a plain list": (
         PlainList,
         claim("independent"),
-        {"copies_are_whole"},
+        {"independent_equivariance", "copies_are_whole"},
         "a state_dict loaded into another module of the kind gives other results",
     ),
     "a trunk in a plain list": (

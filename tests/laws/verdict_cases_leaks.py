@@ -128,13 +128,25 @@ WRONG_LEAKS: dict[str, Wrong] = {
     "input viewed, not transposed": (
         Reshaped,
         claim("independent"),
-        {"local_jacobian", "batch_is_a_loop", "gradient_reaches_own_slot", "training_others_changes_nothing"},
+        {
+            "local_jacobian",
+            "batch_is_a_loop",
+            "independent_equivariance",
+            "gradient_reaches_own_slot",
+            "training_others_changes_nothing",
+        },
         "a view as [n, B, F] mixes agents and rows of the batch",
     ),
     "output viewed, not transposed": (
         StackedThenViewed,
         claim("independent"),
-        {"local_jacobian", "batch_is_a_loop", "gradient_reaches_own_slot", "training_others_changes_nothing"},
+        {
+            "local_jacobian",
+            "batch_is_a_loop",
+            "independent_equivariance",
+            "gradient_reaches_own_slot",
+            "training_others_changes_nothing",
+        },
         "rows of the outputs belong to other agents and rows of the batch",
     ),
     "softmax over agents": (

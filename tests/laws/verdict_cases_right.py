@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["RIGHT_LOCAL", "Normalised", "OneEach", "Roles", "Value", "X", "claim", "mlp"]
+__all__ = ["RIGHT_LOCAL", "Heads", "Normalised", "OneEach", "Roles", "Value", "X", "claim", "mlp"]
 
 X = torch.zeros(4, 3, 6)
 
@@ -209,6 +209,20 @@ class OneHot(nn.Module):
         return self.net(torch.cat([x, ids], dim=-1))
 
 
+class KeepsIds(nn.Module):
+    """The same; ids are made once for a size of the batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = mlp(6 + 3)
+        self.ids: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.ids is None or len(self.ids) != len(x):
+            self.ids = torch.eye(3, device=x.device).repeat(len(x), 1, 1)
+        return self.net(torch.cat([x, self.ids], dim=-1))
+
+
 class Embedded(nn.Module):
     """A shared network with learned embeddings of the agents."""
 
@@ -280,6 +294,10 @@ def norm_each() -> nn.Module:
     return nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 2))
 
 
+def lazy() -> nn.Module:
+    return nn.Sequential(nn.LazyLinear(8), nn.Tanh(), nn.LazyLinear(2))
+
+
 def spectral() -> nn.Module:
     return nn.Sequential(nn.utils.parametrizations.spectral_norm(nn.Linear(6, 8)), nn.ReLU(), nn.Linear(8, 2))
 
@@ -322,12 +340,15 @@ RIGHT_LOCAL: dict[str, tuple[Callable[[], nn.Module], dict[str, Any]]] = {
         ),
     ),
     "one-hot ids": (OneHot, claim("shared", ids=True)),
+    "one-hot ids, made once": (KeepsIds, claim("shared", ids=True)),
     "embedding added": (lambda: Embedded(True), claim("shared", ids=True)),
     "embedding appended": (lambda: Embedded(False), claim("shared", ids=True)),
     "hypernetwork": (Hyper, claim("shared", ids=True)),
     "batch norm over all agents": (Folded, claim("shared")),
     "batch norm each": (lambda: OneEach(norm_each), claim("independent")),
     "running normaliser": (lambda: Normalised(mlp()), claim("shared")),
+    "lazy layers": (lazy, claim("shared")),
+    "lazy layers each": (lambda: OneEach(lazy), claim("independent")),
     "spectral norm": (spectral, claim("shared")),
     "dropout": (dropout_mlp, claim("shared", randomness="different")),
     "dropout each": (lambda: OneEach(dropout_mlp), claim("independent", randomness="different")),

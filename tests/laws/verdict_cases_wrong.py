@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tests.laws.verdict_cases_right import Normalised, OneEach, Roles, claim, mlp
+from tests.laws.verdict_cases_right import Heads, Normalised, OneEach, Roles, claim, mlp
 
 __all__ = ["WRONG_SHARING", "Through", "Wrong"]
 
@@ -173,7 +173,12 @@ WRONG_SHARING: dict[str, Wrong] = {
     "another network in training": (
         OtherInTraining,
         claim("independent"),
-        {"gradient_reaches_own_slot", "training_others_changes_nothing", "equal_inputs_equal_outputs"},
+        {
+            "independent_equivariance",
+            "gradient_reaches_own_slot",
+            "training_others_changes_nothing",
+            "equal_inputs_equal_outputs",
+        },
         "in training agent 2 uses, and trains, the network of agent 0; its own learns nothing",
     ),
     "a bias of their own": (
@@ -194,10 +199,16 @@ WRONG_SHARING: dict[str, Wrong] = {
         {"gradient_reaches_own_slot", "equal_inputs_equal_outputs", "cluster_equivariance", "tied_agents_stay_tied"},
         "agent 1 is in the group of agent 2",
     ),
+    "a trunk, claimed each": (
+        Heads,
+        claim("independent"),
+        {"gradient_reaches_own_slot", "independent_equivariance", "training_others_changes_nothing"},
+        "all agents train the trunk",
+    ),
     "roles, claimed each": (
         Roles,
         claim("independent"),
-        {"gradient_reaches_own_slot", "training_others_changes_nothing"},
+        {"independent_equivariance", "gradient_reaches_own_slot", "training_others_changes_nothing"},
         "the two scouts have one network",
     ),
     "others without gradient": (
