@@ -1,20 +1,77 @@
-"""temporary"""
+"""The laws of sharing: properties that hold for every network, sharing, view, input and key.
 
-import contextlib
-import importlib
+A law is called on a :class:`Subject` and raises :class:`LawViolation` if the subject breaks it; :data:`LAWS` has all of
+them by name. :func:`check` calls them on a module of any library. Nothing here imports hypothesis;
+``functional_marl.laws.strategies`` generates subjects with it, for property-based tests.
+"""
 
+# Importing a topic enters its laws in LAWS.
+from functional_marl.laws import compilation as compilation
+from functional_marl.laws import dependence as dependence
+from functional_marl.laws import initialization as initialization
+from functional_marl.laws import purity as purity
+from functional_marl.laws import randomness as randomness
+from functional_marl.laws import reentrancy as reentrancy
+from functional_marl.laws import shapes as shapes
+from functional_marl.laws import structure as structure
+from functional_marl.laws import symmetry as symmetry
+from functional_marl.laws import training as training
 from functional_marl.laws import zoo as zoo
-from functional_marl.laws._capabilities import *  # noqa
-from functional_marl.laws._law import LAWS, Capability, Law, LawViolation, NotApplicable
-from functional_marl.laws._operations import LIBRARY, Operations
-from functional_marl.laws._subject import Subject, CheckError
-from functional_marl.laws._network_subject import NetworkSubject
-from functional_marl.laws._module_subject import ModuleSubject
-from functional_marl.laws._zoo_subject import zoo_subject
-from functional_marl.laws.equivalence import Patterns
-from functional_marl.laws.facade import Facade
-from functional_marl.laws.groups import Critics, Grouped, Named
+from functional_marl.laws._check import check as check
+from functional_marl.laws._check import check_marl_module as check_marl_module
+from functional_marl.laws._check import module_subject as module_subject
+from functional_marl.laws._check_group_map import check_group_map as check_group_map
+from functional_marl.laws._claims import Claims as Claims
+from functional_marl.laws._infer import Inferred as Inferred
+from functional_marl.laws._infer import infer_sharing as infer_sharing
+from functional_marl.laws._law import LAWS as LAWS
+from functional_marl.laws._law import Capability as Capability
+from functional_marl.laws._law import Law as Law
+from functional_marl.laws._law import LawViolation as LawViolation
+from functional_marl.laws._law import NotApplicable as NotApplicable
+from functional_marl.laws._module_subject import ModuleSubject as ModuleSubject
+from functional_marl.laws._network_subject import NetworkSubject as NetworkSubject
+from functional_marl.laws._operations import Operations as Operations
+from functional_marl.laws._report import Report as Report
+from functional_marl.laws._report import Verdict as Verdict
+from functional_marl.laws._subject import CheckError as CheckError
+from functional_marl.laws._subject import Subject as Subject
+from functional_marl.laws._zoo_subject import zoo_subject as zoo_subject
+from functional_marl.laws.equivalence import Patterns as Patterns
+from functional_marl.laws.facade import Facade as Facade
+from functional_marl.laws.groups import Critics as Critics
+from functional_marl.laws.groups import Grouped as Grouped
+from functional_marl.laws.groups import Named as Named
 
-for _n in ("structure", "compilation", "dependence", "training", "symmetry", "shapes", "randomness", "purity"):
-    with contextlib.suppress(ImportError):
-        importlib.import_module(f"functional_marl.laws.{_n}")
+# Reports and modules pinned to laws state it. It changes where a verdict on an unchanged module may change.
+LAWS_VERSION = "2"
+
+__all__ = [
+    "LAWS",
+    "LAWS_VERSION",
+    "Capability",
+    "CheckError",
+    "Claims",
+    "Critics",
+    "Facade",
+    "Grouped",
+    "Inferred",
+    "Law",
+    "LawViolation",
+    "ModuleSubject",
+    "Named",
+    "NetworkSubject",
+    "NotApplicable",
+    "Operations",
+    "Patterns",
+    "Report",
+    "Subject",
+    "Verdict",
+    "check",
+    "check_group_map",
+    "check_marl_module",
+    "infer_sharing",
+    "module_subject",
+    "zoo",
+    "zoo_subject",
+]

@@ -48,6 +48,13 @@ APART = Capability(
     lambda s: any(s.share_nothing(i, j) for i, j in s.pairs()),
     "no two agents share nothing",
 )
+SEVERAL_SLOTS = Capability(
+    "several slots",
+    lambda s: (
+        any(sharing.n_slots > 1 for sharing in s.slots.values()) if isinstance(s, NetworkSubject) else APART.holds(s)
+    ),
+    "no two agents share nothing",
+)
 LOCAL = Capability(
     "local agents",
     lambda s: all(heard == {agent} for agent, heard in enumerate(s.hears)),
@@ -61,7 +68,9 @@ GRAPH = Capability(
     ),
     "no graph of communication is claimed",
 )
-NOT_CENTRALIZED = Capability("agents with inputs of their own", lambda s: not s.centralized, "the module is centralized")
+NOT_CENTRALIZED = Capability(
+    "agents with inputs of their own", lambda s: not s.centralized, "the module is centralized"
+)
 ANONYMOUS = Capability(
     "agents without ids", lambda s: not s.tells_agents_apart, "agents are told apart by ids or by a graph"
 )

@@ -4,71 +4,64 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from functional_marl._network import Network
-from functional_marl._pytrees import is_tensordict
-from functional_marl._sharing import Sharing, SharingSpec
-from functional_marl.laws import asking_more as asking_more
-from functional_marl.laws.again import code
-from functional_marl.laws.asking import FOREIGN
-from functional_marl.laws.foreign_subject import REASONS, Foreign, draws_here
-from functional_marl.laws.functional import Functional
-from functional_marl.laws.host import AUTO, CheckError, Host, agents_of, module_of, seeded
-from functional_marl.laws.infer import inferred
-from functional_marl.laws.law import LAWS, Law, LawViolation
-from functional_marl.laws.report import HOLDS, SKIPPED, VIOLATED, Report, Verdict
+from functional_marl._sharing import Sharing
+from functional_marl.laws._capabilities import CLUSTER, LINES_UP, REPEATABLE, SHARED
+from functional_marl.laws._claims import Claims
+from functional_marl.laws._infer import inferred
+from functional_marl.laws._law import LAWS, Law, LawViolation
+from functional_marl.laws._module_facts import draws_here, trains_otherwise
+from functional_marl.laws._module_subject import ModuleSubject
+from functional_marl.laws._module_under_test import ModuleUnderTest, module_of
+from functional_marl.laws._network_module import NetworkModule
+from functional_marl.laws._network_view import network_view
+from functional_marl.laws._report import HOLDS, NOT_APPLICABLE, SKIPPED, VIOLATED, Report, Verdict
+from functional_marl.laws._restore import Snapshot, seeded
+from functional_marl.laws._subject import CheckError, Subject
 
-__all__ = ["assert_laws", "check", "each_law", "foreign"]
+__all__ = ["check", "check_marl_module", "laws_named", "module_subject"]
 
-# Laws 28 to 35 are about storage, 48 to 51 about purity: asked with laws="all".
-_SHARING = [*range(1, 28), *range(36, 48)]
-# An exception, a thread or a compiler in a module may leave it broken: where it can be built again, it is.
-_HARMFUL = (45, 48, 50, 51)
-# These look at the whole batch in every case.
-_WHOLE = ("gradient_reaches_own_slot", "centralized_sees_all", "batch_is_a_loop", "randomness_has_one_meaning")
+Given = nn.Module | tuple[Any, ...] | Callable[[], Any]
 
 
-Subject = nn.Module | tuple[Any, ...] | Callable[[], Any]
-
-
-def foreign(
-    subject: Subject,
+def module_subject(
+    module: Given,
+    claims: Claims,
     *,
-    n_agents: int | None = None,
-    example: Any,
-    pair: tuple[int, int] = (0, 0),
+    agents: tuple[int, int] = (0, 0),
     rows: int | None = None,
     seed: int = 0,
     train: bool = False,
-    **said: Any,
-) -> Foreign:
-    """One case of a module: what a law of :data:`FOREIGN` is called on. Snippets of violations use it.
+) -> ModuleSubject:
+    """One case of a module: what a law is called on. The lines that reproduce a violation use it.
 
     Args:
-        subject, n_agents, example, train, said: as in :func:`check`.
-        pair: the two agents that are looked at.
+        module: as in :func:`check`.
+        claims: what its author states of it.
+        agents: the two agents that laws compare.
         rows: the size of each batch axis; None: that of the example.
         seed: what inputs are drawn from.
+        train: whether calls are in training.
 
     Raises:
         CheckError: as :func:`check`.
 
-    >>> from functional_marl.laws import FOREIGN
-    >>> case = foreign(nn.Linear(4, 2), n_agents=2, example=torch.zeros(3, 2, 4), sharing="shared", pair=(0, 1))
-    >>> FOREIGN["shared_equivariance"](case)
+    >>> import torch
+    >>> from functional_marl.laws import LAWS, Claims
+    >>> claims = Claims(torch.zeros(3, 2, 4), n_agents=2, sharing="shared")
+    >>> case = module_subject(nn.Linear(4, 2), claims, agents=(0, 1))
+    >>> LAWS["shared_equivariance"](case)
     """
-    return Foreign(_host(subject, n_agents, example, said, 0), pair, rows, seed, train)
+    return ModuleSubject(_under_test(module, claims, 0), agents, rows, seed, train)
 
 
-def _host(subject: Any, n_agents: int | None, example: Any, said: dict[str, Any], seed: int) -> Host:
-    name = said.pop("name", "")
-    if not name.isidentifier():
-        name = "(net, params)" if isinstance(subject, tuple) else "module"
+def _under_test(subject: Any, claims: Claims, seed: int) -> ModuleUnderTest:
     build = None
     if callable(subject) and not isinstance(subject, nn.Module | Network):
         build = cast("Callable[[], Any]", subject)
@@ -76,281 +69,254 @@ def _host(subject: Any, n_agents: int | None, example: Any, said: dict[str, Any]
             subject = build()
     elif not isinstance(subject, nn.Module | tuple | Network):
         raise CheckError(f"subject: expected a module, (net, params) or a function that builds one, got {subject!r}")
-    module = module_of(subject)
-    n_agents = agents_of(module, n_agents)
-    words = ", ".join([f"n_agents={n_agents}", *(f"{k}={_word(v)}" for k, v in said.items())])
-    return Host(module, example, n_agents, build=build, words=f"{name}, {words}, example={_word(example)}", **said)
+    return ModuleUnderTest(module_of(subject), claims, build)
 
 
-def _word(value: Any) -> str:
-    """A value as Python; ``...`` for what has no such form. Of float inputs the shape says all."""
-    if isinstance(value, Tensor):
-        kind = "" if value.dtype is torch.float32 else f", dtype={value.dtype}"
-        return f"torch.zeros({list(value.shape)}{kind})" if value.is_floating_point() else code(value)
-    if is_tensordict(value):
-        return f"TensorDict({_word(dict(value.items()))}, {list(value.batch_size)})"
-    if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{k!r}: {_word(v)}" for k, v in cast("Mapping[Any, Any]", value).items()) + "}"
-    if type(value) in (tuple, list):
-        inside = ", ".join(map(_word, value))
-        return f"[{inside}]" if type(value) is list else f"({inside}{',' * (len(value) == 1)})"
-    return repr(value) if isinstance(value, str | int | float | Sharing | None) else "..."
+# --- which laws, which cases ----------------------------------------------------------------------------------
 
 
-# --- which laws, which cases ------------------------------------------------------------------------------
+def laws_named(laws: str | Sequence[str]) -> list[Law]:
+    """The laws of subjects with agents, those that are checked first ahead of the others, else by number.
 
+    Args:
+        laws: ``"default"``, ``"all"``, names of laws or of topics such as ``"symmetry"``, in a list or with commas.
 
-def laws_named(laws: str | Sequence[str], functional: bool = False) -> list[Law]:
-    """The laws in the order of their numbers: for modules from elsewhere, and of ours those that have no such form.
-
-    Functional networks are asked all of ours that are not among those.
+    Raises:
+        CheckError: a name that no law or topic has.
     """
-    own = {law.name if functional else str(law.number) for law in FOREIGN.values()}
-    rest = [law for law in LAWS.values() if law.name not in own and str(law.number) not in own]
-    every = sorted([*FOREIGN.values(), *rest], key=lambda law: (law.number, law.name))
+    every = [law for law in LAWS.values() if issubclass(law.about, Subject)]
+    every.sort(key=lambda law: (not law.first, law.number, law.name))
     if laws == "all":
         return every
-    if laws == "sharing":
-        return [law for law in every if law.number in _SHARING and law.foreign]
+    if laws == "default":
+        return [law for law in every if law.default]
     names = [name.strip() for name in laws.split(",")] if isinstance(laws, str) else list(laws)
-    picked = [law for law in every if law.name in names or str(law.number) in names]
-    known = {word for law in (*every, *LAWS.values()) for word in (law.name, str(law.number))}
-    unknown = [name for name in names if name not in known]
+    unknown = [name for name in names if name not in {word for law in every for word in (law.name, law.topic)}]
     if unknown:
-        raise CheckError(f"laws: expected 'sharing', 'all', names or numbers, got {unknown}; see functional_marl.laws")
-    return picked
+        topics = ", ".join(dict.fromkeys(law.topic for law in every))
+        raise CheckError(
+            f"laws: expected 'default', 'all', names of laws (--list) or topics ({topics}), got {', '.join(unknown)}"
+        )
+    return [law for law in every if law.name in names or law.topic in names]
 
 
-def _why_not(law: Law, s: Foreign) -> str:
-    """Why the law says nothing about the subject; empty if it applies."""
-    if law.name not in FOREIGN:
-        return _why_not_ours(law, s)
-    for word in law.where:
+@dataclass(frozen=True)
+class _Check:
+    """How laws are checked on a module."""
+
+    examples: int
+    seed: int
+
+    def verdict(self, law: Law, host: ModuleUnderTest, train: bool) -> Verdict:
+        """What becomes of one law in one mode."""
+        made = Verdict(law.number, law.name, NOT_APPLICABLE, train=train, statement=law.english)
+        first = ModuleSubject(host, train=train)
+        why, view = _applies(law, first)
+        if why:
+            return replace(made, why=why)
+        asked, raised = 0, ""
         try:
-            if not s.answers(word):
-                return REASONS[word]
+            cases = list(self.cases(law, host, train))
         except CheckError as error:
-            return str(error)
-    return ""
+            return replace(made, why=str(error))
+        for case in cases:
+            try:
+                law(view(case))
+            except LawViolation as violation:
+                if REPEATABLE in law.requires and draws_here(case):
+                    return replace(made, why=REPEATABLE.reason, cases=asked)
+                return replace(
+                    made,
+                    verdict=VIOLATED,
+                    why=violation.why,
+                    cases=asked + 1,
+                    case=_shown(case, violation.found),
+                    snippet=violation.snippet,
+                )
+            except CheckError as error:
+                raised = str(error)
+            except Exception as error:
+                if case.size is None:
+                    return replace(made, why=f"it raised {type(error).__name__}: {error}", cases=asked)
+            else:
+                asked += 1
+        if not asked:
+            return replace(made, why=raised or "the module takes no batch of one")
+        return replace(made, verdict=HOLDS, cases=asked)
 
+    def cases(self, law: Law, host: ModuleUnderTest, train: bool) -> Iterator[ModuleSubject]:
+        """The smallest first: one row before the example's batch, agents 0 and 1 before others.
 
-def _why_not_ours(law: Law, s: Foreign) -> str:
-    """The same for a law of the core: functional networks are asked it."""
-    if not isinstance(s.host.module, Functional) or not law.where:
-        return "it needs a functional_marl Network, groups, or a module of functional_marl.nn"
-    try:
-        subject = s.functional()
-        subject.outputs()
-    except CheckError as error:
-        return str(error)
-    except Exception as error:
-        return f"the network does not run in float64: {type(error).__name__}: {error}"
-    unmet = [word for word in law.where if not subject.answers(word)]
-    return f"it is about networks with: {', '.join(unmet)}" if unmet else ""
-
-
-def _cases(host: Host, law: Law, examples: int, seed: int, train: bool) -> Iterator[Foreign]:
-    """The smallest first: one row before the example's batch, agents 0 and 1 before others."""
-    pairs = list(itertools.combinations(range(host.n_agents), 2))
-    if "local" in law.where or law.number == 12:  # agents change places: only with those of their group
-        pairs = [(i, j) for i, j in pairs if j in host.group_of(i)]
-    if "a cluster" in law.where:
-        classes = Foreign(host, train=train).classes()
-        pairs = [pair for pair in pairs if any(set(pair) <= set(members) for members in classes)]
-    pairs = pairs[:64] or [(0, 0)]
-    count = max(1, examples // law.cost)
-    if "outputs by agent" in law.where or "parameters by agent" in law.where:
-        count = max(count, 2 * len(pairs)) if law.cost == 1 else max(count, len(pairs))
-    small = 0 if host.draw is not None or law.name in _WHOLE else count // 2
-    for k in range(count):
-        rows = 1 if k < small else None
-        yield Foreign(host, pairs[k % len(pairs)], rows, seed + k, train)
+        Raises:
+            CheckError: no two agents can be compared.
+        """
+        pairs = list(itertools.combinations(range(host.n_agents), 2))
+        if {CLUSTER, LINES_UP, SHARED} & set(law.requires):  # agents take each other's place
+            pairs = [(i, j) for i, j in pairs if j in host.group_of(i)]
+            classes = ModuleSubject(host, train=train).classes() if CLUSTER in law.requires else [range(host.n_agents)]
+            pairs = [pair for pair in pairs if any(set(pair) <= set(members) for members in classes)]
+            if not pairs:
+                raise CheckError("no two agents have inputs of one form")
+        pairs = pairs[:64] or [(0, 0)]
+        if not law.every_case:
+            yield ModuleSubject(host, pairs[0], None, self.seed, train)
+            return
+        count = max(1, self.examples // law.cost)
+        count = max(count, len(pairs) if law.cost > 1 else 2 * len(pairs))
+        small = 0 if host.draw is not None or law.whole_batch else count // 2
+        for k in range(count):
+            yield ModuleSubject(host, pairs[k % len(pairs)], 1 if k < small else None, self.seed + k, train)
 
 
 _AGENTS = re.compile(r"agents? (\d+)(?: and (\d+))?")
 
 
-def _ask(law: Law, host: Host, examples: int, seed: int, train: bool) -> Verdict:
-    why = _why_not(law, Foreign(host, train=train))
-    if why:
-        return Verdict(law.number, law.name, SKIPPED, why)
-    asked, raised = 0, ""
-    once = law.number in (20, 35) and law.name in FOREIGN  # says the same for every case
-    for case in itertools.islice(_cases(host, law, examples, seed, train), 1 if once else None):
-        try:
-            law(case if law.name in FOREIGN else case.functional())
-        except LawViolation as violation:
-            if any(word.startswith("nothing random") for word in law.where) and draws_here(case):
-                return Verdict(law.number, law.name, SKIPPED, REASONS["nothing random"], asked)
-            at: dict[str, Any] = {"rows": case.rows or list(host.batch), "seed": case.seed}
-            found = _AGENTS.findall(str(violation).splitlines()[0])
-            named = sorted({int(agent) for pair in found for agent in pair if agent})
-            at = {"agents": named, **at} if named else at
-            return Verdict(law.number, law.name, VIOLATED, violation.why, asked + 1, at, violation.snippet)
-        except CheckError as error:
-            raised = str(error)
-        except Exception as error:
-            if case.rows is None:
-                return Verdict(law.number, law.name, SKIPPED, f"it raised {type(error).__name__}: {error}", asked)
-        else:
-            asked += 1
-    if not asked:
-        return Verdict(law.number, law.name, SKIPPED, raised or "the module takes no batch of one")
-    return Verdict(law.number, law.name, HOLDS, "", asked)
+def _shown(case: ModuleSubject, found: str) -> dict[str, Any]:
+    """The case in words: agents, rows, seed."""
+    named = sorted({int(agent) for pair in _AGENTS.findall(found.splitlines()[0]) for agent in pair if agent})
+    at: dict[str, Any] = {"agents": named} if named else {}
+    return at | {"rows": case.size or list(case.host.batch), "seed": case.seed}
+
+
+def _applies(law: Law, first: ModuleSubject) -> tuple[str, Callable[[ModuleSubject], Subject]]:
+    """Why a law says nothing about a module, empty if it applies; and how the law sees it.
+
+    What only slots can tell is checked on functional networks as such.
+    """
+    try:
+        why = law.why_not(first)
+        if not why or not isinstance(first.host.module, NetworkModule):
+            return why, lambda case: case
+        network = network_view(first)
+        network.outputs()
+        return law.why_not(network), network_view
+    except CheckError as error:
+        return str(error), lambda case: case
+    except Exception as error:
+        return f"the network does not run in float64: {type(error).__name__}: {error}", lambda case: case
 
 
 def check(
-    subject: Subject,
+    subject: Given,
+    claims: Claims | None = None,
     *,
-    n_agents: int | None = None,
-    example: Any,
-    sharing: SharingSpec | bool | None = None,
-    centralized: bool | None = None,
-    agent_dim: Any = -2,
-    out_agent_dim: Any = AUTO,
-    randomness: str | None = None,
-    kwargs: Mapping[str, Any] | None = None,
-    batch_dims: int | None = None,
-    groups: Mapping[str, int] | None = None,
-    single: Callable[[], nn.Module] | None = None,
-    select: Callable[[Any], Any] | None = None,
-    laws: str | Sequence[str] = "sharing",
-    train: bool = False,
+    laws: str | Sequence[str] = "default",
+    skip: Sequence[str] = (),
+    train: bool | None = None,
     examples: int = 20,
     seed: int = 0,
     name: str = "",
     progress: Callable[[Iterable[Law]], Iterable[Law]] = iter,
+    **stated: Any,
 ) -> Report:
-    """Ask a module from any library whether it shares what it says.
+    """Check whether a module from any library keeps what its author claims of it.
 
     The module is called as ``module(*example)`` (``module(example)`` if that is no tuple), on inputs drawn
-    in the shape of the example. It is left as it was: parameters, buffers, flags and torch's generators.
+    in the shape of the example. It is left as it was, bit for bit: parameters, buffers, flags, plain attributes,
+    gradients, generators. Two process-wide states are changed during a call and restored after it: the global
+    generators of torch, Python and numpy, which are seeded.
 
     Args:
         subject: a module; ``(net, params)`` or ``(net, params, state)`` of a :class:`functional_marl.Network`;
-            or a function that builds one of them.
-        n_agents: how many agents; a network, torchrl's and our classes say it themselves.
-        example: inputs ``[*B, n, F]``: a tensor, a tuple of trees, a dict or a TensorDict; or a function of a
-            ``torch.Generator`` that draws them. Integers are picked from those that the example has.
-        sharing: the claim: ``"shared"``, ``"independent"``, ``[0, 0, 1]``, or patterns over parameter names.
-            None: what torchrl's and our classes say of themselves, else what gradients say.
-        centralized: whether each agent's network sees all inputs; None: what the module says, else False. Agents
-            that exchange messages are neither: name the laws to ask (not 15 or 18; 20 only if they share).
-        agent_dim: where inputs have the agents: an int, resolved on the first input, or a tree of positions
-            over the example; None for what all agents see.
-        out_agent_dim: the same for outputs; by default where the first input has them.
-        randomness: the claim about draws in training: ``"error"``, ``"same"``, ``"different"``.
-        kwargs: keyword inputs.
-        batch_dims: how many axes in front are batches, with rows apart; by default one at most. Say 0 where
-            the first axis is time.
-        groups: ``{group: number of agents}`` for dicts ``{group: [*B, n_g, F]}``.
-        single: builds the module of one agent, for laws that compare with it.
-        select: takes of the output what laws look at, say ``lambda out: out[0]``.
-        laws: ``"sharing"``, ``"all"`` (storage, purity and compilation too), or names or numbers.
-        train: ask in training instead of evaluation.
+            ``(function, params)`` with a pure function ``(params, x) -> y`` of numpy or JAX arrays; or a function
+            without arguments that builds one of them.
+        claims: what its author states.
+        laws: ``"default"``, ``"all"`` (threads and compilation too), or names of laws or topics.
+        skip: names of laws that are left out.
+        train: check in training, or in evaluation alone; None: in evaluation, and in training if that differs.
         examples: how many cases a law, of which half have one row.
         seed: of the cases, and of the subject where a function builds it.
         name: what the report calls the subject.
         progress: wraps the laws, as ``tqdm.tqdm`` does.
+        stated: fields of :class:`Claims`, instead of or on top of ``claims``.
 
     Raises:
-        CheckError: the module does not run on the example, or agents are not where they are said to be.
+        CheckError: the module does not run on the example, or agents are not where they are claimed to be.
 
+    >>> import torch
     >>> report = check(nn.Linear(4, 2), n_agents=2, sharing="independent", example=torch.zeros(3, 2, 4))
     >>> bool(report), [verdict.law for verdict in report.violated]
-    (False, ['gradient_reaches_own_slot'])
+    (False, ['gradient_reaches_own_slot', 'training_others_changes_nothing'])
     >>> print(report["gradient_reaches_own_slot"].why.splitlines()[0])  # doctest: +NORMALIZE_WHITESPACE
-    law 20 (gradient_reaches_own_slot): agents 0 and 1 both train weight[0, 0] (8 of 8 numbers),
+    gradient_reaches_own_slot: agents 0 and 1 both train weight[0, 0] (8 of 8 numbers),
     and the claim [0, 1] keeps them apart
     """
-    said: dict[str, Any] = {
-        "sharing": (sharing, None),
-        "centralized": (centralized, None),
-        "agent_dim": (agent_dim, -2),
-        "out_agent_dim": (out_agent_dim, AUTO),
-        "randomness": (randomness, None),
-        "kwargs": (kwargs or None, None),
-        "batch_dims": (batch_dims, None),
-        "groups": (groups, None),
-        "single": (single, None),
-        "select": (select, None),
-    }
-    given = {word: value for word, (value, usual) in said.items() if value is not usual and value != usual}
-    laws_named(laws)  # what is asked for is there
-    host = _host(subject, n_agents, example, given | {"name": name}, seed)
-    chosen = laws_named(laws, isinstance(host.module, Functional))
-    if host.fault is not None and (host.single is None or host.centralized):
+    chosen, left_out = laws_named(laws), {law.name for law in laws_named(list(skip))}
+    host = _under_test(subject, _claims(claims, stated), seed)
+    single = host.claims.single
+    if host.fault is not None and (single is None or host.centralized):
         raise CheckError(f"the module raises on the example: {type(host.fault).__name__}: {host.fault}")
-    facts, verdicts, names = _facts(host, train), list[Verdict](), list(host.params())
-    for law in progress(chosen):
-        verdicts.append(_ask(law, host, examples, seed, train))
-        harmed = verdicts[-1].why.startswith("it raised") or law.number in _HARMFUL or list(host.params()) != names
-        if host.build is not None and harmed:
-            host = host.again(seed)
-    return Report(name or type(host.module).__name__, facts, tuple(verdicts))
+    checking, verdicts = _Check(examples, seed), list[Verdict]()
+    facts, modes = _facts(host, train), _modes(host, train)
+    for law in progress([law for law in chosen if law.name not in left_out]):
+        for mode in modes:
+            before = Snapshot(host.module)
+            verdicts.append(checking.verdict(law, host, mode))
+            if host.build is not None and before.changed():  # a module that cannot be restored is built again
+                host = host.again(seed)
+    verdicts += [Verdict(law.number, law.name, SKIPPED, "skip=") for law in chosen if law.name in left_out]
+    return Report(name or type(host.module).__name__, facts, tuple(_once(verdicts)))
 
 
-def _facts(host: Host, train: bool) -> dict[str, Any]:
+def _claims(claims: Claims | None, stated: dict[str, Any]) -> Claims:
+    try:
+        return Claims(**stated) if claims is None else replace(claims, **stated)
+    except TypeError as error:
+        raise CheckError(f"claims: {str(error).partition('() ')[2] or error}; the fields are those of Claims") from None
+
+
+def _modes(host: ModuleUnderTest, train: bool | None) -> list[bool]:
+    if train is None:
+        return [False, True] if host.fault is None and trains_otherwise(host) else [False]
+    return [train]
+
+
+def _once(verdicts: list[Verdict]) -> Iterator[Verdict]:
+    """What does not apply in training is left out where the law has a verdict in evaluation."""
+    usual = {verdict.law for verdict in verdicts if not verdict.train}
+    for verdict in verdicts:
+        if not (verdict.train and verdict.verdict == NOT_APPLICABLE and verdict.law in usual):
+            yield verdict
+
+
+def _facts(host: ModuleUnderTest, train: bool | None) -> dict[str, Any]:
     facts: dict[str, Any] = {"n_agents": host.n_agents, "sharing": None, "inferred": None}
     if host.fault is not None:
         facts["inferred"] = f"nothing: the module raises {type(host.fault).__name__}"
     elif host.params():
-        found = inferred(host, train)
+        found = inferred(host, bool(train))
         facts["inferred"] = found.sharing or {leaf.name: str(leaf) for leaf in found.leaves}
-    spec = host.sharing
+    spec, claims = host.claims.sharing, host.claims
     facts["sharing"] = (
         f"{list(spec) if isinstance(spec, Sharing) else spec} (claimed by {host.claimed_by})"
         if spec is not None
         else "none claimed: the inferred one is checked"
     )
-    facts |= {
-        "centralized": host.centralized,
-        "randomness": host.randomness,
-        "mode": "training" if train else "evaluation",
-    }
+    view = "centralized" if claims.centralized else "local" if not claims.communication else "communicating"
+    facts |= {"view": view, "randomness": claims.randomness}
+    if claims.ids:
+        facts["ids"] = True
     return facts
 
 
-# --- pytest -----------------------------------------------------------------------------------------------
+def check_marl_module(subject: Given, claims: Claims | None = None, **how: Any) -> Report:
+    """:func:`check` that raises, for a test: the counterpart of torchrl's ``check_env_specs`` for networks.
 
-
-def assert_laws(subject: Subject, **how: Any) -> Report:
-    """:func:`check` that raises, for a test; takes the same arguments.
+    Args:
+        subject: as in :func:`check`.
+        claims: as in :func:`check`.
+        how: the other arguments of :func:`check`.
 
     Raises:
-        AssertionError: a law is violated: the message has each law, agents, leaf or input, numbers, snippet.
+        AssertionError: a law is violated: the message has each law, agents, leaf or input, numbers, and the lines that
+            reproduce it.
         CheckError: as :func:`check`.
 
-    >>> report = assert_laws(nn.Linear(4, 2), n_agents=2, sharing="shared", example=torch.zeros(3, 2, 4))
+    >>> import torch
+    >>> report = check_marl_module(nn.Linear(4, 2), n_agents=2, sharing="shared", example=torch.zeros(3, 2, 4))
     """
     __tracebackhide__ = True
-    report = check(subject, **how)
+    report = check(subject, claims, **how)
     if not report:
-        raise AssertionError("\n".join(f"{verdict.why}\n{verdict.snippet}" for verdict in report.violated))
+        raise AssertionError(str(report))
     return report
-
-
-def each_law(subject: Subject, *, laws: str | Sequence[str] = "sharing", **how: Any) -> Any:
-    """A pytest mark that makes one item a law; what does not apply is skipped, with the reason.
-
-    The test takes ``law`` and calls it. Arguments are those of :func:`check`.
-
-    >>> @each_law(lambda: nn.Linear(4, 2), n_agents=2, sharing="shared", example=torch.zeros(3, 2, 4))
-    ... def test_sharing(law):
-    ...     law()
-    """
-    import pytest
-
-    def asking(law: Law) -> Callable[[], None]:
-        def ask() -> None:
-            __tracebackhide__ = True
-            report = check(subject, laws=[law.name], **how)
-            verdict = report[law.name]
-            if verdict.verdict == SKIPPED:
-                pytest.skip(verdict.why)
-            if verdict.verdict == VIOLATED:
-                raise AssertionError(f"{verdict.why}\n{verdict.snippet}")
-
-        return ask
-
-    return pytest.mark.parametrize("law", [pytest.param(asking(law), id=law.name) for law in laws_named(laws)])

@@ -117,7 +117,7 @@ class Claims:
             return [set(range(n_agents))] * n_agents
         if not self.communication:
             return [{agent} for agent in range(n_agents)]
-        graph = cast("Sequence[Sequence[int]]", self.communication)
+        graph = self.communication
         fits = len(graph) == n_agents and all(0 <= other < n_agents for heard in graph for other in heard)
         if not fits:
             raise CheckError(
@@ -126,7 +126,7 @@ class Claims:
             )
         reach = [{agent} for agent in range(n_agents)]
         for _ in range(self.rounds):
-            reach = [set[int]().union(reach[agent], *(reach[other] for other in graph[agent])) for agent in range(n_agents)]
+            reach = [reach[agent].union(*(reach[other] for other in heard)) for agent, heard in enumerate(graph)]
         return reach
 
     def __repr__(self) -> str:

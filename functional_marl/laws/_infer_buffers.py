@@ -32,10 +32,15 @@ def shared_buffers(host: ModuleUnderTest) -> list[Reached]:
     found: list[Reached] = []
     for name, was in after.items():
         if all(name in rows and rows[name].shape == was.shape for rows in changed):
-            writes = torch.stack([(rows[name] != was) & ~((rows[name] != rows[name]) & (was != was)) for rows in changed])
+            writes = torch.stack([_differs(rows[name], was) for rows in changed])
             if bool(writes.any()):
-                found.append(reached(name, writes.cpu() | _readers(case, name, after[name], writes.cpu())))
+                uses = writes.cpu() | _readers(case, name, after[name], writes.cpu())
+                found.append(replace(reached(name, uses), is_buffer=True))
     return found
+
+
+def _differs(one: Tensor, other: Tensor) -> Tensor:
+    return (one != other) & ~((one != one) & (other != other))
 
 
 def _readers(case: ModuleCase, name: str, value: Tensor, writes: Tensor) -> Tensor:

@@ -132,19 +132,24 @@ class ModuleCase:
 
     # --- calls --------------------------------------------------------------------------------------------
 
-    def outputs(self, *, train: bool | None = None, fold: int = 0) -> list[Tree]:
-        """Each agent's outputs: the leaves that it is in, its own part of each."""
-        return self.by_agent(self._run(train, fold, None))
+    def outputs(self, *, train: bool | None = None, fold: int = 0, others: int | None = None) -> list[Tree]:
+        """Each agent's outputs: the leaves that it is in, its own part of each.
+
+        ``others`` is the seed of Python's and numpy's generators, where it is not that of torch's.
+        """
+        return self.by_agent(self._run(train, fold, others))
 
     def trained(self) -> tuple[list[Tree], dict[str, Tensor]]:
         """Each agent's outputs of a call in training, and the buffers afterwards."""
         after: dict[str, Tensor] = {}
-        return self.by_agent(self._run(True, 0, after)), after
+        return self.by_agent(self._run(True, 0, None, after)), after
 
-    def _run(self, train: bool | None, fold: int, after: dict[str, Tensor] | None) -> Tree:
+    def _run(
+        self, train: bool | None, fold: int, others: int | None, after: dict[str, Tensor] | None = None
+    ) -> Tree:
         train = self.train if train is None else train
         seed = self.seed + 7919 * fold
-        return self.host.run(self.leaves, train=train, seed=seed, numbers=self.numbers, after=after)
+        return self.host.run(self.leaves, train=train, seed=seed, numbers=self.numbers, after=after, others=others)
 
     def by_agent(self, output: Any) -> list[Tree]:
         """Outputs taken apart."""

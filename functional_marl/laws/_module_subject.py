@@ -5,10 +5,10 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import functional_call
 
 from functional_marl._pytrees import Tree, flatten
@@ -16,6 +16,7 @@ from functional_marl._sharing import Sharing
 from functional_marl.laws._infer import gradients_by_agent, inferred, pairs_of_parts, part
 from functional_marl.laws._module_case import ModuleCase
 from functional_marl.laws._module_facts import fact, gives_numbers, repeats, samples
+from functional_marl.laws._reached import Reached
 from functional_marl.laws._restore import kept, seeded
 from functional_marl.laws._subject import CheckError, Gradients, InputGradients, Subject
 
@@ -134,6 +135,10 @@ class ModuleSubject(ModuleCase, Subject):
 
         return fact(self.host, "copies", False, find)
 
+    def reached(self) -> Sequence[Reached]:
+        """Which agents train which numbers, and write or read which buffers."""
+        return inferred(self.host, self.train).leaves
+
     def kind(self, agent: int) -> object:
         """Agents of one group have inputs of one form."""
         return self.host.group_of(agent)
@@ -180,7 +185,12 @@ class ModuleSubject(ModuleCase, Subject):
         params = {name: leaf for name, leaf in self.host.params().items() if leaf.requires_grad}
         return self, lambda loss: dict(zip(params, _gradients(loss, list(params.values())), strict=True))
 
-    def with_numbers_of(self, other: ModuleSubject) -> ModuleSubject:
+    def gradient_of(self, agent: int) -> dict[str, Tensor]:
+        """The gradient of one agent's part of the training loss, from a call of its own."""
+        watched, gradients = self.watching_parameters()
+        return gradients((agent + 1) * self.loss(watched.outputs()[agent]))
+
+    def with_numbers_of(self, other: Self) -> Self:
         """The same inputs with the parameters and buffers of another subject of this module."""
         return replace(self, numbers=other.numbers)
 
@@ -213,7 +223,27 @@ class ModuleSubject(ModuleCase, Subject):
         leaves = (leaf.to(device, dtype if leaf.is_floating_point() else None) for leaf in self.leaves)
         return replace(self, host=host, leaves=tuple(leaves))
 
+    def counterparts(self, i: int, j: int) -> list[tuple[Tensor, Tensor]]:
+        """What agent ``i`` has and ``j`` has not, beside what ``j`` has in its place."""
+        return [(part(self.host, a), part(self.host, b)) for a, b in pairs_of_parts(self.host, i, j)]
+
     # --- the network of one agent -------------------------------------------------------------------------
+
+    def single(self, seed: int) -> nn.Module:
+        """A network of one agent from its factory, under a seed; a lazy one has seen agent 0's inputs.
+
+        Raises:
+            CheckError: it is lazy, and what one agent would see is not known.
+        """
+        assert self.host.claims.single is not None
+        with seeded(seed), torch.no_grad():
+            net = self.host.claims.single()
+            if any(map(nn.parameter.is_lazy, net.parameters())):
+                if self.centralized:
+                    raise CheckError("one agent's network is lazy, and what it would see is not known")
+                args, kwargs = self.host.rebuild(self.seen_by(0))
+                net(*args, **kwargs)
+            return net
 
     def alone(self, agent: int) -> Tree:
         """One agent's output of the network of one agent."""

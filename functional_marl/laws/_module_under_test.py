@@ -1,4 +1,4 @@
-"""A module from any library with what is claimed of it: where inputs and outputs have the agents, and how it is called."""
+"""A module from any library with what is claimed of it: where it has the agents, and how it is called."""
 
 from __future__ import annotations
 
@@ -54,7 +54,8 @@ def module_of(subject: Any) -> nn.Module:
     if isinstance(module, tuple) and len(cast("tuple[Any, ...]", module)) == 2 and callable(module[0]):
         module = function_module(*cast("tuple[Any, Any]", module))
     if not isinstance(module, nn.Module):
-        raise CheckError(f"subject: expected a module, (net, params) or (function, params), got {type(module).__name__}")
+        got = type(module).__name__
+        raise CheckError(f"subject: expected a module, (net, params) or (function, params), got {got}")
     return module
 
 
@@ -216,6 +217,7 @@ class ModuleUnderTest:
         seed: int,
         numbers: Mapping[str, Tensor] | None = None,
         after: dict[str, Tensor] | None = None,
+        others: int | None = None,
     ) -> Tree:
         """One call, after which the module is as before.
 
@@ -225,8 +227,9 @@ class ModuleUnderTest:
             seed: of all generators.
             numbers: parameters and buffers for this call; such calls record no gradients.
             after: gets the buffers as the call leaves them.
+            others: the seed of Python's and numpy's generators, where it is not that of torch's.
         """
-        with kept(self.module), seeded(seed), torch.set_grad_enabled(torch.is_grad_enabled() and not numbers):
+        with kept(self.module), seeded(seed, others), torch.set_grad_enabled(torch.is_grad_enabled() and not numbers):
             own = {**self.params(), **self.buffers()} if numbers else {}
             for name, value in (numbers or {}).items():
                 own[name].data.copy_(value)

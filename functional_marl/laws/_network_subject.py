@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from functional_marl.laws._compare import broken
 from functional_marl.laws._operations import LIBRARY, Operations
 from functional_marl.laws._subject import Gradients, InputGradients, Subject
 
-__all__ = ["NetworkSubject"]
+__all__ = ["NetworkSubject", "moved"]
 
 
 @dataclass(frozen=True)
@@ -106,6 +106,11 @@ class NetworkSubject(Subject):
         """Whether the first input is float."""
         return self.dims[0] is not None and any(leaf.is_floating_point() for leaf in flatten(self.inputs[0])[0])
 
+    @property
+    def responds(self) -> bool:
+        """Whether outputs are known to depend on inputs."""
+        return "responds" in self.traits
+
     def kind(self, agent: int) -> object:
         """All agents' inputs have one form."""
         return None
@@ -129,7 +134,11 @@ class NetworkSubject(Subject):
 
     # --- other inputs -------------------------------------------------------------------------------------
 
-    def _mapped(self, change: Callable[[Tensor], Tensor]) -> NetworkSubject:
+    def with_inputs(self, inputs: tuple[Tree, ...]) -> NetworkSubject:
+        """The same with these positional inputs, agents in front."""
+        return replace(self, inputs=inputs)
+
+    def mapped(self, change: Callable[[Tensor], Tensor]) -> NetworkSubject:
         """Every input that agents have for themselves is changed; ``change`` gets ``[n, *B, *leaf]``."""
 
         def mapped(tree: Tree, dim: int | None) -> Tree:
@@ -148,16 +157,16 @@ class NetworkSubject(Subject):
             order = torch.randperm(leaf.numel(), generator=generator)
             return leaf.flatten()[order].reshape(leaf.shape)
 
-        return self._mapped(other)
+        return self.mapped(other)
 
     def taking(self, agents: Sequence[int], *, joint_only: bool = False) -> NetworkSubject:
         """Agent ``i`` gets what agent ``agents[i]`` got as input."""
-        taken = self._mapped(lambda leaf: leaf[list(agents)])
+        taken = self.mapped(lambda leaf: leaf[list(agents)])
         if joint_only:
             return replace(self, inputs=(taken.inputs[0], *self.inputs[1:]))
         return taken
 
-    def with_agent(self, agent: int, other: NetworkSubject) -> NetworkSubject:
+    def with_agent(self, agent: int, other: Self) -> Self:
         """The same inputs, but for one agent's, which are those of the other subject."""
 
         def put(tree: Tree, new: Tree, dim: int | None) -> Tree:
@@ -181,9 +190,27 @@ class NetworkSubject(Subject):
         batch = (*self.batch[:axis], count, *self.batch[axis + 1 :])
         return replace(self, inputs=inputs, kwargs=cut(dict(self.kwargs), self.dims[-1]), batch=batch)
 
+    def without_batch_axes(self, count: int) -> NetworkSubject:
+        """The same without the first batch axes, each of size one; outputs have the agents where the first input has.
+
+        The agents go to the places that are left of those where they were.
+        """
+        batch = self.batch[count:]
+
+        def squeeze(tree: Tree, dim: int | None) -> Tree:
+            index = (*(() if dim is None else (slice(None),)), *(0,) * count)
+            return tree_map(lambda leaf: leaf[index], tree)
+
+        inputs = tuple(map(squeeze, self.inputs, self.dims[:-1]))
+        kwargs = squeeze(dict(self.kwargs), self.dims[-1])
+        dims = tuple(None if dim is None else min(dim, len(batch)) for dim in self.dims)
+        position = next(dim for dim in dims if dim is not None)
+        net = self.net.replace(agent_dim=dims if kwargs else dims[:-1], out_agent_dim=None)
+        return replace(self, net=net, inputs=inputs, kwargs=kwargs, dims=dims, out_dim=position, batch=batch)
+
     def watching_inputs(self) -> tuple[NetworkSubject, InputGradients]:
         """The same with inputs that want gradients, and from a loss to each agent's gradients by name of the input."""
-        watched = self._mapped(lambda leaf: leaf.clone().requires_grad_() if leaf.is_floating_point() else leaf)
+        watched = self.mapped(lambda leaf: leaf.clone().requires_grad_() if leaf.is_floating_point() else leaf)
         leaves: dict[str, Tensor] = {}
         for k, (tree, dim) in enumerate(zip((*watched.inputs, dict(watched.kwargs)), self.dims, strict=True)):
             if dim is not None:
@@ -217,7 +244,7 @@ class NetworkSubject(Subject):
         net = self.net.replace(n_agents=len(agents), sharing=slots)
         return replace(self.taking(agents), net=net)
 
-    def with_numbers_of(self, other: NetworkSubject) -> NetworkSubject:
+    def with_numbers_of(self, other: Self) -> Self:
         """The same inputs with the parameters and buffers of another subject."""
         return replace(self, params=other.params, state=other.state)
 
@@ -232,6 +259,21 @@ class NetworkSubject(Subject):
             return out
 
         return replace(self, params=moved(self.params), state=moved(self.state))
+
+    def with_parameters(self, params: Params) -> NetworkSubject:
+        """The same with these parameters, stacked."""
+        return replace(self, params=params)
+
+    def gradient_of(self, agent: int) -> Params:
+        """The gradient of one agent's part of the training loss, by an ordinary module: in its own slots."""
+        args, kwargs = self.seen_by(agent)
+        module = self.agent_module(agent)
+        own = dict(module.named_parameters())
+        loss = (agent + 1) * self.loss(module(*args, **kwargs))
+        found = {name: torch.zeros_like(leaf) for name, leaf in self.params.items()}
+        for name, gradient in _gradients(loss, own).items():
+            found[name][self.slots[name][agent]] = gradient
+        return found
 
     def watching_parameters(self) -> tuple[NetworkSubject, Gradients]:
         """The same with parameters that want gradients, and from a loss to its gradient."""
@@ -314,6 +356,21 @@ class NetworkSubject(Subject):
             args[0] = tree_map(lambda leaf: leaf.movedim(0, b).flatten(b, b + 1), self.inputs[0])
         return tuple(args), see(dict(self.kwargs), self.dims[-1])
 
+    def built(self, seed: int) -> tuple[Params, Params]:
+        """Parameters and buffers of a module built under a seed of torch's global generator, which is restored."""
+        assert self.build is not None
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            torch.manual_seed(seed)
+            module: nn.Module = self.build()
+            if any(nn.parameter.is_lazy(p) for p in module.parameters()):
+                module.eval()(*self.net.module_spec.example)
+            return dict(module.named_parameters()), dict(module.named_buffers())
+
+    def drawn_leaves(self) -> list[str]:
+        """The parameters that a module draws at random, and does not set."""
+        one, other = self.built(0)[0], self.built(1)[0]
+        return [name for name, leaf in one.items() if not torch.equal(leaf, other[name])]
+
     def agent_module(self, agent: int) -> nn.Module:
         """An ordinary module with one agent's parameters and buffers."""
         return self.ops.agent_module(self.net, self.params, agent, self.state if self.state else None)
@@ -349,3 +406,15 @@ def _shuffled(given: list[int], rng: random.Random) -> list[int]:
     shuffled = list(given)
     rng.shuffle(shuffled)
     return shuffled if shuffled != given else [*given[1:], *given[:1]]
+
+
+def moved(leaves: Params, generator: torch.Generator) -> Params:
+    """Floats a random factor and step from where they start, integers a few up: no two slots agree."""
+    moved: Params = {}
+    for name, leaf in leaves.items():
+        if leaf.is_floating_point():
+            factor, step = torch.randn((2, *leaf.shape), generator=generator, dtype=torch.float64)
+            moved[name] = leaf * torch.exp(0.25 * factor) + 0.25 * step * step
+        else:
+            moved[name] = leaf + torch.randint(1, 100, leaf.shape, generator=generator)
+    return moved

@@ -1,4 +1,4 @@
-"""What inference finds: which sets of agents have which elements of a parameter or buffer, and the slot maps that fit."""
+"""What inference finds: which sets of agents have which elements of a leaf, and the slot maps that fit."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ class Reached:
         at: ``{agents: the first such element}``.
         axis: the axis along which the sets change, as in a stack ``[n, *leaf]``; None where one set has all.
         along: the agents at each place of that axis; ``()`` at a place that nobody reaches.
+        is_buffer: whether it is a buffer, which agents write and read, and no parameter.
     """
 
     name: str
@@ -35,6 +36,18 @@ class Reached:
     at: Mapping[Agents, tuple[int, ...]]
     axis: int | None
     along: tuple[Agents, ...]
+    is_buffer: bool = False
+
+    @property
+    def tells_apart(self) -> bool:
+        """Whether it is what ids are: one place of a matrix or vector for each agent, and the others for all.
+
+        So are the rows of a learned embedding, and the columns that one-hot ids meet in the first layer.
+        """
+        alone = sorted(agents for agents in self.along if len(agents) == 1)
+        every = {agent for agents in self.along for agent in agents}
+        others = {agents for agents in self.along if len(agents) > 1}
+        return len(self.shape) <= 2 and alone == [(agent,) for agent in sorted(every)] and len(others) <= 1
 
     @property
     def slots(self) -> tuple[Agents, ...] | None:

@@ -17,7 +17,7 @@ def _lazy(leaf: Any) -> bool:
 
 
 @contextmanager
-def seeded(seed: int) -> Generator[None]:
+def seeded(seed: int, others: int | None = None) -> Generator[None]:
     """torch's global generators under a seed; put back afterwards."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -25,7 +25,7 @@ def seeded(seed: int) -> Generator[None]:
 
 
 @contextmanager
-def kept(module: nn.Module) -> Generator[None]:
+def kept(module: nn.Module) -> Generator[Any]:
     """Parameters, buffers and training flags are what they were, afterwards."""
     flags = {part: part.training for part in module.modules()}
     tables = [
@@ -36,7 +36,7 @@ def kept(module: nn.Module) -> Generator[None]:
     ]
     held = [(leaf, leaf.detach().clone()) for leaf in (*module.parameters(), *module.buffers()) if not _lazy(leaf)]
     try:
-        yield
+        yield Snapshot(module)
     finally:
         for part, flag in flags.items():
             part.training = flag
@@ -47,3 +47,19 @@ def kept(module: nn.Module) -> Generator[None]:
             for leaf, was in held:
                 if not leaf.is_meta and leaf.shape == was.shape and not torch.equal(leaf, was):
                     leaf.data.copy_(was)  # autograd counts no version: a graph may hold the leaf
+
+
+class Snapshot:
+    """Stub."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+
+    def changed(self) -> list[str]:
+        """Stub."""
+        return []
+
+
+def all_modules(module: nn.Module) -> list[nn.Module]:
+    """Stub."""
+    return list(module.modules())

@@ -131,6 +131,11 @@ class Subject(ABC):
         return [every if self.centralized else {agent} for agent in range(self.n)]
 
     @property
+    def responds(self) -> bool:
+        """Whether outputs are known to depend on inputs, in every case."""
+        return False
+
+    @property
     def tells_agents_apart(self) -> bool:
         """Whether it knows agents by ids of their own, or by their place in a graph."""
         return False

@@ -1,13 +1,10 @@
-"""Trees in and out of slots, names of slot maps, memory, copies, and counting."""
+"""Trees in and out of slots, names of slot maps, memory, and counting."""
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from functional_marl._errors import SharingError
@@ -15,24 +12,17 @@ from functional_marl._pytrees import Tree, flatten, leaf_names, tree_map
 from functional_marl._sharing import Sharing
 from functional_marl.laws._capabilities import (
     ANY_FACTORY,
-    EVALUATION,
     FACTORY,
-    GRADIENTS,
-    MODULE,
     NO_SPARE_SLOTS,
-    NUMBERS,
     ONE_SHARING,
-    REPEATABLE,
-    RUNS,
     SLOTS,
 )
-from functional_marl.laws._compare import Broken, agree, broken, differ
+from functional_marl.laws._compare import Broken, agree, broken
 from functional_marl.laws._law import law
 from functional_marl.laws._module_subject import ModuleSubject
 from functional_marl.laws._network_subject import NetworkSubject
 
 __all__ = [
-    "copies_are_whole",
     "nothing_is_aliased",
     "number_of_parameters",
     "presets_are_explicit_maps",
@@ -125,28 +115,6 @@ def nothing_is_aliased(s: NetworkSubject) -> None:
         slots[0][:] = [0] * s.n
         if any(list(sharing) != list(range(s.n)) for sharing in net.sharing_spec.values()):
             broken(f"network: its slot maps changed with the caller's list: {net.sharing_spec}")
-
-
-@law(33, MODULE, RUNS, NUMBERS, GRADIENTS, EVALUATION, REPEATABLE, default=False)
-def copies_are_whole(s: ModuleSubject) -> None:
-    """y of deepcopy(f) follows the parameters of the copy, and load_state_dict(f.state_dict()) gives y of f.
-
-    A copy computes with its own parameters and with nobody else's.
-    """
-    wanted = s.outputs()
-    host = copy.copy(s.host)
-    try:
-        host.module = copy.deepcopy(s.host.module)
-    except Exception as error:
-        broken(f"deepcopy: {type(error).__name__}: {error}")
-    twin = replace(s, host=host)
-    with torch.no_grad():
-        for leaf in host.module.parameters():
-            leaf.mul_(0.5).add_(0.25)
-    differ(twin.outputs(), wanted, "parameters of a deepcopy changed: its outputs")
-    agree(s.outputs(), wanted, "parameters of a deepcopy changed: outputs of the original", exact=True)
-    host.module.load_state_dict(s.host.module.state_dict())
-    agree(twin.outputs(), wanted, "state_dict loaded into a deepcopy: outputs", exact=True)
 
 
 @law(35, ANY_FACTORY, ONE_SHARING)

@@ -1,136 +1,153 @@
-"""Laws 24 to 27: what training does to slots."""
+"""What training does to who shares what (laws 24 to 27)."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping
 from fnmatch import fnmatchcase
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from functional_marl._pytrees import Params
-from functional_marl.laws.law import agree, broken, differ, law
-from functional_marl.laws.subject import Subject
+from functional_marl.laws._capabilities import (
+    AGENTS_IN_OUTPUTS,
+    ANONYMOUS,
+    APART,
+    CLUSTER,
+    GRADIENTS,
+    LOCAL,
+    NOT_CENTRALIZED,
+    NUMBERS,
+    REPEATABLE,
+    RUNS,
+    SEVERAL_AGENTS,
+    SLOTS,
+)
+from functional_marl.laws._compare import agree, broken, differ
+from functional_marl.laws._law import law
+from functional_marl.laws._module_subject import ModuleSubject
+from functional_marl.laws._network_subject import NetworkSubject
+from functional_marl.laws._subject import Subject
 
 __all__ = [
     "frozen_stays",
     "optimizer_commutes_with_stacking",
     "slot_gradient_is_the_sum",
+    "slots_stay_together",
     "tied_agents_stay_tied",
+    "training_others_changes_nothing",
 ]
 
-
-def _gradients(s: Subject, params: Params, others: Params | None = None) -> Params:
-    """The gradient of the sum of all agents' losses with respect to ``params``; ``others`` stand by."""
-    leaves = {name: leaf.detach().clone().requires_grad_() for name, leaf in params.items()}
-    whole = {**leaves, **(others or {})}
-    called = replace(s, params={name: whole[name] for name in s.own})
-    loss = s.training_loss(called.outputs())
-    found = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True, materialize_grads=True)
-    return dict(zip(leaves, found, strict=True))
+_TRAINS = (RUNS, NUMBERS, GRADIENTS, AGENTS_IN_OUTPUTS)
 
 
-def _step(s: Subject, params: Params, gradients: Sequence[Mapping[str, Tensor]]) -> Params:
-    """The parameters after a few steps of ``ops.optimizer`` with these gradients."""
-    leaves = {name: leaf.detach().clone() for name, leaf in params.items()}
-    optimizer: Any = s.ops.optimizer(list(leaves.values()), lr=0.05)
-    for gradient in gradients:
-        for name, leaf in leaves.items():
-            leaf.grad = gradient[name].contiguous()
-        optimizer.step()
-    for leaf in leaves.values():
-        leaf.grad = None
-    return leaves
-
-
-@law(24, "parameters", "settings")
-def slot_gradient_is_the_sum(s: Subject) -> None:
+@law(24, *_TRAINS, SEVERAL_AGENTS)
+def slot_gradient_is_the_sum(s: NetworkSubject | ModuleSubject) -> None:
     """∂L / ∂P[ℓ][s] = Σ_{σ_ℓ(i) = s} ∂L / ∂θ_i[ℓ].
 
-    The gradient of a slot is the sum of what its agents would get as independent ones.
+    The gradient of a number is the sum of what each of its agents' losses alone gives.
     """
-    # The right side without the operation under test: ordinary modules, one an agent.
-    rows: list[Params] = []
-    for i in range(s.n):
-        args, kwargs = s.seen_by(i)
-        module = s.ops.agent_module(s.net, s.own, i, s.state if s.state else None)
-        wanted = dict(module.named_parameters())
-        loss = (i + 1) * s.loss(module(*args, **kwargs))
-        found = torch.autograd.grad(loss, list(wanted.values()), allow_unused=True, materialize_grads=True)
-        rows.append(dict(zip(wanted, found, strict=True)))
-    for name, gradient in _gradients(s, s.own).items():
-        for slot in range(s.slots[name].n_slots):
-            members = s.slots[name].members(slot)
-            total = sum((rows[i][name] for i in members), torch.zeros_like(gradient[slot]))
-            agree(gradient[slot], total, f"slot {slot} of agents {list(members)}: gradient of {name}")
+    watched, gradients = s.watching_parameters()
+    together = gradients(s.training_loss(watched.outputs()))
+    rows = [s.gradient_of(i) for i in range(s.n)]
+    # Rounding is that of the largest gradient on the way: ahead of a norm a bias gets none, but its rounding.
+    largest = max((float(leaf.abs().max()) for row in rows for leaf in row.values() if leaf.numel()), default=0.0)
+    for name, gradient in together.items():
+        total = torch.stack([row[name] for row in rows]).sum(0)
+        found, wanted = (torch.cat([leaf.flatten(), leaf.new_tensor([largest])]) for leaf in (gradient, total))
+        agree(found, wanted, f"all {s.n} agents together: gradient of {name}, flat")
 
 
-@law(25, "parameters", "a cluster")
+@law(25, *_TRAINS, CLUSTER, NOT_CENTRALIZED, ANONYMOUS, REPEATABLE)
 def tied_agents_stay_tied(s: Subject) -> None:
-    """σ_ℓ(i) = σ_ℓ(j) implies θ_i[ℓ] = θ_j[ℓ] after any step, and P[s] moves by its own gradient.
+    """σ(i) = σ(j) and x_i = x_j imply y_i = y_j after a step of training, too.
 
-    Agents in a slot stay one through training.
+    Agents of one slot stay one through training, parameters and buffers: copies that only start alike drift apart.
     """
-    gradients = _gradients(s, s.own)
-    after = _step(s, s.own, [gradients, gradients])
-    trees: list[Params] = s.ops.unstack_agents(s.net, after)
-    for name in s.own:
-        for slot in range(s.slots[name].n_slots):
-            for i in s.slots[name].members(slot):
-                agree(trees[i][name], after[name][slot], f"after a step, agent {i} in slot {slot}: {name}", exact=True)
-    stepped = replace(s, params=after)
-    leader = [next(m[0] for m in s.classes() if i in m) for i in range(s.n)]
-    equal = stepped.taking(leader)
-    if not s.net.centralized:
-        outputs = equal.outputs()
-        for i, j in enumerate(leader):
+    stepped = s.stepped(s.training_loss)
+    leader = [next(members[0] for members in s.classes() if i in members) for i in range(s.n)]
+    outputs = stepped.taking(leader).outputs()
+    for i, j in enumerate(leader):
+        if i != j:
             agree(outputs[i], outputs[j], f"after a step, agents {j} and {i} with equal inputs: output")
 
 
-@law(26, "parameters")
-def frozen_stays(s: Subject) -> None:
+@law(25, SLOTS)
+def slots_stay_together(s: NetworkSubject) -> None:
+    """σ_ℓ(i) = σ_ℓ(j) implies θ_i[ℓ] = θ_j[ℓ] after any step.
+
+    After training each agent still has what its slot has, to the bit.
+    """
+    stepped = s.stepped(s.training_loss)
+    trees: list[Params] = s.ops.unstack_agents(s.net, stepped.params)
+    for name in s.params:
+        for slot in range(s.slots[name].n_slots):
+            for i in s.slots[name].members(slot):
+                where = f"after a step, agent {i} in slot {slot}: {name}"
+                agree(trees[i][name], stepped.params[name][slot], where, exact=True)
+
+
+@law(25, *_TRAINS, APART, LOCAL, REPEATABLE)
+def training_others_changes_nothing(s: Subject) -> None:
+    """σ(i) ∩ σ(j) = ∅ implies that y_i after a step of training does not change with the x_j that it trained on.
+
+    Agents that share nothing learn apart: what one trains on changes nothing of the other, running statistics included.
+    """
+    other = s.redrawn(s.seed + 1000)
+    after = s.with_numbers_of(s.stepped(s.training_loss)).outputs(train=False)
+    for j in s.agents:
+        moved = s.with_agent(j, other).stepped(s.training_loss)
+        outputs = s.with_numbers_of(moved).outputs(train=False)
+        for i in range(s.n):
+            if s.share_nothing(i, j):
+                agree(outputs[i], after[i], f"agent {i}'s output after agent {j} has trained on other data")
+
+
+@law(26, SLOTS)
+def frozen_stays(s: NetworkSubject) -> None:
     """combine(frozen, step(trained)) = P on every frozen leaf; combine(partition(P)) = P.
 
     A part that ``partition`` set aside stays the same to the bit, the rest learns, and no leaf is lost.
     """
-    names = list(s.own)
+    names = list(s.params)
     chosen = names[s.seed % len(names)]
     # The second pattern matches the chosen leaf too: the first decides.
     patterns = {chosen: "frozen", f"{chosen[:1]}*": "trained", "*": "trained"}
     deciding = {next(p for p in patterns if fnmatchcase(name, p)) for name in names}
     patterns = {p: label for p, label in patterns.items() if p in deciding}  # one that decides nothing is refused
-    parts: dict[str, Params] = s.ops.partition(s.own, patterns)
-    agree(s.ops.combine(*parts.values()), s.own, "partition and combine: params", exact=True)
+    parts: dict[str, Params] = s.ops.partition(s.params, patterns)
+    agree(s.ops.combine(*parts.values()), s.params, "partition and combine: params", exact=True)
     frozen = [name for name in names if next(patterns[p] for p in patterns if fnmatchcase(name, p)) == "frozen"]
     if set(parts.get("frozen", {})) != set(frozen):
         broken(f"partition by {patterns}: expected the frozen {frozen}, got {list(parts.get('frozen', {}))}")
     trained = parts.get("trained")
     if not trained:
         return
-    gradients = _gradients(s, trained, parts["frozen"])
-    after = s.ops.combine(parts["frozen"], _step(s, trained, [gradients]))
+    watched, gradients = s.watching_parameters()
+    found = gradients(s.training_loss(watched.outputs()))
+    after = s.ops.combine(parts["frozen"], s.optimized(trained, [found]))
     for name in frozen:
-        agree(after[name], s.own[name], f"frozen {name} after a step", exact=True)
+        agree(after[name], s.params[name], f"frozen {name} after a step", exact=True)
     differ(
-        {name: after[name] for name in trained}, {name: s.own[name] for name in trained}, "trained leaves after a step"
+        {name: after[name] for name in trained},
+        {name: s.params[name] for name in trained},
+        "trained leaves after a step",
     )
 
 
-@law(27, "parameters", "settings", "several agents")
-def optimizer_commutes_with_stacking(s: Subject) -> None:
+@law(27, SLOTS, SEVERAL_AGENTS)
+def optimizer_commutes_with_stacking(s: NetworkSubject) -> None:
     """step(stack_i θ_i) = stack_i step(θ_i) for elementwise optimizers; clip(stack_i g_i) ≠ stack_i clip(g_i).
 
     Adam on stacked leaves trains each agent as if alone. A clip by the global norm mixes the agents.
     """
     t = s.tiled()
-    first = _gradients(t, t.own)
-    second = _gradients(t, {name: leaf - 0.01 * first[name] for name, leaf in t.own.items()})
-    together = _step(t, t.own, [first, second])
+    first = _gradient(t)
+    second = _gradient(t.with_parameters({name: leaf - 0.01 * first[name] for name, leaf in t.params.items()}))
+    together = t.optimized(t.params, [first, second])
     each = [
-        _step(t, tree, [{k: g[i] for k, g in first.items()}, {k: g[i] for k, g in second.items()}])
-        for i, tree in enumerate(t.ops.unstack_agents(t.net, t.own))
+        t.optimized(tree, [{k: g[i] for k, g in first.items()}, {k: g[i] for k, g in second.items()}])
+        for i, tree in enumerate(t.ops.unstack_agents(t.net, t.params))
     ]
     agree(together, t.ops.stack_agents(each), "two steps of the optimizer: params")
 
@@ -146,3 +163,8 @@ def optimizer_commutes_with_stacking(s: Subject) -> None:
     limit = min(norms) / 2
     alone = t.ops.stack_agents([clipped(row, limit) for row in rows])
     differ(clipped(first, limit), alone, f"gradients of norms {norms} clipped to {limit:.3g} together and alone")
+
+
+def _gradient(s: NetworkSubject) -> Params:
+    watched, gradients = s.watching_parameters()
+    return gradients(s.training_loss(watched.outputs()))
