@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any
+
+from torch import Tensor
 
 from functional_marl._network import Network
 from functional_marl.laws._law import Capability
 from functional_marl.laws._module_subject import ModuleSubject
 from functional_marl.laws._network_subject import NetworkSubject
-
-from torch import Tensor
 
 # --- who shares, who sees whom --------------------------------------------------------------------------------
 
@@ -29,7 +30,7 @@ CLUSTER = Capability(
 )
 APART = Capability(
     "agents that share nothing",
-    lambda s: any(s.share_nothing(i, j) for i, j in s.pairs()),
+    lambda s: any(s.share_nothing(i, j) for i, j in itertools.combinations(range(s.n), 2)),
     "no two agents share nothing",
 )
 SEVERAL_SLOTS = Capability(
@@ -47,7 +48,7 @@ LOCAL = Capability(
 CENTRALIZED = Capability("a centralized network", lambda s: s.centralized, "the module is not centralized")
 GRAPH = Capability(
     "agents that do not hear all others",
-    lambda s: not s.centralized and any(1 < len(h) for h in s.hears) and any(len(h) < s.n for h in s.hears),
+    lambda s: not s.centralized and any(len(h) > 1 for h in s.hears) and any(len(h) < s.n for h in s.hears),
     "no graph of communication is claimed",
 )
 NOT_CENTRALIZED = Capability(
@@ -61,10 +62,8 @@ ANONYMOUS = Capability(
 
 RUNS = Capability("a module that runs", lambda s: s.fault is None, "the module raises on the example")
 NUMBERS = Capability("outputs without NaN", lambda s: s.gives_numbers, "outputs hold NaN: see outputs_are_numbers")
-A_BATCH = Capability("a batch", lambda s: bool(s.batch), "the example has no batch axis")
-AGENTS_IN_OUTPUTS = Capability(
-    "outputs by agent", lambda s: s.has_agents_in_outputs, "outputs have no axis of agents"
-)
+A_BATCH = Capability("a batch", lambda s: bool(s.batch_sizes), "the example has no batch axis")
+AGENTS_IN_OUTPUTS = Capability("outputs by agent", lambda s: s.has_agents_in_outputs, "outputs have no axis of agents")
 FLOAT_INPUTS = Capability("float inputs", lambda s: s.inputs_are_float, "no input of agents is float")
 EVALUATION = Capability("evaluation", lambda s: not s.train, "it is about evaluation only")
 REPEATABLE = Capability("calls that draw nothing", lambda s: s.repeatable, "calls draw random numbers")
@@ -78,9 +77,12 @@ GRADIENTS = Capability("gradients of parameters", lambda s: s.trains, "no parame
 INPUT_GRADIENTS = Capability(
     "gradients of inputs", lambda s: s.carries_gradients, "outputs carry no gradient of inputs"
 )
-LINES_UP = Capability(
-    "parameters that line up", lambda s: s.lines_up, "the agents' parameters do not line up"
+OWN_GRADIENTS = Capability(
+    "gradients that stay with an agent's own network",
+    lambda s: not isinstance(s, ModuleSubject) or not s.communicates or len(s.classes()) == 1,
+    "messages carry gradients to the networks of other agents",
 )
+LINES_UP = Capability("parameters that line up", lambda s: s.lines_up, "the agents' parameters do not line up")
 COPIES = Capability("a module that can be copied", lambda s: s.copies, "the module has no deepcopy")
 ORACLE = Capability(
     "one agent's network", lambda s: s.known_alone, "one agent's network is not known: state it with single= (--single)"
@@ -102,6 +104,11 @@ ONE_SHARING = Capability(
     "one slot map for all parameters",
     _of_modules(lambda s: len({tuple(sharing) for sharing in s.slots.values()}) == 1),
     "parameters are shared in different ways",
+)
+BUILD = Capability(
+    "a function that builds the module",
+    _of_modules(lambda s: s.host.build is not None),
+    "only one module was given, no function that builds it",
 )
 RESET = Capability(
     "reset_parameters",
@@ -139,7 +146,7 @@ def _of_networks(predicate: Callable[[NetworkSubject], bool]) -> Callable[[Any],
 
 
 def _trait(word: str, reason: str, name: str = "") -> Capability:
-    return Capability(name or word, _of_networks(lambda s: word in s.traits), reason)
+    return Capability(name or word, _of_networks(lambda s: word in s.traits), reason, networks_only=True)
 
 
 def _spare(s: NetworkSubject) -> bool:
@@ -152,17 +159,27 @@ def _wide(s: NetworkSubject) -> bool:
 
 
 SLOTS = Capability(
-    "slots", _of_networks(lambda s: isinstance(s.net, Network)), "it is about the slots of a functional_marl.Network"
+    "slots",
+    _of_networks(lambda s: isinstance(s.net, Network)),
+    "it is about the slots of a functional_marl.Network",
+    networks_only=True,
 )
-SPARE_SLOTS = Capability("slots without agents", _of_networks(_spare), "every slot has an agent")
+SPARE_SLOTS = Capability("slots without agents", _of_networks(_spare), "every slot has an agent", networks_only=True)
 NO_SPARE_SLOTS = Capability(
-    "agents in every slot", _of_networks(lambda s: not _spare(s)), "some slot has no agent"
+    "agents in every slot", _of_networks(lambda s: not _spare(s)), "some slot has no agent", networks_only=True
 )
 FACTORY = Capability(
-    "the factory of one agent", _of_networks(lambda s: s.build is not None), "it needs the factory of a Network"
+    "the factory of one agent",
+    _of_networks(lambda s: s.build is not None),
+    "it needs the factory of a Network",
+    networks_only=True,
 )
-BUFFERS = Capability("buffers", _of_networks(lambda s: bool(s.net.state_sharing)), "there are no buffers")
-WIDE_INPUTS = Capability("more features than agents", _of_networks(_wide), "inputs have too few features for ids")
+BUFFERS = Capability(
+    "buffers", _of_networks(lambda s: bool(s.net.state_sharing)), "there are no buffers", networks_only=True
+)
+WIDE_INPUTS = Capability(
+    "more features than agents", _of_networks(_wide), "inputs have too few features for ids", networks_only=True
+)
 NO_MASK = Capability(
     "inputs without a mask of agents",
     lambda s: not isinstance(s, NetworkSubject) or "masks agents" not in s.traits,

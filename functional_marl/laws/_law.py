@@ -23,11 +23,13 @@ class Capability:
         name: what it is called, as ``--list`` shows it.
         holds: whether a subject has it.
         reason: why a law says nothing about a subject without it.
+        networks_only: whether only our own networks can have it.
     """
 
     name: str
     holds: Callable[[Any], bool]
     reason: str
+    networks_only: bool = False
 
     def __repr__(self) -> str:
         return f"<capability: {self.name}>"
@@ -101,6 +103,11 @@ class Law:
         self.check = check
         self.__doc__ = check.__doc__
         self.__wrapped__ = check
+
+    @property
+    def networks_only(self) -> bool:
+        """Whether it is about our own networks alone."""
+        return any(each.networks_only for each in self.requires)
 
     def why_not(self, subject: Any) -> str:
         """Why the law says nothing about this subject; empty if it applies."""
