@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any
+
+from torch import Tensor
 
 from functional_marl._network import Network
 from functional_marl.laws._law import Capability
 from functional_marl.laws._module_subject import ModuleSubject
 from functional_marl.laws._network_subject import NetworkSubject
-
-from torch import Tensor
 
 
 class _OfKind:
@@ -45,7 +46,7 @@ CLUSTER = Capability(
 )
 APART = Capability(
     "agents that share nothing",
-    lambda s: any(s.share_nothing(i, j) for i, j in s.pairs()),
+    lambda s: any(s.share_nothing(i, j) for i, j in itertools.combinations(range(s.n), 2)),
     "no two agents share nothing",
 )
 SEVERAL_SLOTS = Capability(
@@ -64,7 +65,7 @@ CENTRALIZED = Capability("a centralized network", lambda s: s.centralized, "the 
 GRAPH = Capability(
     "agents that do not hear all others",
     _of_modules(
-        lambda s: not s.centralized and any(1 < len(heard) for heard in s.hears) and any(len(h) < s.n for h in s.hears)
+        lambda s: not s.centralized and any(len(h) > 1 for h in s.hears) and any(len(h) < s.n for h in s.hears)
     ),
     "no graph of communication is claimed",
 )
@@ -79,10 +80,8 @@ ANONYMOUS = Capability(
 
 RUNS = Capability("a module that runs", lambda s: s.fault is None, "the module raises on the example")
 NUMBERS = Capability("outputs without NaN", lambda s: s.gives_numbers, "outputs hold NaN: see outputs_are_numbers")
-A_BATCH = Capability("a batch", lambda s: bool(s.batch), "the example has no batch axis")
-AGENTS_IN_OUTPUTS = Capability(
-    "outputs by agent", lambda s: s.has_agents_in_outputs, "outputs have no axis of agents"
-)
+A_BATCH = Capability("a batch", lambda s: bool(s.batch_sizes), "the example has no batch axis")
+AGENTS_IN_OUTPUTS = Capability("outputs by agent", lambda s: s.has_agents_in_outputs, "outputs have no axis of agents")
 FLOAT_INPUTS = Capability("float inputs", lambda s: s.inputs_are_float, "no input of agents is float")
 EVALUATION = Capability("evaluation", lambda s: not s.train, "it is about evaluation only")
 REPEATABLE = Capability("calls that draw nothing", lambda s: s.repeatable, "calls draw random numbers")
@@ -99,9 +98,12 @@ GRADIENTS = Capability("gradients of parameters", lambda s: s.trains, "no parame
 INPUT_GRADIENTS = Capability(
     "gradients of inputs", lambda s: s.carries_gradients, "outputs carry no gradient of inputs"
 )
-LINES_UP = Capability(
-    "parameters that line up", lambda s: s.lines_up, "the agents' parameters do not line up"
+OWN_GRADIENTS = Capability(
+    "gradients that stay with an agent's own network",
+    lambda s: not isinstance(s, ModuleSubject) or not s.communicates or len(s.classes()) == 1,
+    "messages carry gradients to the networks of other agents",
 )
+LINES_UP = Capability("parameters that line up", lambda s: s.lines_up, "the agents' parameters do not line up")
 COPIES = Capability("a module that can be copied", lambda s: s.copies, "the module has no deepcopy")
 ORACLE = Capability(
     "one agent's network", lambda s: s.known_alone, "one agent's network is not known: state it with single= (--single)"
@@ -118,6 +120,11 @@ ONE_SHARING = Capability(
     "one slot map for all parameters",
     lambda s: not isinstance(s, ModuleSubject) or len({tuple(sharing) for sharing in s.slots.values()}) == 1,
     "parameters are shared in different ways",
+)
+BUILD = Capability(
+    "a function that builds the module",
+    _of_modules(lambda s: s.host.build is not None),
+    "only one module was given, no function that builds it",
 )
 RESET = Capability(
     "reset_parameters",
@@ -171,9 +178,7 @@ SLOTS = Capability(
     "slots", _of_networks(lambda s: isinstance(s.net, Network)), "it is about the slots of a functional_marl.Network"
 )
 SPARE_SLOTS = Capability("slots without agents", _of_networks(_spare), "every slot has an agent")
-NO_SPARE_SLOTS = Capability(
-    "agents in every slot", _of_networks(lambda s: not _spare(s)), "some slot has no agent"
-)
+NO_SPARE_SLOTS = Capability("agents in every slot", _of_networks(lambda s: not _spare(s)), "some slot has no agent")
 FACTORY = Capability(
     "the factory of one agent", _of_networks(lambda s: s.build is not None), "it needs the factory of a Network"
 )

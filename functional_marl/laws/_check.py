@@ -12,7 +12,7 @@ from torch import nn
 
 from functional_marl._network import Network
 from functional_marl._sharing import Sharing
-from functional_marl.laws._capabilities import CLUSTER, LINES_UP, REPEATABLE, SHARED
+from functional_marl.laws._capabilities import APART, CLUSTER, LINES_UP, REPEATABLE, SHARED
 from functional_marl.laws._claims import Claims
 from functional_marl.laws._infer import inferred
 from functional_marl.laws._law import LAWS, Law, LawViolation
@@ -155,8 +155,10 @@ class _Check:
             pairs = [(i, j) for i, j in pairs if j in host.group_of(i)]
             classes = ModuleSubject(host, train=train).classes() if CLUSTER in law.requires else [range(host.n_agents)]
             pairs = [pair for pair in pairs if any(set(pair) <= set(members) for members in classes)]
-            if not pairs:
+            if not pairs and host.n_agents > 1:
                 raise CheckError("no two agents have inputs of one form")
+        if APART in law.requires:
+            pairs = [pair for pair in pairs if ModuleSubject(host, train=train).share_nothing(*pair)]
         pairs = pairs[:64] or [(0, 0)]
         if not law.every_case:
             yield ModuleSubject(host, pairs[0], None, self.seed, train)
@@ -243,6 +245,8 @@ def check(
     """
     chosen, left_out = laws_named(laws), {law.name for law in laws_named(list(skip))}
     host = _under_test(subject, _claims(claims, stated), seed)
+    if not isinstance(host.module, NetworkModule):
+        chosen = [law for law in chosen if law.is_about(ModuleSubject)]
     single = host.claims.single
     if host.fault is not None and (single is None or host.centralized):
         raise CheckError(f"the module raises on the example: {type(host.fault).__name__}: {host.fault}")

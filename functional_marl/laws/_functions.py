@@ -1,4 +1,7 @@
 """Stub."""
+
 from typing import Any
+
+
 def function_module(function: Any, params: Any) -> Any:
     raise NotImplementedError

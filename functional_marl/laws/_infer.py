@@ -9,24 +9,23 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import count
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from functional_marl._sharing import Sharing
 from functional_marl.laws._claims import Claims
-from functional_marl.laws._compare import gap
+from functional_marl.laws._infer_buffers import shared_buffers
 from functional_marl.laws._module_case import ModuleCase
 from functional_marl.laws._module_under_test import ModuleUnderTest, module_of
-from functional_marl.laws._infer_buffers import shared_buffers
 from functional_marl.laws._reached import Inferred, reached
 from functional_marl.laws._restore import kept
 from functional_marl.laws._subject import CheckError, generic_loss
 
 __all__ = ["gradients_by_agent", "infer_sharing", "inferred", "pairs_of_parts", "part"]
+
 
 @contextmanager
 def _trainable(module: nn.Module) -> Generator[None]:

@@ -51,6 +51,12 @@ class ModuleCase:
         """The number of agents."""
         return self.host.n_agents
 
+    @property
+    def batch_sizes(self) -> tuple[int, ...]:
+        """The sizes of the batch axes."""
+        sizes = [leaf.shape for leaf, has in zip(self.leaves, self.host.batched, strict=True) if has]
+        return tuple(sizes[0][: self.host.batch_dims]) if sizes else ()
+
     # --- inputs -------------------------------------------------------------------------------------------
 
     def _drawn(self) -> list[Tensor]:
@@ -144,9 +150,7 @@ class ModuleCase:
         after: dict[str, Tensor] = {}
         return self.by_agent(self._run(True, 0, None, after)), after
 
-    def _run(
-        self, train: bool | None, fold: int, others: int | None, after: dict[str, Tensor] | None = None
-    ) -> Tree:
+    def _run(self, train: bool | None, fold: int, others: int | None, after: dict[str, Tensor] | None = None) -> Tree:
         train = self.train if train is None else train
         seed = self.seed + 7919 * fold
         return self.host.run(self.leaves, train=train, seed=seed, numbers=self.numbers, after=after, others=others)

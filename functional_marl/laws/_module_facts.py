@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from functional_marl._pytrees import Tree, flatten
+from functional_marl.laws._compare import gap
 from functional_marl.laws._module_case import ModuleCase
 from functional_marl.laws._module_under_test import ModuleUnderTest
 
-__all__ = ["draws_here", "fact", "gives_numbers", "repeats", "samples", "trains_otherwise"]
+__all__ = ["draws_here", "fact", "gives_numbers", "mixes_rows", "repeats", "samples", "trains_otherwise"]
 
 
 def fact(host: ModuleUnderTest, name: str, train: bool, find: Callable[[], bool]) -> bool:
@@ -62,6 +63,29 @@ def trains_otherwise(host: ModuleUnderTest) -> bool:
         return drawn or moved or not _same(outputs, case.outputs(train=False))
 
     return fact(host, "training", True, find)
+
+
+def mixes_rows(host: ModuleUnderTest, train: bool) -> bool:
+    """Whether a row of the batch changes with the other rows, as where statistics of the batch are used."""
+
+    def find() -> bool:
+        case = ModuleCase(host, seed=21, train=train)
+        if not case.batch_sizes or case.batch_sizes[0] < 2:
+            return False
+        rest = case.redrawn(22).at(slice(1, None))
+        others = [torch.cat([a[:1], b]) if has else a for a, b, has in _with_batches(case, rest)]
+        try:
+            before, after = case.outputs(), replace(case, leaves=tuple(others)).outputs()
+        except Exception:
+            return False
+        pairs = zip(flatten(before)[0], flatten(after)[0], strict=True)
+        return any(bool(gap(a[:1], b[:1], oracle=True)) for a, b in pairs)
+
+    return fact(host, "mixes rows", train, find)
+
+
+def _with_batches(case: ModuleCase, other: ModuleCase) -> Iterator[tuple[Tensor, Tensor, bool]]:
+    return zip(case.leaves, other.leaves, case.host.batched, strict=True)
 
 
 def _equal(one: Tensor, other: Tensor) -> bool:

@@ -15,7 +15,7 @@ from functional_marl._pytrees import Tree, flatten
 from functional_marl._sharing import Sharing
 from functional_marl.laws._infer import gradients_by_agent, inferred, pairs_of_parts, part
 from functional_marl.laws._module_case import ModuleCase
-from functional_marl.laws._module_facts import fact, gives_numbers, repeats, samples
+from functional_marl.laws._module_facts import fact, gives_numbers, mixes_rows, repeats, samples
 from functional_marl.laws._reached import Reached
 from functional_marl.laws._restore import kept, seeded
 from functional_marl.laws._subject import CheckError, Gradients, InputGradients, Subject
@@ -86,13 +86,29 @@ class ModuleSubject(ModuleCase, Subject):
 
     @property
     def hears(self) -> Sequence[set[int]]:
-        """For each agent those whose inputs may change its outputs, by the claims."""
-        return self.host.hears
+        """For each agent those whose inputs may change its outputs, by the claims.
+
+        Where training uses statistics of the batch, as a batch norm does, agents of one network are rows of it, too.
+        """
+        if not (self.train and mixes_rows(self.host, True)):
+            return self.host.hears
+        together = {agent: set(members) for members in self.classes() for agent in members}
+        return [heard | together[agent] for agent, heard in enumerate(self.host.hears)]
 
     @property
     def tells_agents_apart(self) -> bool:
         """Whether ids or a graph of communication are claimed."""
         return self.host.claims.ids or self.host.claims.communication not in (None, False, True)
+
+    @property
+    def trains_unevenly(self) -> bool:
+        """Whether agents of one network may train different parts of it: some hear more than others."""
+        return self.host.claims.communication not in (None, False, True)
+
+    @property
+    def communicates(self) -> bool:
+        """Whether messages between agents are claimed."""
+        return self.host.claims.communication not in (None, False)
 
     @property
     def trains(self) -> bool:

@@ -72,6 +72,11 @@ class NetworkSubject(Subject):
         return self.net.n_agents
 
     @property
+    def batch_sizes(self) -> tuple[int, ...]:
+        """The sizes of the batch axes."""
+        return self.batch
+
+    @property
     def slots(self) -> dict[str, Sharing]:
         """The slot map of every leaf, parameters and buffers."""
         return {**self.net.sharing, **self.net.state_sharing}

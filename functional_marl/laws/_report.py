@@ -91,7 +91,9 @@ class Report:
                     if verdict.verdict == HOLDS
                     else _shown(verdict.case)
                 )
-                lines.append(f"{verdict.number:>3}  {verdict.law:<{width}} {'T' if verdict.train else ' '} {verdict.verdict:<9} {cases}")
+                lines.append(
+                    f"{verdict.number:>3}  {verdict.law:<{width}} {'T' if verdict.train else ' '} {verdict.verdict:<9} {cases}"
+                )
         skipped: dict[str, list[str]] = {}
         for verdict in self.verdicts:
             if verdict.verdict in (SKIPPED, NOT_APPLICABLE):
@@ -100,7 +102,9 @@ class Report:
             lines += textwrap.wrap(f"not applicable, {why}: {', '.join(laws)}", 110, subsequent_indent="     ")
         for verdict in self.violated:
             lines += ["", verdict.why, *textwrap.indent(verdict.snippet, "    ").splitlines()]
-        count = {kind: sum(v.verdict == kind for v in self.verdicts) for kind in (HOLDS, VIOLATED, NOT_APPLICABLE, SKIPPED)}
+        count = {
+            kind: sum(v.verdict == kind for v in self.verdicts) for kind in (HOLDS, VIOLATED, NOT_APPLICABLE, SKIPPED)
+        }
         counts = ", ".join(f"{number} {kind}" for kind, number in count.items())
         lines += ["", f"{counts}; sharing: {self.facts['sharing']}" if "sharing" in self.facts else counts]
         return "\n".join(lines)

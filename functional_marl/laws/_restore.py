@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import random
-import sys
 from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any

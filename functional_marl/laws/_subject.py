@@ -39,7 +39,6 @@ class Subject(ABC):
 
     seed: int
     train: bool = False  # whether calls are in training unless a law says otherwise
-    batch: tuple[int, ...]  # the sizes of the batch axes
 
     # --- what is known of it ------------------------------------------------------------------------------
 
@@ -47,6 +46,11 @@ class Subject(ABC):
     @abstractmethod
     def n(self) -> int:
         """The number of agents."""
+
+    @property
+    @abstractmethod
+    def batch_sizes(self) -> tuple[int, ...]:
+        """The sizes of the batch axes."""
 
     @property
     @abstractmethod

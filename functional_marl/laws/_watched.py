@@ -57,5 +57,3 @@ def watched(s: NetworkSubject) -> NetworkSubject:
 
 def trip() -> None:
     raise Trip
-
-

@@ -19,6 +19,7 @@ from functional_marl.laws._capabilities import (
     MASKS_AGENTS,
     NO_MASK,
     NUMBERS,
+    OWN_GRADIENTS,
     RUNS,
     SEVERAL_AGENTS,
     SLOTS,
@@ -108,7 +109,7 @@ def centralized_sees_all(s: Subject) -> None:
             broken(f"agent {i}'s output by {name} of agent {j}: expected a nonzero gradient, got zero in 8 draws")
 
 
-@law(20, RUNS, NUMBERS, GRADIENTS, AGENTS_IN_OUTPUTS, every_case=False)
+@law(20, RUNS, NUMBERS, GRADIENTS, AGENTS_IN_OUTPUTS, OWN_GRADIENTS, every_case=False)
 def gradient_reaches_own_slot(s: NetworkSubject | ModuleSubject) -> None:
     """∂L_i / ∂P[ℓ][s] = 0 for s ≠ σ_ℓ(i), and agents of one slot train the same numbers.
 
@@ -123,7 +124,9 @@ def gradient_reaches_own_slot(s: NetworkSubject | ModuleSubject) -> None:
         if leaf.name in s.slots:
             slots = list(s.slots[leaf.name])
             for agents in leaf.sets:
-                _belongs(leaf, agents, slots, s.tells_agents_apart and leaf.tells_apart)
+                _belongs(leaf, agents, slots)
+                if not s.trains_unevenly and not (len(agents) == 1 and s.tells_agents_apart and leaf.tells_apart):
+                    _belongs_to_all(leaf, agents, slots)
     trained = {agent for leaf in reached for agents in leaf.sets for agent in agents}
     for i in range(s.n):
         if trained and i not in trained:
@@ -142,21 +145,29 @@ def _stays_in_slots(s: NetworkSubject) -> None:
             broken(f"agent {i}'s loss: expected a nonzero gradient on its own slots, got zero on {list(found)}")
 
 
-def _belongs(leaf: Reached, agents: tuple[int, ...], slots: list[int], has_ids: bool) -> None:
-    """Raise unless the agents that train a number are those of one slot."""
+def _where(leaf: Reached, agents: tuple[int, ...]) -> tuple[str, str]:
+    """Which numbers some agents have, and whether they train them."""
     where = f"{leaf.name}{list(leaf.at[agents])}"
     count = f"{leaf.sets[agents]} of {sum(leaf.sets.values())} numbers"
-    verb = "write or read" if leaf.is_buffer else "train"
+    return "write or read" if leaf.is_buffer else "train", f"{where} ({count})"
+
+
+def _belongs(leaf: Reached, agents: tuple[int, ...], slots: list[int]) -> None:
+    """Raise if agents of two slots train one number."""
+    verb, where = _where(leaf, agents)
     for k, i in enumerate(agents):
         for j in agents[k + 1 :]:
             if slots[i] != slots[j]:
-                broken(f"agents {i} and {j} both {verb} {where} ({count}), and the claim {slots} keeps them apart")
-    if len(agents) == 1 and has_ids:
-        return  # what an agent's own id adds
+                broken(f"agents {i} and {j} both {verb} {where}, and the claim {slots} keeps them apart")
+
+
+def _belongs_to_all(leaf: Reached, agents: tuple[int, ...], slots: list[int]) -> None:
+    """Raise if some agents of a slot train a number and others do not."""
+    verb, where = _where(leaf, agents)
     for i in agents:
         for j in range(len(slots)):
             if j not in agents and slots[i] == slots[j]:
-                broken(f"agents {i} and {j}: {i} alone {verb}s {where} ({count}), and the claim {slots} shares it")
+                broken(f"agents {i} and {j}: {i} alone can {verb} {where}, and the claim {slots} shares it")
 
 
 def _trained_by(s: NetworkSubject, agents: Sequence[int], train: bool) -> tuple[dict[int, Tree], dict[str, Tensor]]:

@@ -17,6 +17,7 @@ from functional_marl._errors import StructureError
 from functional_marl._pytrees import Tree, flatten, tree_map
 from functional_marl._torch_compat import write_count
 from functional_marl.laws._capabilities import (
+    BUILD,
     EVALUATION,
     FACTORY,
     GRADIENTS,
@@ -41,6 +42,7 @@ __all__ = [
     "generators_are_untouched",
     "nothing_is_changed",
     "outputs_are_numbers",
+    "state_dicts_are_whole",
 ]
 
 
@@ -110,6 +112,7 @@ def _calls_change_nothing(s: ModuleSubject) -> None:
     for train, breaks in ((False, False), (True, False), (False, True), (True, True)):
         where = f"train={train}" + (", after an exception in the middle of a call" if breaks else "")
         with kept(module), seeded(s.seed):
+            flags = {name for name, part in module.train(train).named_modules() if part.training}
             watched_leaves = {"inputs": list(s.leaves), "parameters": list(module.parameters())}
             watched_leaves |= {} if train else {"buffers": list(module.buffers())}
             given = {what: [leaf for leaf in some if not leaf.is_meta] for what, some in watched_leaves.items()}
@@ -118,6 +121,10 @@ def _calls_change_nothing(s: ModuleSubject) -> None:
                 host.call(s.leaves, train)
             for what, some in given.items():
                 agree([leaf.detach() for leaf in some], before[what], f"{where}: {what}", exact=True)
+            now = {name for name, part in module.named_modules() if part.training}
+            if now != flags:
+                changed = sorted(name or "the module" for name in now ^ flags)
+                broken(f"{where}: the call has changed the flag training of {', '.join(changed)}")
             lost = sorted(set(names) - {name for name, _ in module.named_parameters()})
             if lost:
                 broken(f"{where}: the parameters {lost} are gone from the module")
@@ -267,3 +274,18 @@ def copies_are_whole(s: ModuleSubject) -> None:
     agree(s.outputs(), wanted, "parameters of a deepcopy changed: outputs of the original", exact=True)
     host.module.load_state_dict(s.host.module.state_dict())
     agree(twin.outputs(), wanted, "state_dict loaded into a deepcopy: outputs", exact=True)
+
+
+@law(33, MODULE, BUILD, RUNS, NUMBERS, EVALUATION, REPEATABLE, every_case=False)
+def state_dicts_are_whole(s: ModuleSubject) -> None:
+    """load(g, save(f)) makes y_g = y_f, for f and g built under different seeds.
+
+    A checkpoint has all numbers that outputs depend on.
+    """
+    other = s.host.again(s.seed + 1)
+    try:
+        other.module.load_state_dict(s.host.module.state_dict())
+    except Exception as error:
+        broken(f"state_dict loaded into a second module: {type(error).__name__}: {' '.join(str(error).split())[:160]}")
+    outputs = replace(s, host=other).outputs()
+    agree(outputs, s.outputs(), "state_dict loaded into a second module: outputs")

@@ -8,12 +8,14 @@ from dataclasses import replace
 from functools import lru_cache
 
 import torch
+from torch import Tensor
 
 from functional_marl._errors import RandomnessError
 from functional_marl._pytrees import Params, Tree, flatten
 from functional_marl.laws._capabilities import (
     AGENTS_IN_OUTPUTS,
     DRAWS_IN_TRAINING,
+    EVALUATION,
     LOCAL,
     MODULE,
     NO_SAMPLER,
@@ -24,10 +26,11 @@ from functional_marl.laws._capabilities import (
     SHOWS_MASK,
     SLOTS,
 )
-from functional_marl.laws._compare import Broken, agree, broken, differ, gap
+from functional_marl.laws._compare import Broken, agree, broken, gap
 from functional_marl.laws._law import law
 from functional_marl.laws._module_subject import ModuleSubject
 from functional_marl.laws._network_subject import NetworkSubject
+from functional_marl.laws._restore import kept, seeded
 from functional_marl.laws._subject import CheckError, Subject
 
 __all__ = [
@@ -39,7 +42,7 @@ __all__ = [
 ]
 
 
-@law(41, RUNS, first=True)
+@law(41, RUNS, EVALUATION, first=True)
 def results_follow_the_seed(s: Subject) -> None:
     """seed = seed' implies equal outputs, in evaluation and in training.
 
@@ -55,9 +58,21 @@ def results_follow_the_seed(s: Subject) -> None:
             other = s.outputs(train=train, others=1)
             where = f"torch's seed {s.seed} with other seeds of Python's random and numpy, train={train}: outputs"
             agree(other, one, where, exact=True)
+            _leaves_the_seed(s, train)
 
 
-@law(41, MODULE, RUNS, NO_SAMPLER, first=True)
+def _leaves_the_seed(s: ModuleSubject, train: bool) -> None:
+    """Raise if a call seeds torch's generator itself, or if a claimed sampler does not depend on the seed."""
+    states: list[Tensor] = []
+    for seed in (s.seed, s.seed + 1):
+        with kept(s.host.module), seeded(seed):
+            s.host.call(s.leaves, train)
+            states.append(torch.get_rng_state())
+    if torch.equal(*states):
+        broken(f"torch's generator after calls under two seeds, train={train}: expected different states, got the same")
+
+
+@law(41, MODULE, RUNS, EVALUATION, NO_SAMPLER, first=True)
 def evaluation_draws_nothing(s: ModuleSubject) -> None:
     """y does not depend on the seed where train = False.
 

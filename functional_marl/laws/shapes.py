@@ -90,7 +90,7 @@ def batch_is_a_loop(s: Subject) -> None:
     In evaluation a row of the batch is computed by itself. Not so along time: then claim batch_dims=0.
     """
     outputs = s.outputs()
-    for axis, size in enumerate(s.batch):
+    for axis, size in enumerate(s.batch_sizes):
         for b in range(min(size, 4)):
             piece = s.rows(axis, b, 1)
             try:
@@ -170,7 +170,7 @@ def empty_batches(s: Subject) -> None:
     A batch without rows gives outputs without rows, wherever one agent's module takes it.
     """
     empty = s.rows(0, 0, 0)
-    batch = list(empty.batch)
+    batch = list(empty.batch_sizes)
     if s.known_alone:
         try:
             for i in range(s.n):

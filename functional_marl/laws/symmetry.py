@@ -46,7 +46,9 @@ def _follow(s: Subject, moved: Subject, order: list[int]) -> None:
     """Raise unless agent ``i`` of ``moved`` gives what agent ``order[i]`` of ``s`` gives."""
     before, after = s.outputs(), moved.outputs()
     swapped = [i for i, j in enumerate(order) if i != j]
-    what = f"agents {swapped[0]} and {swapped[1]} change places" if len(swapped) == 2 else f"agents in the order {order}"
+    what = (
+        f"agents {swapped[0]} and {swapped[1]} change places" if len(swapped) == 2 else f"agents in the order {order}"
+    )
     for i, j in enumerate(order):
         agree(after[i], before[j], f"{what}, agent {i} with the input of agent {j}: output")
 
