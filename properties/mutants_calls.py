@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -59,7 +60,7 @@ mutant(
     apply=applied(outputs=lambda leaf, dim: torch.zeros(leaf.shape, dtype=leaf.dtype)),
 )
 mutant(
-    "kinds_are_kept",
+    "fresh_leaves_keep_kinds",
     "init_params ignores dtype=",
     init_params=lambda net, key, dtype=None, device=None: fm.init_params(net, key, device=device),
 )
@@ -96,14 +97,14 @@ def global_key(key: Tensor) -> Tensor:
     return fm.fold_in(key, int(torch.randint(2**31, ())))
 
 
-mutant("results_follow_the_key", "the key is not used", init_params=initialized_by(lambda net, key: 0))
+mutant("initialization_follows_the_key", "the key is not used", init_params=initialized_by(lambda net, key: 0))
 mutant(
-    "results_follow_the_key",
+    "initialization_follows_the_key",
     "torch's generator changes the result",
     init_params=initialized_by(lambda net, key: global_key(key)),
 )
 mutant(
-    "results_follow_the_key",
+    "initialization_follows_the_key",
     "training samples from a key of its own",
     apply=applied(how=lambda net, how: how | {"key": 0}, when=lambda net, train: train),
 )
@@ -168,6 +169,18 @@ mutant(
     ),
 )
 
+_calls = itertools.count()
+
+mutant("results_follow_the_seed", "calls are counted", apply=applied(outputs=lambda leaf, dim: leaf + next(_calls)))
+mutant(
+    "results_follow_the_seed",
+    "the key is lost",
+    apply=applied(
+        how=lambda net, how: {name: value for name, value in how.items() if name != "key"},
+        when=lambda net, train: train,
+    ),
+)
+
 # --- purity -----------------------------------------------------------------------------------------------
 
 
@@ -212,6 +225,14 @@ def reinitializing(build: Any, n_agents: int, **how: Any) -> fm.Network:
     return fm.network(build, n_agents, **how)
 
 
+def standardized(leaf: Tensor, dim: int) -> Tensor:
+    """By the deviation over the agents, which is zero for one agent."""
+    rest = leaf - leaf.mean(dim, keepdim=True)
+    return rest / (rest * rest).mean(dim, keepdim=True).sqrt()
+
+
+mutant("outputs_are_numbers", "divided by the deviation over the agents", apply=applied(outputs=standardized))
+mutant("outputs_are_numbers", "the root of negative numbers", apply=applied(outputs=lambda leaf, dim: leaf.sqrt()))
 mutant("nothing_is_changed", "the given module is initialized again", network=reinitializing)
 mutant("nothing_is_changed", "inputs are written in place", apply=writing_inputs)
 mutant("nothing_is_changed", "the state is written in place", apply=writing_state)

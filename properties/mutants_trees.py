@@ -42,7 +42,36 @@ def late_unstack(net: fm.Network, params: Params) -> list[Params]:
     return [trees[i] for i in late_boundary(range(len(trees)))]
 
 
-mutant("tied_agents_stay_tied", "off by one in unstack", unstack_agents=late_unstack)
+mutant("slots_stay_together", "off by one in unstack", unstack_agents=late_unstack)
+mutant(
+    "slots_stay_together",
+    "unstack rounds",
+    unstack_agents=lambda net, params: [
+        {name: leaf.float().to(leaf.dtype) for name, leaf in tree.items()} for tree in fm.unstack_agents(net, params)
+    ],
+)
+
+
+def gradient_leaks(net: fm.Network, params: Params) -> Params:
+    """Every slot gets a part of the gradients of all slots; outputs are right."""
+    means = {name: leaf.mean(0, keepdim=True) for name, leaf in params.items()}
+    return {name: leaf + means[name] - means[name].detach() for name, leaf in params.items()}
+
+
+def state_leaks(net: fm.Network, params: Params, *args: Any, **how: Any) -> Any:
+    """Running statistics are averaged over all slots."""
+    result = fm.apply(net, params, *args, **how)
+    if not how.get("mutable"):
+        return result
+    mixed = {
+        k: leaf.mean(0, keepdim=True).expand(leaf.shape) if leaf.is_floating_point() else leaf
+        for k, leaf in result[1].items()
+    }
+    return result[0], {name: leaf.clone() for name, leaf in mixed.items()}
+
+
+mutant("training_others_changes_nothing", "gradients leak into all slots", apply=applied(params=gradient_leaks))
+mutant("training_others_changes_nothing", "statistics are averaged over all slots", apply=state_leaks)
 
 
 def last_match(params: Params, patterns: Mapping[str, str]) -> dict[str, Params]:

@@ -8,8 +8,8 @@ from typing import Any
 
 from functional_marl.laws._law import Law, LawViolation
 from functional_marl.laws._operations import LIBRARY
-from functional_marl.laws.groups import Named, group_map_is_a_partition, group_map_is_the_callers
 from functional_marl.laws._report import HOLDS, SKIPPED, VIOLATED, Report, Verdict
+from functional_marl.laws.groups import Named, group_map_is_a_partition, group_map_is_the_callers
 
 __all__ = ["check_group_map"]
 

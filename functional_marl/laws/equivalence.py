@@ -101,7 +101,9 @@ def shared_is_tiled(s: NetworkSubject) -> None:
                 want = leaf[members].mean(0)
             else:
                 want = leaf[members].amax(0)
-            agree(state[name][slot], want, f"slot {slot} of agents {members}: buffer {name!r} after a step", oracle=True)
+            agree(
+                state[name][slot], want, f"slot {slot} of agents {members}: buffer {name!r} after a step", oracle=True
+            )
 
 
 def _short(s: NetworkSubject) -> str:

@@ -204,13 +204,16 @@ def subjects(draw: st.DrawFn, where: Sequence[Capability] = (), *, most_agents: 
     if not centralized and not {LOCAL, NOT_CENTRALIZED} & set(where) and entry.joint is not None:
         centralized = draw(st.booleans())
     batch = draw(batches(entry, where))
+    places = None if centralized else draw(agent_dims(entry, len(batch)))
+    if isinstance(places, int) and places < 0 and n in batch:
+        places = None  # on inputs of different depth it may fit two axes of one size, which apply refuses
     made = zoo_subject(
         entry.name,
         n_agents=n,
         sharing=sharing,
         centralized=centralized,
         batch=batch,
-        agent_dims=None if centralized else draw(agent_dims(entry, len(batch))),
+        agent_dims=places,
         out_agent_dim=draw(st.none() | st.integers(0, len(batch))),
         randomness=draw(st.sampled_from(["different", "same"])),
         strategy=draw(st.sampled_from(["auto", "loop"])),
