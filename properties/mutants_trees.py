@@ -63,11 +63,9 @@ def state_leaks(net: fm.Network, params: Params, *args: Any, **how: Any) -> Any:
     result = fm.apply(net, params, *args, **how)
     if not how.get("mutable"):
         return result
-    mixed = {
-        k: leaf.mean(0, keepdim=True).expand(leaf.shape) if leaf.is_floating_point() else leaf
-        for k, leaf in result[1].items()
-    }
-    return result[0], {name: leaf.clone() for name, leaf in mixed.items()}
+    floats = {name: leaf for name, leaf in result[1].items() if leaf.is_floating_point()}
+    means = {name: leaf.mean(0, keepdim=True).expand(leaf.shape).clone() for name, leaf in floats.items()}
+    return result[0], result[1] | means
 
 
 mutant("training_others_changes_nothing", "gradients leak into all slots", apply=applied(params=gradient_leaks))

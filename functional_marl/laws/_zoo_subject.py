@@ -145,7 +145,7 @@ def _depth(entry: Entry) -> int:
 
 def _traits(entry: Entry) -> frozenset[str]:
     about = {
-        "responds": True,
+        "responds": not entry.masks_agents,
         "random": entry.random,
         "rows apart": entry.rows_apart,
         "compiles": entry.compiles,

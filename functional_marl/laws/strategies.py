@@ -197,7 +197,7 @@ def subjects(draw: st.DrawFn, where: Sequence[Capability] = (), *, most_agents: 
     entry = draw(entries(where))
     least = 2 if {SEVERAL_AGENTS, CLUSTER, APART} & set(where) else 1
     most = 1 if ONE_AGENT in where else min(most_agents, 3) if WIDE_INPUTS in where else most_agents
-    n = draw(st.integers(least, most))
+    n = draw(st.integers(least, max(least, most)))  # capabilities may exclude each other
     spare = True if SPARE_SLOTS in where else False if NO_SPARE_SLOTS in where else None
     sharing = draw(sharing_specs(n, leaf_names_of(entry), where=where, spare=spare))
     centralized = CENTRALIZED in where

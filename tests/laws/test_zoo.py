@@ -14,7 +14,7 @@ from torch.func import functional_call, vmap
 from functional_marl._errors import StructureError
 from functional_marl._pytrees import Tree, flatten, tree_map
 from functional_marl.laws import zoo, zoo_subject
-from functional_marl.laws._compare import agree, differ
+from functional_marl.laws._compare import agree
 from functional_marl.laws._zoo_subject import example_of, leaf_names_of
 from functional_marl.laws.zoo import ZOO, Bools, Entry, Floats, Ints
 
@@ -115,9 +115,12 @@ def test_factories_pickle(entry: Entry) -> None:
 def test_outputs_depend_on_inputs(entry: Entry) -> None:
     """What the trait "responds" says."""
     s = zoo_subject(entry.name, n_agents=1, batch=batches(entry)[0], seed=3)
-    outputs, others = s.outputs()[0], s.redrawn(4).outputs()[0]
-    differ(outputs, others, "outputs for other inputs")
-    assert "responds" in s.traits
+    numbers: list[Tensor] = []
+    for one in (s, *map(s.redrawn, range(8))):
+        leaves: list[Tensor] = flatten(one.outputs()[0])[0]
+        numbers.append(torch.cat([leaf.flatten() for leaf in leaves]))
+    outputs = torch.unique(torch.stack(numbers), dim=0)
+    assert ("responds" in s.traits) is (len(outputs) > 1)
 
 
 @every
