@@ -55,6 +55,7 @@ class FunctionModule(nn.Module):
 
     Attributes:
         kind: "jax" or "numpy".
+        float64: whether it computes in float64; outputs are float32 where it does not.
     """
 
     def __init__(self, function: Callable[..., Any], params: Tree, kind: Kind | None) -> None:
@@ -93,6 +94,11 @@ class FunctionModule(nn.Module):
                 return refill([_returned(leaf, path) for leaf, path in zip(found, paths, strict=True)])
             self.kind = "jax"  # the function itself is the only one to say so
         return _called(function, leaves)
+
+    @property
+    def float64(self) -> bool:
+        """Whether it computes in float64; JAX does so only where ``jax_enable_x64`` is set."""
+        return self.kind == "numpy" or bool(_jax().config.jax_enable_x64)
 
     def _named(self, name: str) -> Tensor:
         *parts, last = name.split(".")

@@ -247,6 +247,8 @@ def _distribution(dist: Any, at: str) -> dict[str, Any]:
     if isinstance(dist, MixtureSameFamily):
         parts = {"mixture": dist.mixture_distribution, "components": dist.component_distribution}
         return {name: _distribution(part, f"{at}.{name}") for name, part in parts.items()}
+    if isinstance(getattr(dist, "dists", None), Mapping):  # tensordict's CompositeDistribution
+        return {name: _distribution(part, f"{at}.dists[{name!r}]") for name, part in dist.dists.items()}
     inner = getattr(dist, "base_dist", None)
     if isinstance(inner, Distribution) and not _given(dist):
         whole = (*dist.batch_shape, *dist.event_shape)
@@ -255,12 +257,15 @@ def _distribution(dist: Any, at: str) -> dict[str, Any]:
     else:
         found = _parameters(dist, at)
     if not found:
-        raise CheckError(f"{at}: {type(dist).__name__} does not say its parameters in arg_constraints; {HINT}")
+        raise CheckError(f"{at}: {type(dist).__name__} has no tensors as parameters; {HINT}")
     return found
 
 
 def _parameters(dist: Any, at: str) -> dict[str, Tensor]:
-    """The parameters as they were given: what would be computed from others is left out."""
+    """The parameters as they were given: what would be computed from others is left out.
+
+    Of a distribution without ``arg_constraints``, the tensors that it holds under public names.
+    """
     source = getattr(dist, "_categorical", dist)  # OneHotCategorical, Multinomial
     names, given = _names(source), _given(source)
     for ways in _ALTERNATIVES:
@@ -278,9 +283,10 @@ def _parameters(dist: Any, at: str) -> dict[str, Tensor]:
 
 def _names(dist: Any) -> list[str]:
     try:
-        return list(dist.arg_constraints)
+        found = list(dist.arg_constraints)
     except (AttributeError, NotImplementedError):
-        return []
+        found = []
+    return found or [name for name, held in vars(dist).items() if isinstance(held, Tensor) and name[0] != "_"]
 
 
 def _given(dist: Any) -> list[str]:

@@ -63,6 +63,7 @@ def named(module: nn.Module) -> dict[str, list[int]]:
 def test_a_function_of_numpy() -> None:
     module = function_module(mlp, DENSE)
     assert module.kind == "numpy"
+    assert module.float64
     assert named(module) == {"dense.kernel": [6, 5], "dense.bias": [5], "out.0": [5, 2]}
     y = module(X)
     for _ in range(2):
@@ -288,6 +289,7 @@ def test_wider_dtypes_are_narrowed_and_gradients_widened(jax: Any) -> None:
     assert x.grad.dtype is torch.float64
     assert all(leaf.grad is not None and leaf.grad.dtype is torch.float64 for leaf in module.parameters())
     assert not jax.config.jax_enable_x64
+    assert not module.float64
 
 
 def test_higher_derivatives(jax: Any) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from tensordict import TensorClass, TensorDict, lazy_stack
-from tensordict.nn import TensorDictModule  # pyright: ignore[reportMissingTypeStubs]
+from tensordict.nn import CompositeDistribution, TensorDictModule  # pyright: ignore[reportMissingTypeStubs]
 from torch import Tensor, distributions, nn
 from torch.distributions import transforms
 
@@ -188,7 +188,7 @@ class Opaque:
         ({"a": X[0].to_sparse()}, r"output\['a'\]: a sparse tensor .*to_dense.*select="),
         (nn.utils.rnn.pack_sequence([X[0], X[1]]), "pad_packed_sequence"),
         (np.array(["a"]), "expected numbers, got an array of <U1"),
-        (distributions.Distribution(validate_args=False), "arg_constraints; .*select="),
+        (distributions.Distribution(validate_args=False), "Distribution has no tensors as parameters; .*select="),
     ],
 )
 def test_what_cannot_be_read(output: Any, match: str) -> None:
@@ -283,6 +283,21 @@ def test_every_distribution_of_torch_has_parameters() -> None:
     for dist in dists:
         for leaf in flatten(as_tree(dist))[0]:
             assert leaf.shape[:2] == (4, 3), type(dist).__name__
+
+
+class Point(distributions.Distribution):
+    """A distribution that does not say what its parameters are."""
+
+    def __init__(self, point: Tensor) -> None:
+        super().__init__(point.shape[:2], point.shape[2:], validate_args=False)
+        self.point, self._cache, self.tolerance = point, point * 0, 1e-3
+
+
+def test_distributions_of_other_libraries() -> None:
+    assert same(as_tree(Point(X)), {"point": X})
+    entries = TensorDict({"a": {"loc": X, "scale": X}, "b": {"logits": X}}, [4])
+    both = CompositeDistribution(entries, {"a": distributions.Normal, "b": distributions.Categorical})
+    assert same(as_tree(both), {"a": {"loc": X, "scale": X}, "b": {"logits": X - X.logsumexp(-1, True)}})
 
 
 # --- what TensorDictModules write -------------------------------------------------------------------------
