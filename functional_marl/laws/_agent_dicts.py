@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
@@ -350,6 +351,5 @@ def _unstack(spots: Tree, tree: Any, layout: _Layout) -> Any:
 
 
 def _tensordict(entries: dict[str, Any], batch_dims: int) -> Any:
-    from tensordict import TensorDict
-
-    return TensorDict(entries).auto_batch_size_(batch_dims)
+    tensordict: Any = sys.modules["tensordict"]  # the inputs were one
+    return tensordict.TensorDict(entries).auto_batch_size_(batch_dims)

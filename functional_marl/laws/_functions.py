@@ -9,7 +9,6 @@ from functools import partial
 from importlib import import_module
 from typing import Any, Literal, cast
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.autograd import Function
@@ -39,6 +38,7 @@ def function_module(function: Callable[..., Any], params: Tree, *, kind: Kind | 
     Raises:
         CheckError: ``function`` cannot be called; ``kind`` is unknown, or JAX is not installed.
 
+    >>> import numpy as np
     >>> module = function_module(lambda p, x: x @ p["w"], {"w": np.ones((2, 3), np.float32)})
     >>> module(torch.ones(4, 2)).shape, [name for name, _ in module.named_parameters()]
     (torch.Size([4, 3]), ['w'])
@@ -123,12 +123,13 @@ def _has_jax(tree: Any) -> bool:
 
 def _is_array(leaf: Any) -> bool:
     """Whether it is an array of numbers; a typed PRNG key is none."""
-    if isinstance(leaf, np.ndarray | np.generic):
-        return leaf.dtype.kind in "biufc" or leaf.dtype.name == "bfloat16"
+    if isinstance(leaf, Tensor):
+        return True
     jax: Any = sys.modules.get("jax")
     if jax is not None and isinstance(leaf, jax.Array):
         return not jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-    return isinstance(leaf, Tensor)
+    dtype = getattr(leaf, "dtype", None)
+    return hasattr(leaf, "__array__") and (getattr(dtype, "kind", "") in tuple("biufc") or str(dtype) == "bfloat16")
 
 
 def _parameter(leaf: Any, name: str, kind: Kind) -> Tensor:
@@ -217,7 +218,7 @@ def _refill(tree: Any, leaves: Iterator[Any]) -> Any:
 # --- numpy ------------------------------------------------------------------------------------------------
 
 
-def _numpy(leaf: Tensor) -> np.ndarray[Any, Any]:
+def _numpy(leaf: Tensor) -> Any:
     """The tensor's own memory, where numpy can read it."""
     leaf = leaf.detach().cpu().resolve_conj().resolve_neg()
     return (leaf.float() if leaf.dtype is torch.bfloat16 else leaf).numpy()
@@ -227,11 +228,13 @@ def _returned(leaf: Any, path: tuple[str, ...]) -> Any:
     """A copy of an array or a number as a tensor; None and text stay."""
     if leaf is None or isinstance(leaf, str | Tensor):
         return leaf
-    array = np.array(leaf)
-    if array.dtype.kind not in "biufc":
-        at = "".join(f"[{key!r}]" for key in path)
-        raise CheckError(f"{at or 'output'}: expected an array of numbers, got {type(leaf).__name__} of {array.dtype}")
-    return torch.from_numpy(array)
+    jax: Any = sys.modules.get("jax")
+    try:
+        return _torch(leaf) if jax is not None and isinstance(leaf, jax.Array) else torch.tensor(leaf)
+    except (TypeError, RuntimeError):
+        at = "".join(f"[{key!r}]" for key in path) or "output"
+        kind = getattr(leaf, "dtype", type(leaf).__name__)
+        raise CheckError(f"{at}: expected an array of numbers, got {kind}") from None
 
 
 # --- JAX --------------------------------------------------------------------------------------------------

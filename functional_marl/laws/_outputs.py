@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution, MixtureSameFamily
@@ -180,8 +179,8 @@ def _tree(value: Any, at: str, numbers: bool) -> Any:
         return _tensor(value, at)
     if isinstance(value, str | bytes):
         return _NOTHING
-    if isinstance(value, bool | int | float | complex | np.generic):
-        return torch.tensor(value.item() if isinstance(value, np.generic) else value) if numbers else _NOTHING
+    if isinstance(value, bool | int | float | complex) or _is_number(value):
+        return torch.tensor(value) if numbers else _NOTHING
     if isinstance(value, Distribution):
         return _distribution(value, at)
     if isinstance(value, nn.utils.rnn.PackedSequence):
@@ -194,7 +193,7 @@ def _tree(value: Any, at: str, numbers: bool) -> Any:
         entries = [_tree(entry, f"{at}[{i}]", numbers) for i, entry in enumerate(cast("list[Any]", value))]
         kept = [entry for entry in entries if entry is not _NOTHING]
         return tuple(kept) if isinstance(value, tuple) else kept
-    if is_array(value) or isinstance(value, np.ndarray):
+    if is_array(value):
         return _array(value, at)
     raise CheckError(f"{at}: expected tensors, got {_described(value)}; {HINT}")
 
@@ -229,12 +228,16 @@ def _tensor(leaf: Tensor, at: str) -> Tensor:
     return leaf
 
 
+def _is_number(value: Any) -> bool:
+    """Whether it is a number of numpy, or an array without axes."""
+    return hasattr(value, "__array__") and getattr(value, "shape", None) == ()
+
+
 def _array(value: Any, at: str) -> Tensor:
-    array = np.array(value)  # a copy: arrays may be read-only
     try:
-        return torch.from_numpy(array)
+        return torch.tensor(value)  # a copy: arrays may be read-only
     except TypeError:
-        raise CheckError(f"{at}: expected numbers, got an array of {array.dtype}; {HINT}") from None
+        raise CheckError(f"{at}: expected numbers, got an array of {value.dtype}; {HINT}") from None
 
 
 # --- distributions ----------------------------------------------------------------------------------------

@@ -182,8 +182,10 @@ def test_copies_are_apart(copied: Any) -> None:
 
 
 def test_what_is_no_array() -> None:
-    with pytest.raises(CheckError, match=r"\['y'\]: expected an array of numbers, got object of object"):
+    with pytest.raises(CheckError, match=r"\['y'\]: expected an array of numbers, got object"):
         function_module(lambda p, x: {"y": object()}, {})(X)
+    with pytest.raises(CheckError, match="output: expected an array of numbers, got <U1"):
+        function_module(lambda p, x: np.array(["a"]), {})(X)
     with pytest.raises(CheckError, match="function: expected a function"):
         function_module(DENSE, DENSE)  # pyright: ignore[reportArgumentType]
     with pytest.raises(CheckError, match="kind: expected 'jax', 'numpy' or None, got 'tf'"):
