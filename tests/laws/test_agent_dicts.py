@@ -137,6 +137,16 @@ def test_different_outputs_are_groups() -> None:
     assert torch.equal(y["b"], expected["b"][:, None])
 
 
+def test_different_dtypes_are_groups() -> None:
+    class Same(nn.Module):
+        def forward(self, x: Mapping[str, Tensor]) -> dict[str, Tensor]:
+            return dict(x)
+
+    _, stacked, groups, _ = keyed_by_agent(Same(), ["a", "b"], {"a": torch.zeros(4, 2), "b": torch.zeros(4, 2).long()})
+    assert groups == {"a": 1, "b": 1}
+    assert stacked["b"].dtype is torch.int64
+
+
 def test_names_of_groups_are_different() -> None:
     sizes = {"x_0": 3, "x_1": 4, "x": 5}
     _, _, groups, _ = keyed_by_agent(Own(sizes), list(sizes), {k: torch.zeros(2, n) for k, n in sizes.items()})

@@ -293,6 +293,13 @@ class Point(distributions.Distribution):
         self.point, self._cache, self.tolerance = point, point * 0, 1e-3
 
 
+def test_transforms_inside_transforms() -> None:
+    inner = transforms.AffineTransform(X, torch.ones(2))
+    both = transforms.ComposeTransform([transforms.TanhTransform(), transforms.IndependentTransform(inner, 1)])
+    found = as_tree(distributions.TransformedDistribution(distributions.Normal(X, 1.0), [both]))
+    assert torch.equal(found["transforms[0][1].base[0].loc"], X)
+
+
 def test_distributions_of_other_libraries() -> None:
     assert same(as_tree(Point(X)), {"point": X})
     entries = TensorDict({"a": {"loc": X, "scale": X}, "b": {"logits": X}}, [4])
