@@ -95,7 +95,8 @@ class Held:
                 continue
             seen.add(id(held))
             if isinstance(held, Tensor):
-                self._hold_tensor(held, node, "attribute")
+                if not nn.parameter.is_lazy(held):
+                    self._hold_tensor(held, node, "attribute")
             elif isinstance(held, dict):
                 self._hold_table(held, node, "item")
                 self._wait(held.items(), node, "[")
@@ -151,27 +152,32 @@ class Held:
     def _hold_leaves(self, table: dict[str, Any], node: Node, kind: str) -> None:
         self._tables.append(_Table(table, table.copy(), node, kind))
         for name, leaf in table.items():
-            if leaf is not None and id(leaf) not in self._seen:
+            if leaf is None:
+                continue
+            if nn.parameter.is_lazy(leaf):  # it may be in several modules, and all of them change
+                self._lazy.append((table, name, node))
+            elif id(leaf) not in self._seen:
                 self._seen.add(id(leaf))
-                if nn.parameter.is_lazy(leaf):
-                    self._lazy.append((table, name, node))
-                else:
-                    self._hold_tensor(leaf, (node, ".", name), kind)
+                self._hold_tensor(leaf, (node, ".", name), kind)
 
     def _hold_tensor(self, leaf: Tensor, node: Node, kind: str) -> None:
         is_leaf = leaf.is_leaf
         grad = leaf.grad if is_leaf else None
         plain = bits = copy = None
-        address = 0
+        address = size = 0
         if not leaf.is_meta and leaf.layout is torch.strided:
             # quantized and nested tensors, wrapped ones of a transform that is over: nothing to read there
             with suppress(RuntimeError, NotImplementedError):
                 alias = leaf.data
                 address = alias.data_ptr()
-                bits = bits_of(alias)
-                copy = bits.clone()
-                plain = alias
-        self._numbers.append(Numbers(leaf, plain, bits, copy, address, is_leaf, leaf.requires_grad, grad, node, kind))
+                size = alias.untyped_storage().nbytes()
+                if size or not alias.numel():  # else its storage is freed, and there is nothing to read
+                    bits = bits_of(alias)
+                    copy = bits.clone()
+                    plain = alias
+        self._numbers.append(
+            Numbers(leaf, plain, bits, copy, address, size, is_leaf, leaf.requires_grad, grad, node, kind)
+        )
         if grad is not None and id(grad) not in self._seen:
             self._seen.add(id(grad))
             self._hold_tensor(grad, node, "gradient")

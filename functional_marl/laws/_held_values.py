@@ -53,6 +53,7 @@ class Numbers(NamedTuple):
     bits: Any
     copy: Any
     address: int
+    size: int  # of the storage, in bytes
     is_leaf: bool
     requires_grad: bool
     grad: Tensor | None
@@ -116,6 +117,14 @@ def bits_of(plain: Tensor) -> Tensor:
     return plain.view(torch.uint8) if kind.is_floating_point else plain  # the kinds of 8 bits
 
 
+def _has_storage(tensor: Tensor) -> bool:
+    """Whether all numbers can be read: fully sharded modules free the storage of tensors that keep their shapes."""
+    if not tensor.numel():
+        return True
+    last = tensor.storage_offset() + sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride(), strict=True))
+    return tensor.untyped_storage().nbytes() >= (last + 1) * tensor.element_size()
+
+
 def _in_place(one: Numbers) -> bool:
     """Whether the tensor still is the one of before, with its place, shape and strides."""
     leaf, plain = one.leaf, one.plain
@@ -142,10 +151,8 @@ def restore_numbers(one: Numbers) -> None:
     if plain is None:
         return
     if not _in_place(one):
-        room = plain.untyped_storage()
-        needed = one.copy.numel() * one.copy.element_size()
-        if plain.data_ptr() != one.address and room.nbytes() < needed:
-            room.resize_(needed)
+        if not _has_storage(plain):
+            plain.untyped_storage().resize_(one.size)
         leaf.data = plain
     if not torch.equal(one.bits, one.copy):
         bits, copy = one.bits, one.copy
@@ -160,9 +167,8 @@ def same_numbers(now: Tensor, one: Numbers) -> bool:
     if one.plain is None:
         return now is one.leaf
     with suppress(RuntimeError, NotImplementedError):
-        return (
-            now.shape == one.plain.shape and now.dtype is one.plain.dtype and torch.equal(bits_of(now.data), one.copy)
-        )
+        alike = now.shape == one.plain.shape and now.dtype is one.plain.dtype
+        return alike and _has_storage(now) and torch.equal(bits_of(now.data), one.copy)
     return False
 
 
