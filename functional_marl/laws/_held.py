@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.lazy import LazyModuleMixin
 
 from functional_marl._module.held_objects import MODULE_ATTRIBUTES
 from functional_marl.laws._held_values import (
@@ -69,7 +70,8 @@ class Held:
         self._arrays: list[tuple[Any, Any, Node]] = []
         self._generators: list[tuple[Any, Any, Node]] = []
         self._slots: list[tuple[Any, Any, tuple[Any, ...], Node]] = []
-        self._lazy: list[tuple[dict[str, Any], str, Node]] = []
+        self._lazy: set[int] = set()  # leaves without shapes, by id
+        self._lazy_parts: list[tuple[nn.Module, Node]] = []
         self._seen: set[int] = set()
         self._parts: list[tuple[nn.Module, Node]] = [(module, None)]
         self._waiting: list[tuple[Any, Node]] = [(one, (None, "others[", i)) for i, one in enumerate(others)]
@@ -95,7 +97,9 @@ class Held:
                 continue
             seen.add(id(held))
             if isinstance(held, Tensor):
-                if not nn.parameter.is_lazy(held):
+                if nn.parameter.is_lazy(held):
+                    self._lazy.add(id(held))
+                else:
                     self._hold_tensor(held, node, "attribute")
             elif isinstance(held, dict):
                 self._hold_table(held, node, "item")
@@ -125,7 +129,7 @@ class Held:
         self._tables.append(_Table(attributes, attributes.copy(), node, _kind_of(part)))
         waiting = self._waiting
         for name, value in attributes.items():
-            if type(value) in _ATOMS:
+            if type(value) in _ATOMS or name == "_actual_script_module":  # the module once more
                 continue
             if name not in MODULE_ATTRIBUTES or not isinstance(value, (dict, set)):
                 waiting.append((value, (node, ".", name)))
@@ -144,10 +148,15 @@ class Held:
                 self._lists.append((value, (*cast("set[Any]", value),), (node, ".", name)))
             else:  # hooks, which may belong to whoever takes the snapshot: which they are, not what they hold
                 self._hold_table(cast(Any, value), node, name)
+        if isinstance(part, LazyModuleMixin):
+            self._lazy_parts.append((part, node))
         if isinstance(part, torch.jit.ScriptModule):
+            # its tables are not dicts; other attributes are out of reach
             for kind, leaves in (("parameter", part.named_parameters()), ("buffer", part.named_buffers())):
                 for name, leaf in leaves:
-                    self._hold_tensor(leaf, (node, ".", name), kind)
+                    if id(leaf) not in self._seen:
+                        self._seen.add(id(leaf))
+                        self._hold_tensor(leaf, (node, ".", name), kind)
 
     def _hold_leaves(self, table: dict[str, Any], node: Node, kind: str) -> None:
         self._tables.append(_Table(table, table.copy(), node, kind))
@@ -155,7 +164,7 @@ class Held:
             if leaf is None:
                 continue
             if nn.parameter.is_lazy(leaf):  # it may be in several modules, and all of them change
-                self._lazy.append((table, name, node))
+                self._lazy.add(id(leaf))
             elif id(leaf) not in self._seen:
                 self._seen.add(id(leaf))
                 self._hold_tensor(leaf, (node, ".", name), kind)
@@ -206,18 +215,22 @@ class Held:
     def _grown(self) -> set[int]:
         """The names (by ``id``) of modules in which lazy leaves were made since, and of what holds these modules."""
         grown: set[int] = set()
-        for table, name, node in self._lazy:
-            now = table.get(name)
-            if now is None or not nn.parameter.is_lazy(now):
-                while node is not None:
-                    grown.add(id(node))
-                    node = node[0]
-                grown.add(id(None))
+        made: list[Node] = [node for part, node in self._lazy_parts if not isinstance(part, LazyModuleMixin)]
+        for table, was, node, _ in self._tables if self._lazy else ():
+            for key, leaf in was.items():
+                now: Any = table.get(key)
+                if id(leaf) in self._lazy and not nn.parameter.is_lazy(now):
+                    made.append(node)
+        for node in made:
+            grown.add(id(None))  # the name of the module itself
+            while node is not None:
+                grown.add(id(node))
+                node = node[0]
         return grown
 
     def restore(self) -> None:
         """Put everything back."""
-        grown = self._grown() if self._lazy else ()
+        grown = self._grown()
         for table, was, node, _ in self._tables:
             if not same_items(table, was):
                 if not grown or id(node) not in grown:

@@ -128,10 +128,8 @@ def fingerprint(module: Any) -> dict[str, Any]:
     old = repr(module.old.get_state())
     nested = repr(module.td.to_dict())
     hooks = [len(part._forward_hooks) for part in module.modules()]
-    return dict(
-        state=state, flags=flags, names=names, others=others, objects=objects, generators=generators, old=old,
-        nested=nested, hooks=hooks,
-    )  # fmt: skip
+    found = {"state": state, "flags": flags, "names": names, "others": others, "objects": objects, "hooks": hooks}
+    return {**found, "generators": generators, "old": old, "nested": nested}
 
 
 def assert_equal(one: Any, other: Any, where: str = "") -> None:
@@ -296,7 +294,8 @@ def test_a_lazy_module_that_is_not_called_is_as_before() -> None:
     module: Any = nn.Sequential(nn.LazyLinear(4))
     with kept(module):
         module.last = module[0].last = 1
-    assert not hasattr(module, "last") and not hasattr(module[0], "last")
+    assert not hasattr(module, "last")
+    assert not hasattr(module[0], "last")
     assert module(torch.ones(2, 3)).shape == (2, 4)
 
 
@@ -342,7 +341,7 @@ def test_functional_networks_and_scripts() -> None:
         module.train()(torch.randn(5, 3, 6))
         assert before.changed() == [f"buffer 1.{n}" for n in ("num_batches_tracked", "running_mean", "running_var")]
     assert all(torch.equal(leaf, wanted[name]) for name, leaf in module.named_buffers())
-    script = torch.jit.trace(nn.BatchNorm1d(3).eval(), torch.ones(2, 3))
+    script: Any = torch.jit.trace(nn.BatchNorm1d(3).eval(), torch.ones(2, 3))
     with kept(script) as before:
         for leaf in script.buffers():
             leaf.add_(1)
@@ -363,23 +362,27 @@ def test_seeded_gives_the_same_draws_and_puts_all_generators_back(others: int | 
     np.random.normal()
     torch.manual_seed(int(torch.randint(100, ())))
     states = torch.get_rng_state(), random.getstate(), repr(np.random.get_state())
-    bits: Any = np.random.get_bit_generator()
+    numpy: Any = np.random
+    bits = numpy.get_bit_generator()
     found: list[list[float]] = []
     for seed in (3, 3, 2**40):
-        with pytest.raises(ZeroDivisionError), seeded(seed, others):
+        with seeded(seed, others):
             found.append(draws())
             with seeded(seed, others):  # inside another
                 assert draws() == found[-1]
             draws()
-            raise ZeroDivisionError
+    with pytest.raises(ZeroDivisionError), seeded(3):
+        print(draws()[0] / 0)
     assert torch.equal(states[0], torch.get_rng_state())
     assert states[1:] == (random.getstate(), repr(np.random.get_state()))
-    assert np.random.get_bit_generator() is bits
+    assert numpy.get_bit_generator() is bits
     assert found[0] == found[1]
     assert found[0][0] != found[2][0]
     assert (found[0][1:] == found[2][1:]) == (others is not None)
     second = 3 if others is None else others
-    torch.manual_seed(3), random.seed(second), np.random.seed(second)
+    torch.manual_seed(3)
+    random.seed(second)
+    np.random.seed(second)
     assert draws() == found[0]
 
 
