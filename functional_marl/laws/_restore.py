@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 import sys
 from collections.abc import Callable, Generator
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -195,7 +195,5 @@ def differentiable_attention(module: nn.Module) -> AbstractContextManager[Any]:
 
     It does nothing for a module without torch's attention in it. Calls of torch's functions take 10% longer in it.
     """
-    with suppress(RecursionError):
-        if any(isinstance(part, _ATTENTION) for part in registered_and_hidden(module)):
-            return _PassOn()
-    return nullcontext()
+    found = any(isinstance(part, _ATTENTION) for part in registered_and_hidden(module))
+    return _PassOn() if found else nullcontext()
