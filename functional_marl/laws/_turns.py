@@ -7,6 +7,7 @@ Python code; the first then goes on to its end, and the second after it. No swit
 from __future__ import annotations
 
 import contextvars
+import dis
 import os
 import random
 import sys
@@ -15,7 +16,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from types import CodeType, FrameType
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import nn
@@ -31,7 +32,7 @@ _PATIENCE = 1.0  # seconds for which a thread may come no further before the oth
 _LEAST_PATIENCE = 0.03
 _LOST = 60.0  # seconds after which a thread counts as blocked for ever
 
-_MODULE_CALL: CodeType = cast(Any, nn.Module.__call__).__code__
+_MODULE_CALL = dis.Bytecode(nn.Module.__call__).codeobj
 _HERE = os.path.dirname(os.path.abspath(__file__)) + os.sep
 # Code that is followed from call to call, but not from line to line: torch, NumPy, the standard library, the laws.
 _LIBRARIES = tuple(os.path.dirname(path) + os.sep for path in (torch.__file__, os.__file__))
