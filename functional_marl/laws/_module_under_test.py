@@ -19,7 +19,7 @@ from functional_marl.laws._claims import AUTO, Claims
 from functional_marl.laws._functions import function_module
 from functional_marl.laws._network_module import NetworkModule, as_module
 from functional_marl.laws._outputs import as_tree, selector, written
-from functional_marl.laws._restore import kept, seeded
+from functional_marl.laws._restore import differentiable_attention, kept, seeded
 from functional_marl.laws._self_description import build_of, by_its_names, stated_by, template_of
 from functional_marl.laws._subject import CheckError
 
@@ -236,7 +236,12 @@ class ModuleUnderTest:
             after: gets the buffers as the call leaves them.
             others: the seed of Python's and numpy's generators, where it is not that of torch's.
         """
-        with kept(self.module), seeded(seed, others), torch.set_grad_enabled(torch.is_grad_enabled() and not numbers):
+        with (
+            kept(self.module),
+            seeded(seed, others),
+            differentiable_attention(self.module),
+            torch.set_grad_enabled(torch.is_grad_enabled() and not numbers),
+        ):
             own = {**self.params(), **self.buffers()} if numbers else {}
             for name, value in (numbers or {}).items():
                 own[name].data.copy_(value)
