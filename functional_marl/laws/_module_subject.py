@@ -231,6 +231,8 @@ class ModuleSubject(ModuleCase, Subject):
 
     def in_kind(self, device: torch.device, dtype: torch.dtype) -> ModuleSubject:
         """A copy of the module, moved."""
+        if not getattr(self.host.module, "float64", True):
+            raise CheckError(f"the function does not compute in {dtype}: JAX has 64 bits only with jax_enable_x64")
         host = copy.copy(self.host)
         try:
             host.module = copy.deepcopy(self.host.module).to(device, dtype)

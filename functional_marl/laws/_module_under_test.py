@@ -18,8 +18,8 @@ from functional_marl.laws._agent_dicts import keyed_by_agent
 from functional_marl.laws._claims import AUTO, Claims
 from functional_marl.laws._functions import function_module
 from functional_marl.laws._network_module import NetworkModule, as_module
-from functional_marl.laws._outputs import as_tree, selector
-from functional_marl.laws._restore import kept, seeded
+from functional_marl.laws._outputs import as_tree, selector, written
+from functional_marl.laws._restore import differentiable_attention, kept, seeded
 from functional_marl.laws._self_description import build_of, by_its_names, stated_by, template_of
 from functional_marl.laws._subject import CheckError
 
@@ -84,13 +84,14 @@ class ModuleUnderTest:
         claims = _with_statements(claims, stated)
         if claims.single is None:
             claims = replace(claims, single=build_of(module))
+        self.names: tuple[str, ...] | None = None
+        if claims.agents is not None:
+            module, claims = self._keyed(module, claims)
         self.draw: Callable[[torch.Generator], Any] | None = None
         example = claims.example
         if callable(example) and not isinstance(example, Tensor) and not is_tensordict(example):
             self.draw = cast("Callable[[torch.Generator], Any]", example)
             claims = replace(claims, example=self.draw(torch.Generator().manual_seed(0)))
-        if claims.agents is not None:
-            module, claims = self._keyed(module, claims)
         if claims.n_agents is None:
             raise CheckError("n_agents: expected how many agents there are; the module does not state it")
         self.module, self.claims, self.n_agents = module, claims, claims.n_agents
@@ -106,11 +107,17 @@ class ModuleUnderTest:
     def _keyed(self, module: nn.Module, claims: Claims) -> tuple[nn.Module, Claims]:
         """Dicts keyed by agent as an axis of agents, or as groups of agents with inputs of one form."""
         assert claims.agents is not None
-        if self.draw is not None:
-            raise CheckError("example: expected tensors beside agents=, got a function")
-        module, example, groups, order = keyed_by_agent(module, claims.agents, claims.example, claims.batch_dims)
-        self.names = order
-        return module, replace(claims, example=example, groups=groups, n_agents=len(order), agents=None)
+        kwargs = dict(claims.kwargs)
+        keyed, example, groups, self.names = keyed_by_agent(
+            module, claims.agents, claims.example, claims.batch_dims, kwargs=kwargs, select=claims.select
+        )
+        places: dict[str, Any] = {
+            "agent_dim": keyed.agent_dim if type(claims.example) is tuple else keyed.agent_dim[0],
+            "out_agent_dim": keyed.batch_dims,
+            "batch_dims": keyed.batch_dims,
+        }
+        stacked = {"example": example, "kwargs": keyed.stack(kwargs), "groups": groups, "agents": None, "select": None}
+        return keyed, replace(claims, n_agents=len(self.names), **places, **stacked)
 
     def again(self, seed: int) -> ModuleUnderTest:
         """The same with a module built anew."""
@@ -229,7 +236,12 @@ class ModuleUnderTest:
             after: gets the buffers as the call leaves them.
             others: the seed of Python's and numpy's generators, where it is not that of torch's.
         """
-        with kept(self.module), seeded(seed, others), torch.set_grad_enabled(torch.is_grad_enabled() and not numbers):
+        with (
+            kept(self.module),
+            seeded(seed, others),
+            differentiable_attention(self.module),
+            torch.set_grad_enabled(torch.is_grad_enabled() and not numbers),
+        ):
             own = {**self.params(), **self.buffers()} if numbers else {}
             for name, value in (numbers or {}).items():
                 own[name].data.copy_(value)
@@ -257,20 +269,12 @@ class ModuleUnderTest:
         args, kwargs = self.rebuild(leaves)
         output = self.module(*args, **kwargs)
         if self.claims.select is None and is_tensordict(output):
-            output = self._written(output, leaves)
+            output = written(self.module, output, leaves)
         return self.read(output)
 
     def read(self, output: Any) -> Tree:
         """What laws look at in an output."""
         return as_tree(self.select(output))
-
-    def _written(self, output: Any, given: Sequence[Tensor]) -> dict[str, Any]:
-        """What a module has put into a TensorDict: its ``out_keys``, or all that is new."""
-        keys = getattr(self.module, "out_keys", None)
-        if keys:
-            return {str(key): output.get(key) for key in keys if output.get(key, None) is not None}
-        old = {id(leaf) for leaf in given}
-        return {str(k): v for k, v in output.items(True, True) if isinstance(v, Tensor) and id(v) not in old}
 
     def _probe(self) -> None:
         """The first call: lazy leaves get their shapes, and outputs show where they have the agents."""

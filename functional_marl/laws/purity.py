@@ -32,7 +32,8 @@ from functional_marl.laws._compare import Broken, agree, broken
 from functional_marl.laws._law import law
 from functional_marl.laws._module_subject import ModuleSubject
 from functional_marl.laws._network_subject import NetworkSubject
-from functional_marl.laws._restore import all_modules, kept, seeded
+from functional_marl.laws._held import registered_and_hidden
+from functional_marl.laws._restore import kept, seeded
 from functional_marl.laws._subject import CheckError, Subject
 from functional_marl.laws._watched import AFTER, Trip, trip, watched
 
@@ -155,7 +156,7 @@ def _breaking(module: nn.Module) -> Generator[None]:
     def stop(_part: nn.Module, _inputs: Any, _output: Any) -> None:
         raise Trip
 
-    parts = [part for part in all_modules(module) if part is not module]
+    parts = [part for part in registered_and_hidden(module) if part is not module]
     hooks = [part.register_forward_hook(stop) for part in parts]
     try:
         yield
