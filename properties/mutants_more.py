@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import functional_marl as fm
-from functional_marl._lowering import linear_kernels as dense
+from functional_marl._lowering.linear_kernels import forced_chunk
 from functional_marl._pytrees import Params, Tree, tree_map
 from functional_marl._sharing import Sharing
 from properties.mutants import Op, applied, index_leaks, late_boundary, mutant, next_slot, slots
@@ -19,7 +19,7 @@ from properties.mutants_trees import mean_gradient, merged, reshared
 
 
 def in_chunks(net: fm.Network, train: bool) -> bool:
-    return dense.__dict__["CHUNK_ABOVE"] == 0
+    return forced_chunk() is not None
 
 
 def first_chunk_learns(net: fm.Network, params: Params) -> Params:

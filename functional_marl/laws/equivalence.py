@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Any
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor
 
 from functional_marl._errors import SharingError
-from functional_marl._lowering import linear_kernels as dense
+from functional_marl._lowering.linear_kernels import chunks_of
 from functional_marl._pytrees import Params, flatten, tree_map
 from functional_marl._sharing import Sharing
 from functional_marl.laws._capabilities import (
@@ -272,18 +271,6 @@ def unused_slots_are_inert(s: NetworkSubject) -> None:
         zero({f"{name}[{slot}]": gradient[slot] for slot in s.slots[name].unused()}, "the loss of all agents")
 
 
-@contextmanager
-def _chunks_of(size: int) -> Generator[None]:
-    """The plan takes agents in pieces of so many bytes, however few there are."""
-    rules: dict[str, Any] = dense.__dict__
-    was = {name: rules[name] for name in ("CHUNK_ABOVE", "CHUNK")}
-    rules.update(CHUNK_ABOVE=0, CHUNK=size)
-    try:
-        yield
-    finally:
-        rules.update(was)
-
-
 def _with_gradients(s: NetworkSubject) -> tuple[Any, Params]:
     """Outputs in training, and the gradient of all agents' losses."""
     watched, gradients = s.watching_parameters()
@@ -312,7 +299,7 @@ def chunks_make_the_whole(s: NetworkSubject) -> None:
     planned = replace(s, net=s.net.replace(strategy="plan"))
     whole = _with_gradients(planned)
     for size in (1, rng.choice([100, 200, 400])):
-        with _chunks_of(size):
+        with chunks_of(size):
             # with a key, for without one the commonest call has a way of its own
             outputs, (trained, gradients) = planned.outputs(key=s.key()), _with_gradients(planned)
         for i in range(s.n):
