@@ -6,6 +6,8 @@ imports hypothesis; ``functional_marl.laws.strategies`` draws subjects with it, 
 
 from functional_marl.laws import laws as laws
 from functional_marl.laws import zoo as zoo
+from functional_marl.laws._report import Report as Report
+from functional_marl.laws._verdict import Verdict as Verdict
 from functional_marl.laws.asking import FOREIGN as FOREIGN
 from functional_marl.laws.cases import subject as subject
 from functional_marl.laws.checking import assert_laws as assert_laws
@@ -25,8 +27,6 @@ from functional_marl.laws.law import Law as Law
 from functional_marl.laws.law import LawViolation as LawViolation
 from functional_marl.laws.law import NotApplicable as NotApplicable
 from functional_marl.laws.modules import Facade as Facade
-from functional_marl.laws.report import Report as Report
-from functional_marl.laws.report import Verdict as Verdict
 from functional_marl.laws.subject import Ops as Ops
 from functional_marl.laws.subject import Subject as Subject
 

@@ -14,6 +14,9 @@ from functional_marl._network import Network
 from functional_marl._pytrees import is_tensordict
 from functional_marl._sharing import Sharing, SharingSpec
 from functional_marl.laws import asking_more as asking_more
+from functional_marl.laws._report import Report
+from functional_marl.laws._verdict import HOLDS, VIOLATED, Verdict
+from functional_marl.laws._verdict import NOT_APPLICABLE as SKIPPED
 from functional_marl.laws.again import code
 from functional_marl.laws.asking import FOREIGN
 from functional_marl.laws.foreign_subject import REASONS, Foreign, draws_here
@@ -21,7 +24,6 @@ from functional_marl.laws.functional import Functional
 from functional_marl.laws.host import AUTO, CheckError, Host, agents_of, module_of, seeded
 from functional_marl.laws.infer import inferred
 from functional_marl.laws.law import LAWS, Law, LawViolation
-from functional_marl.laws.report import HOLDS, SKIPPED, VIOLATED, Report, Verdict
 
 __all__ = ["assert_laws", "check", "each_law", "foreign"]
 
