@@ -24,8 +24,8 @@ def listing(laws: Iterable[Any], version: str = "", defaults: Iterable[str] | No
         topics.setdefault(law.topic, []).append(law)
     every = [law for found in topics.values() for law in found]
     usual = {law.name for law in every if law.default} if defaults is None else set(defaults)
-    several = f"{len(every)} law{'s' * (len(every) != 1)}"
-    lines = [f"The laws of sharing{f', version {version}' if version else ''}: {several} in {len(topics)} topics."]
+    count = f"{_count(len(every), 'law')} in {_count(len(topics), 'topic')}"
+    lines = [f"The laws of sharing{f', version {version}' if version else ''}: {count}."]
     if any(law.name not in usual for law in every):
         lines.append("Those marked * are not checked by default: --laws all, or by name.")
     for topic, found in topics.items():
@@ -50,3 +50,7 @@ def _entry(law: Any, mark: str) -> list[str]:
             break_on_hyphens=False,
         )
     return lines
+
+
+def _count(number: int, word: str) -> str:
+    return f"{number} {word}{'s' * (number != 1)}"
