@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any, TypeVar, cast
 
 from functional_marl.laws._report import Report
@@ -78,11 +79,11 @@ class SubjectLaw:
 
     def found(self, test: str, excluded: bool) -> dict[str, Any]:
         """What ``--laws-json`` writes: the report with the test, and with the reason of an expected violation."""
+        found: dict[str, Any] = {"subject": self.name, "laws": []}
         if excluded:
-            report = Report(self.name, {}, (Verdict(self.law.number, self.law.name, SKIPPED, self.skipped),))
-        else:
-            report = self.report
-        found: dict[str, Any] = {"subject": self.name, "laws": []} if report is None else report.to_dict()
+            found["laws"] = [asdict(Verdict(self.law.number, self.law.name, SKIPPED, self.skipped))]
+        elif self.report is not None:
+            found = self.report.to_dict()
         laws = [{**law, "expected": self.expected} for law in found["laws"]]
         return {**found, "test": test, "laws": laws}
 
