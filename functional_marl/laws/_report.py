@@ -185,6 +185,9 @@ def _claim(facts: dict[str, Any], inferred: bool) -> list[str]:
     parts: list[str] = []
     if facts.get("sharing") is not None:
         parts.append(f"sharing {facts['sharing']}")
+    elif facts.get("inferred") is not None:
+        parts.append(f"sharing {facts['inferred']} (inferred)")
+        inferred = False
     if facts.get("communication"):
         said = facts["communication"]
         parts.append("communicating" if said is True else f"communicating {said}")

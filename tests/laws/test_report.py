@@ -116,6 +116,8 @@ def test_the_first_line_counts_laws_and_not_verdicts(verdicts: list[Verdict], li
         ({"centralized": True, "n_agents": 1}, "claim: sharing shared (claimed by the module); centralized; 1 agent;"),
         ({"communication": True}, "claim: sharing shared (claimed by the module); communicating; 3 agents;"),
         ({"communication": [[1], [0]]}, "claim: sharing shared (claimed by the module); communicating [[1], [0]]; 3"),
+        ({"sharing": None}, "claim: sharing independent (inferred); local; 3 agents; in evaluation and training"),
+        ({"sharing": None, "inferred": None}, "claim: local; 3 agents; in evaluation and training"),
         ({"randomness": "same"}, "claim: sharing shared (claimed by the module); local; 3 agents; randomness same; in"),
         ({"mode": "training"}, "claim: sharing shared (claimed by the module); local; 3 agents; in training"),
     ],
@@ -134,6 +136,7 @@ def test_what_is_inferred_is_shown_where_it_helps() -> None:
     assert "inferred: independent" in str(report(BROKEN))
     assert "inferred: independent" in report(HELD).text(verbose=True)
     assert "inferred" not in str(report(BROKEN, inferred=None))
+    assert str(report(BROKEN, sharing=None)).count("inferred") == 1
 
 
 def test_training_is_marked() -> None:
