@@ -24,16 +24,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     """Add the two options."""
     group = parser.getgroup("functional_marl", "laws of multi-agent networks (functional_marl)")
     group.addoption("--laws-examples", type=_count, metavar="N", help="cases for each law (default 20)")
-    group.addoption("--laws-json", type=Path, metavar="PATH", help="write the reports of all subjects to a JSON file")
+    group.addoption("--laws-json", metavar="PATH", help="write the reports of all subjects to a JSON file")
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Collect reports where they are written: with xdist, in the controller alone."""
-    path: Path | None = config.getoption("--laws-json")
+    path: str | None = config.getoption("--laws-json")
     if path is not None and not hasattr(config, "workerinput"):
-        if path.is_dir():
+        if Path(path).is_dir():
             raise pytest.UsageError(f"--laws-json: expected the name of a file, got the folder {path}")
-        config.pluginmanager.register(_JsonFile(path), "functional_marl_json")
+        config.pluginmanager.register(_JsonFile(Path(path)), "functional_marl_json")
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
