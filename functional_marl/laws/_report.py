@@ -30,8 +30,8 @@ class Report:
     Args:
         subject: what was checked.
         facts: what was claimed, by whom, and what was inferred. The text puts ``n_agents``, ``sharing``,
-            ``centralized``, ``communication``, ``randomness``, ``mode`` and ``inferred`` into words, and shows all
-            others as they are.
+            ``view`` ("local", "centralized" or "communicating"), ``ids``, ``randomness`` and ``inferred`` into words,
+            and shows all others as they are.
         verdicts: at least one for each law.
         version: the version of the set of laws.
     """
@@ -72,11 +72,12 @@ class Report:
 
         >>> print(Report("Policy", {"n_agents": 2}, (Verdict(18, "local_jacobian", "holds", cases=20),)))
         The one law that applies to Policy holds.
-        claim: 2 agents
+        claim: 2 agents; in evaluation
         <BLANKLINE>
         1 law holds: local_jacobian.
         """
-        lines = [self._headline(), *_claim(self.facts, not self or verbose)]
+        modes = {verdict.train for verdict in self.verdicts if verdict.verdict in (HOLDS, VIOLATED)}
+        lines = [self._headline(), *_claim(self.facts, modes, not self or verbose)]
         lines += [line for verdict in self.violated for line in _violation(verdict)]
         held = self._held()
         if held:
@@ -177,10 +178,10 @@ class Report:
 
 # --- parts of the text ------------------------------------------------------------------------------------
 
-_WORDED = ("n_agents", "sharing", "centralized", "communication", "randomness", "mode", "inferred")
+_WORDED = ("n_agents", "sharing", "view", "ids", "randomness", "inferred")
 
 
-def _claim(facts: dict[str, Any], inferred: bool) -> list[str]:
+def _claim(facts: dict[str, Any], modes: set[bool], inferred: bool) -> list[str]:
     """The claim in one line, then facts that have no words of their own."""
     parts: list[str] = []
     if facts.get("sharing") is not None:
@@ -188,17 +189,16 @@ def _claim(facts: dict[str, Any], inferred: bool) -> list[str]:
     elif facts.get("inferred") is not None:
         parts.append(f"sharing {facts['inferred']} (inferred)")
         inferred = False
-    if facts.get("communication"):
-        said = facts["communication"]
-        parts.append("communicating" if said is True else f"communicating {said}")
-    elif facts.get("centralized") is not None:
-        parts.append("centralized" if facts["centralized"] else "local")
+    if facts.get("view") is not None:
+        parts.append(facts["view"])
+    if facts.get("ids"):
+        parts.append("with ids of its own")
     if facts.get("n_agents") is not None:
         parts.append(f"{facts['n_agents']} agent{'s' * (facts['n_agents'] != 1)}")
     if facts.get("randomness") is not None:
         parts.append(f"randomness {facts['randomness']}")
-    if facts.get("mode") is not None:
-        parts.append(f"in {facts['mode']}")
+    if parts and modes:
+        parts.append("in " + " and ".join("training" if train else "evaluation" for train in sorted(modes)))
     lines = [f"claim: {'; '.join(parts)}"] if parts else []
     if inferred and facts.get("inferred") is not None:
         lines.append(f"inferred: {facts['inferred']}")

@@ -82,6 +82,12 @@ def test_either_mode_fails_the_test(run: Run) -> None:
     result.stdout.fnmatch_lines(["*first_law (training) is violated*"])
 
 
+def test_a_law_without_a_verdict_is_skipped(run: Run) -> None:
+    result = run(suite("[(Policy, {'first_law': 'none'})]"), "-rs")
+    result.assert_outcomes(passed=1, skipped=1)
+    result.stdout.fnmatch_lines(["SKIPPED*: it is not about modules like this one"])
+
+
 def test_a_test_may_take_the_subject_and_change_it(run: Run) -> None:
     body = "assert subject is Policy; law(7)"
     result = run(suite("{'net': (Policy, {'first_law': 'violated'})}", body=body, takes="subject, law"))

@@ -20,9 +20,8 @@ FACTS: dict[str, Any] = {
     "n_agents": 3,
     "sharing": "shared (claimed by the module)",
     "inferred": "independent",
-    "centralized": False,
+    "view": "local",
     "randomness": None,
-    "mode": "evaluation and training",
 }
 SNIPPET = "import torch\nLAWS['local_jacobian'](subject)"
 BROKEN = Verdict(
@@ -59,7 +58,7 @@ def test_the_whole_text() -> None:
         text
         == """\
 VIOLATED: 1 law of 2; Policy does not keep what it claims
-claim: sharing shared (claimed by the module); local; 3 agents; in evaluation and training
+claim: sharing shared (claimed by the module); local; 3 agents; in evaluation
 inferred: independent
 
 local_jacobian
@@ -112,18 +111,27 @@ def test_the_first_line_counts_laws_and_not_verdicts(verdicts: list[Verdict], li
 @pytest.mark.parametrize(
     ("facts", "line"),
     [
-        ({}, "claim: sharing shared (claimed by the module); local; 3 agents; in evaluation and training"),
-        ({"centralized": True, "n_agents": 1}, "claim: sharing shared (claimed by the module); centralized; 1 agent;"),
-        ({"communication": True}, "claim: sharing shared (claimed by the module); communicating; 3 agents;"),
-        ({"communication": [[1], [0]]}, "claim: sharing shared (claimed by the module); communicating [[1], [0]]; 3"),
-        ({"sharing": None}, "claim: sharing independent (inferred); local; 3 agents; in evaluation and training"),
-        ({"sharing": None, "inferred": None}, "claim: local; 3 agents; in evaluation and training"),
+        ({}, "claim: sharing shared (claimed by the module); local; 3 agents; in evaluation"),
+        (
+            {"view": "centralized", "n_agents": 1},
+            "claim: sharing shared (claimed by the module); centralized; 1 agent;",
+        ),
+        ({"ids": True}, "claim: sharing shared (claimed by the module); local; with ids of its own; 3 agents;"),
+        ({"sharing": None}, "claim: sharing independent (inferred); local; 3 agents; in evaluation"),
+        ({"sharing": None, "inferred": None}, "claim: local; 3 agents; in evaluation"),
         ({"randomness": "same"}, "claim: sharing shared (claimed by the module); local; 3 agents; randomness same; in"),
-        ({"mode": "training"}, "claim: sharing shared (claimed by the module); local; 3 agents; in training"),
     ],
 )
 def test_the_claim_in_a_line(facts: dict[str, Any], line: str) -> None:
     assert str(report(HELD, **facts)).splitlines()[1].startswith(line)
+
+
+def test_the_modes_of_the_verdicts_are_part_of_the_claim() -> None:
+    train = replace(HELD, train=True)
+    cases = [((HELD,), "evaluation"), ((train,), "training"), ((HELD, train), "evaluation and training")]
+    for verdicts, words in cases:
+        assert str(report(*verdicts)).splitlines()[1].endswith(f"; in {words}")
+    assert str(report(SILENT)).splitlines()[1].endswith("; 3 agents")
 
 
 def test_facts_without_words_of_their_own_are_shown_as_they_are() -> None:
