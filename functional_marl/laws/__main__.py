@@ -1,4 +1,4 @@
-"""``python -m functional_marl.laws package.module:Class``: ask a class from any library for its sharing.
+"""``python -m functional_marl.laws package.module:Class``: check a class from any library.
 
 Exit code 0: all laws hold; 1: one is violated; 2: it could not run; 130: it was interrupted.
 """
@@ -13,22 +13,24 @@ import shlex
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, NoReturn, cast
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from functional_marl._network import Network
-from functional_marl._tensordict import to_tensordict
-from functional_marl.laws.checking import check, laws_named
-from functional_marl.laws.grouping import check_grouping
-from functional_marl.laws.host import CheckError, seeded
-from functional_marl.laws.infer import infer_sharing
-from functional_marl.laws.law import Law
+from functional_marl.laws._check import check, laws_named
+from functional_marl.laws._check_group_map import check_group_map
+from functional_marl.laws._claims import Claims
+from functional_marl.laws._example_words import example_of
+from functional_marl.laws._infer import infer_sharing
+from functional_marl.laws._law import Law
+from functional_marl.laws._listing import listing
+from functional_marl.laws._report import Report
+from functional_marl.laws._restore import seeded
+from functional_marl.laws._subject import CheckError
 
 __all__ = ["main"]
-
-_KINDS = {"float": torch.float32, "double": torch.float64, "int": torch.int64, "bool": torch.bool}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -39,20 +41,14 @@ class _Parser(argparse.ArgumentParser):
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="python -m functional_marl.laws",
-        description="Ask a multi-agent network from any library whether it shares what it claims.",
+        description="Check whether a multi-agent network from any library keeps what its author claims of it.",
         epilog="Exit code 0: all laws hold. 1: a law is violated. 2: it could not run. 130: interrupted.",
     )
-    add = parser.add_argument
-    add("--list", action=_List, help="print what can be asked, and exit")
+    parser.add_argument("--list", action=_List, help="print the laws, what they say and what they need, and exit")
+    add = parser.add_argument_group("the module").add_argument
     add("subject", help="package.module:Class, or a function that builds a module or a pair (net, params)")
     add("--args", default="[]", help="positional arguments of the constructor, as a JSON list")
     add("--kwargs", default="{}", help='keyword arguments, as a JSON object; "@torch.nn:ReLU" is that object')
-    add("--n-agents", type=int, help="how many agents, where the subject does not say")
-    add("--sharing", help="shared, independent, slots as 0,0,1, or JSON: the claim; by default what the module says")
-    add("--centralized", action="store_true", default=None, help="each agent sees all inputs")
-    add("--agent-dim", default="-2", help="where inputs have the agents: an int, or JSON; default -2")
-    add("--out-agent-dim", help="where outputs have them; by default where the first input does; null: nowhere")
-    add("--randomness", choices=["error", "same", "different"], help="what agents draw in training")
     add(
         "--input",
         action="append",
@@ -61,31 +57,60 @@ def _parser() -> argparse.ArgumentParser:
         help="the shape of an input; repeat for several; NAME= for a dict; KIND: float, double, bool, int7 (below 7)",
     )
     add("--tensordict", action="store_true", help="named inputs go in as a TensorDict; dots nest")
-    add("--groups", type=_groups, help="sizes of groups, as walker=2,runner=1, for dicts of groups")
-    add("--batch-dims", type=int, help="how many axes in front are batches; 0 where the first is time")
-    add("--single", metavar="PATH", help="package.module:function that builds the module of one agent, to compare with")
-    add("--train", action="store_true", help="ask in training")
-    add("--laws", default="sharing", help="sharing, all, or names or numbers with commas; default sharing")
+    _add_claims(parser.add_argument_group("what its author claims"))
+    add = parser.add_argument_group("the check").add_argument
+    add("--laws", default="default", help="default, all (threads and compilation too), or names of laws or topics")
+    add("--skip", default="", metavar="NAMES", help="names of laws, with commas, that are left out")
+    mode = parser.add_mutually_exclusive_group()
+    mode.add_argument("--train", action="store_true", default=None, help="in training alone; by default both modes")
+    mode.add_argument("--eval", action="store_false", dest="train", help="in evaluation alone")
     add("--examples", type=int, default=20, metavar="N", help="cases a law; default 20")
+    add("--smoke", action="store_const", const=4, dest="examples", help="4 cases a law")
     add("--seed", type=int, default=0, help="of the module and of the cases; default 0")
     add("--infer", action="store_true", help="only print who trains what")
     add("--names", help="names of agents with commas: the subject is a function that groups them")
+    add("--verbose", action="store_true", help="print every law, also those that do not apply, with the reason")
     add("--json", action="store_true", help="print JSON")
+    add("--junit", metavar="FILE", type=Path, help="also write the report as JUnit XML")
     add("--quiet", action="store_true", help="no progress bar")
     return parser
 
 
+def _add_claims(group: Any) -> None:
+    """One option for each field of :class:`Claims`."""
+    add = group.add_argument
+    add("--n-agents", type=int, help="how many agents, where the module does not state it")
+    add("--sharing", help="shared, independent, slots as 0,0,1, or JSON; by default what the module states")
+    add("--centralized", action="store_true", default=None, help="each agent's network sees all inputs")
+    add(
+        "--communication",
+        nargs="?",
+        const="true",
+        metavar="JSON",
+        help="agents exchange messages: all with all, or for each agent those that it hears, [[1], [0, 2], [1]]",
+    )
+    add("--rounds", type=int, default=1, help="rounds of messages over that graph; default 1")
+    add("--ids", action="store_true", help="a shared network adds ids or embeddings of agents of its own")
+    add("--agents", metavar="NAMES", help="names with commas: inputs and outputs are dicts keyed by agent")
+    add("--groups", type=_groups, help="sizes of groups, as walker=2,runner=1, for dicts of groups")
+    add("--agent-dim", default="-2", help="where inputs have the agents: an int, or JSON; default -2")
+    add("--out-agent-dim", help="where outputs have them; by default where the first input does; null: nowhere")
+    add("--batch-dims", type=int, help="how many axes in front are batches; 0 where the first is time")
+    add("--select", help="what laws look at in the output: a key, index or attribute, such as logits, 0, dist.loc")
+    add("--randomness", choices=["error", "same", "different"], help="what agents draw in training")
+    add("--samples", action="store_true", help="evaluation draws, as a policy that returns actions does")
+    add("--memory", action="store_true", help="the module keeps state from one call to the next")
+    add("--single", metavar="PATH", help="package.module:function that builds the module of one agent, to compare with")
+
+
 class _List(argparse.Action):
-    """Print the laws: number, name, and the law in English; a star where it is not asked by default."""
+    """Print the laws and leave."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, nargs=0, **kwargs)
 
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
-        usual = {law.name for law in laws_named("sharing")}
-        for law in laws_named("all"):
-            print(f"{law.number:>2}{' ' if law.name in usual else '*'} {law.name}: {' '.join(law.english.split())}")
-        print("\n* only with --laws all, or by name or number")
+        print(listing(laws_named("all")))
         parser.exit()
 
 
@@ -141,37 +166,30 @@ def _sharing(text: str | None) -> Any:
         raise CheckError(f"--sharing: expected shared, independent or slots as 0,0,1, got {text!r}") from None
 
 
-def _input(text: str) -> tuple[str, Tensor]:
-    name, _, rest = text.rpartition("=")
-    shape, _, kind = rest.partition(":")
-    high = int(kind[3:]) if kind[:3] == "int" and kind[3:].isdigit() else 2
-    try:
-        sizes = [int(size) for size in shape.split(",")]
-        dtype = _KINDS["int" if kind.startswith("int") else kind or "float"]
-    except (ValueError, KeyError):
-        raise CheckError(f"--input: expected [name=]4,3,6[:float|double|bool|int7], got {text!r}") from None
-    zeros = torch.zeros(sizes, dtype=dtype)
-    return name, torch.arange(zeros.numel()).remainder(high).reshape(sizes) if dtype == torch.int64 else zeros
-
-
-def _example(given: Sequence[str], tensordict: bool) -> Any:
-    if not given:
-        raise CheckError("--input: expected the shape of an example input, such as 4,3,6")
-    inputs = [_input(text) for text in given]
-    if not any(name for name, _ in inputs):
-        return inputs[0][1] if len(inputs) == 1 else tuple(leaf for _, leaf in inputs)
-    if not all(name for name, _ in inputs):
-        raise CheckError("--input: expected a name for every input, or for none")
-    if tensordict:
-        return to_tensordict(dict(inputs))
-    nested: dict[str, Any] = {}
-    for name, leaf in inputs:
-        *path, last = name.split(".")
-        at = nested
-        for key in path:
-            at = at.setdefault(key, {})
-        at[last] = leaf
-    return nested
+def _claims(options: argparse.Namespace) -> Claims:
+    agents = None if options.agents is None else options.agents.split(",")
+    where: dict[str, Any] = {}
+    if options.out_agent_dim is not None:
+        where["out_agent_dim"] = _json(options.out_agent_dim, "--out-agent-dim", object)
+    return Claims(
+        example_of(options.input, options.tensordict, agents),
+        n_agents=options.n_agents,
+        sharing=_sharing(options.sharing),
+        centralized=options.centralized,
+        communication=None if options.communication is None else _json(options.communication, "--communication", object),
+        rounds=options.rounds,
+        ids=options.ids,
+        agents=agents,
+        groups=options.groups,
+        agent_dim=_json(options.agent_dim, "--agent-dim", object),
+        batch_dims=options.batch_dims,
+        select=options.select,
+        randomness=options.randomness,
+        samples=options.samples,
+        memory=options.memory,
+        single=options.single and _found(options.single),
+        **where,
+    )
 
 
 def _builder(options: argparse.Namespace) -> Any:
@@ -191,7 +209,7 @@ def _builder(options: argparse.Namespace) -> Any:
         known = signature.bind_partial(*args, **kwargs).arguments
         kwargs |= {k: v for k, v in filled.items() if k in signature.parameters and k not in known}
     except (TypeError, ValueError):
-        pass  # the call says what is wrong
+        pass  # the call raises the error that matters
 
     def build() -> Any:
         try:
@@ -203,7 +221,7 @@ def _builder(options: argparse.Namespace) -> Any:
 
 
 def _bar(quiet: bool) -> Any:
-    """tqdm's progress bar, where it is installed and somebody sees it."""
+    """tqdm's progress bar, where it is installed and stderr is a terminal."""
     try:
         tqdm: Any = importlib.import_module("tqdm").tqdm
     except ImportError:
@@ -215,39 +233,39 @@ def _bar(quiet: bool) -> Any:
     return wrap
 
 
+def _report(options: argparse.Namespace, argv: Sequence[str]) -> Report:
+    if options.names:
+        return check_group_map(_found(options.subject), options.names.split(","), name=options.subject)
+    report = check(
+        _builder(options),
+        _claims(options),
+        laws=options.laws,
+        skip=[name for name in options.skip.split(",") if name],
+        train=options.train,
+        examples=options.examples,
+        seed=options.seed,
+        name=options.subject,
+        progress=_bar(options.quiet),
+    )
+    again = shlex.join(["python", "-m", "functional_marl.laws", *argv])
+    commands = [
+        replace(v, snippet=f"{again} --laws {v.law}{' --train' * v.train}" if v.snippet else "") for v in report
+    ]
+    return replace(report, verdicts=tuple(commands))
+
+
 def _run(argv: Sequence[str]) -> int:
     options = _parser().parse_args(argv)
-    if options.names:
-        report = check_grouping(_found(options.subject), options.names.split(","), name=options.subject)
-    else:
-        build, example = _builder(options), _example(options.input, options.tensordict)
-        where: dict[str, Any] = {"agent_dim": _json(options.agent_dim, "--agent-dim", object)}
-        if options.out_agent_dim is not None:
-            where["out_agent_dim"] = _json(options.out_agent_dim, "--out-agent-dim", object)
-        where |= {"n_agents": options.n_agents, "example": example, "groups": options.groups, "train": options.train}
-        if options.infer:
-            with seeded(options.seed):
-                module = build()
-            print(infer_sharing(module, **where))
-            return 0
-        report = check(
-            build,
-            sharing=_sharing(options.sharing),
-            centralized=options.centralized,
-            randomness=options.randomness,
-            batch_dims=options.batch_dims,
-            single=options.single and _found(options.single),
-            laws=options.laws,
-            examples=options.examples,
-            seed=options.seed,
-            name=options.subject,
-            progress=_bar(options.quiet),
-            **where,
-        )
-        again = shlex.join(["python", "-m", "functional_marl.laws", *argv])
-        commands = [replace(v, snippet=f"{again} --laws {v.law}" if v.snippet else "") for v in report]
-        report = replace(report, verdicts=tuple(commands))
-    print(report.to_json() if options.json else report)
+    if options.infer:
+        build, claims = _builder(options), _claims(options)
+        with seeded(options.seed):
+            module = build()
+        print(infer_sharing(module, claims, train=bool(options.train)))
+        return 0
+    report = _report(options, argv)
+    if options.junit is not None:
+        options.junit.write_text(report.to_junit(), encoding="utf-8")
+    print(report.to_json() if options.json else report.text(verbose=options.verbose))
     return 0 if report else 1
 
 

@@ -8,18 +8,15 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, TypeVar, cast
 
+from functional_marl.laws._check import check, laws_named
 from functional_marl.laws._report import Report
 from functional_marl.laws._verdict import HOLDS, SKIPPED, Verdict
-from functional_marl.laws.checking import check as _check_module
-from functional_marl.laws.checking import laws_named
 
 __all__ = ["LawFailure", "SubjectLaw", "parametrize_with_laws"]
 
 Test = TypeVar("Test", bound=Callable[..., Any])
 Reasons = Mapping[str, str]
 Subjects = Iterable[tuple[Any, Any]] | Mapping[str, tuple[Any, Any]]
-
-check: Any = _check_module
 
 
 class LawFailure(AssertionError):

@@ -1,16 +1,35 @@
-"""Laws 18 to 20, 22 and 23: who may depend on whom."""
+"""Who may depend on whom (laws 18 to 20, 22 and 23)."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from functional_marl._pytrees import Tree, flatten, leaf_names, tree_map
-from functional_marl.laws.law import agree, broken, law, zero
-from functional_marl.laws.subject import Subject
+from functional_marl._pytrees import Tree
+from functional_marl.laws._capabilities import (
+    AGENTS_IN_OUTPUTS,
+    CENTRALIZED,
+    FLOAT_INPUTS,
+    GRADIENTS,
+    GRAPH,
+    INPUT_GRADIENTS,
+    LOCAL,
+    MASKS_AGENTS,
+    NO_MASK,
+    NUMBERS,
+    OWN_GRADIENTS,
+    RUNS,
+    SEVERAL_AGENTS,
+    SLOTS,
+)
+from functional_marl.laws._compare import agree, broken, zero
+from functional_marl.laws._law import law
+from functional_marl.laws._module_subject import ModuleSubject
+from functional_marl.laws._network_subject import NetworkSubject
+from functional_marl.laws._reached import Reached
+from functional_marl.laws._subject import Subject
 
 __all__ = [
     "centralized_sees_all",
@@ -19,98 +38,147 @@ __all__ = [
     "local_jacobian",
     "masked_agents_are_inert",
     "masked_critics_look_away",
+    "messages_follow_the_graph",
 ]
 
-
-def _input_gradients(s: Subject) -> list[dict[str, Tensor]]:
-    """For each agent's loss, its gradient with respect to every float input with agents, ``[n, *B, ...]``."""
-    inputs = tree_map(
-        lambda leaf: leaf.clone().requires_grad_() if leaf.is_floating_point() else leaf, (s.inputs, dict(s.kwargs))
-    )
-    called = replace(s, inputs=inputs[0], kwargs=inputs[1])
-    leaves: dict[str, Tensor] = {}
-    for k, tree in enumerate((*inputs[0], inputs[1])):
-        if s.dims[k] is not None:
-            root = f"inputs[{k}]" if k < len(s.inputs) else "kwargs"
-            leaves |= {
-                name: leaf
-                for name, leaf in zip(leaf_names(tree, root), flatten(tree)[0], strict=True)
-                if leaf.requires_grad
-            }
-    rows: list[dict[str, Tensor]] = []
-    for output in called.outputs():
-        loss = s.loss(output)
-        if not loss.requires_grad:
-            broken("an output does not depend on any float input")
-        found = torch.autograd.grad(
-            loss, list(leaves.values()), retain_graph=True, allow_unused=True, materialize_grads=True
-        )
-        rows.append(dict(zip(leaves, found, strict=True)))
-    return rows
+_CALLS = (RUNS, NUMBERS, SEVERAL_AGENTS, AGENTS_IN_OUTPUTS)
 
 
-@law(18, "local", "float inputs", "no mask of agents")
+def _depends_only_on_heard(s: Subject) -> None:
+    """Raise if an agent's output changes with the input of one that it does not hear, in value or in gradient."""
+    before, other = s.outputs(), s.redrawn(s.seed + 1000)
+    for j in s.agents:
+        after = s.with_agent(j, other).outputs()
+        for i in range(s.n):
+            if j not in s.hears[i]:
+                agree(after[i], before[i], f"agent {i}'s output when agent {j}'s input changes")
+    if not s.inputs_are_float or not s.carries_gradients:
+        return
+    watched, gradients = s.watching_inputs()
+    outputs = watched.outputs()
+    for i in s.agents:
+        rows = gradients(s.loss(outputs[i]))
+        for j in range(s.n):
+            if j not in s.hears[i]:
+                zero(rows[j], f"agent {i}'s output by agent {j}'s input")
+        if s.responds and not any(bool((g != 0).any()) for g in rows[i].values()):
+            broken(f"agent {i}'s output by its own inputs {list(rows[i])}: expected a nonzero gradient, got zero")
+
+
+@law(18, *_CALLS, LOCAL, NO_MASK)
 def local_jacobian(s: Subject) -> None:
-    """∂y_i / ∂x_j = 0 for i ≠ j, and ≠ 0 for i = j.
+    """∂y_i / ∂x_j = 0 and y_i(x) does not change with x_j, for i ≠ j.
 
     Local: no agent's output depends on another agent's input.
     """
-    for i, row in enumerate(_input_gradients(s)):
-        for j in range(s.n):
-            if i != j:
-                zero({name: leaf[j] for name, leaf in row.items()}, f"agent {i}'s output by agent {j}'s input")
-        if not any(bool((leaf[i] != 0).any()) for leaf in row.values()):
-            broken(f"agent {i}'s output by its own inputs {list(row)}: expected a nonzero gradient, got zero")
+    _depends_only_on_heard(s)
 
 
-@law(19, "centralized", "float inputs", "no mask of agents")
+@law(18, *_CALLS, GRAPH)
+def messages_follow_the_graph(s: Subject) -> None:
+    """∂y_i / ∂x_j = 0 and y_i(x) does not change with x_j, for each j whose messages do not reach i.
+
+    Communicating: an agent's output depends on the inputs of those alone that it hears, over all rounds of messages.
+    """
+    _depends_only_on_heard(s)
+
+
+@law(19, *_CALLS, CENTRALIZED, FLOAT_INPUTS, INPUT_GRADIENTS, NO_MASK, whole_batch=True)
 def centralized_sees_all(s: Subject) -> None:
     """∂y_i / ∂x_j ≠ 0 for all i, j.
 
-    Centralized: every agent's output depends on every agent's first input.
+    Centralized: every agent's output depends on every agent's joint input, and on no other input of another agent.
     """
-    for i, row in enumerate(_input_gradients(s)):
-        joint = {name: leaf for name, leaf in row.items() if name.startswith("inputs[0]")}
-        for name, leaf in joint.items():
-            for j in range(s.n):
-                if not bool((leaf[j] != 0).any()):
-                    broken(f"agent {i}'s output by {name} of agent {j}: expected a nonzero gradient, got zero")
-        others = {name: leaf for name, leaf in row.items() if name not in joint}
-        for j in range(s.n):
-            if i != j:
-                zero({name: leaf[j] for name, leaf in others.items()}, f"agent {i}'s output by agent {j}'s input")
+    seen: dict[tuple[int, int, str], bool] = {}
+    for draw in range(1 if s.responds else 8):
+        watched, gradients = (s if draw == 0 else s.redrawn(s.seed + draw)).watching_inputs()
+        outputs = watched.outputs()
+        for i in s.agents:
+            for j, row in enumerate(gradients(s.loss(outputs[i]))):
+                for name, gradient in row.items():
+                    if s.is_joint(name):
+                        seen[i, j, name] = seen.get((i, j, name), False) or bool((gradient != 0).any())
+                    elif i != j:
+                        zero({name: gradient}, f"agent {i}'s output by agent {j}'s input")
+        if all(seen.values()):
+            return
+    for (i, j, name), found in seen.items():
+        # A module need not use an input at all, but one that uses an agent's own uses the others'.
+        uses = seen.get((i, i, name), any(own for (a, b, _), own in seen.items() if a == b == i))
+        if not found and (uses or s.responds):
+            broken(f"agent {i}'s output by {name} of agent {j}: expected a nonzero gradient, got zero in 8 draws")
 
 
-@law(20, "parameters")
-def gradient_reaches_own_slot(s: Subject) -> None:
-    """∂L_i / ∂P[ℓ][s] = 0 for s ≠ σ_ℓ(i).
+@law(20, RUNS, NUMBERS, GRADIENTS, AGENTS_IN_OUTPUTS, OWN_GRADIENTS, every_case=False)
+def gradient_reaches_own_slot(s: NetworkSubject | ModuleSubject) -> None:
+    """∂L_i / ∂P[ℓ][s] = 0 for s ≠ σ_ℓ(i), and agents of one slot train the same numbers.
 
-    An agent's loss trains its own slots and no other.
+    An agent's loss trains its own slots and no other: which agents train which numbers, and which write or read which
+    buffers, is what the sharing claims.
     """
-    leaves = {name: leaf.clone().requires_grad_() for name, leaf in s.own.items()}
-    for i, output in enumerate(replace(s, params=leaves).outputs()):
-        found = torch.autograd.grad(
-            s.loss(output), list(leaves.values()), retain_graph=True, allow_unused=True, materialize_grads=True
-        )
-        for name, gradient in zip(leaves, found, strict=True):
+    if isinstance(s, NetworkSubject):
+        _stays_in_slots(s)
+        return
+    reached = s.reached()
+    for leaf in reached:
+        if leaf.name in s.slots:
+            slots = list(s.slots[leaf.name])
+            for agents in leaf.sets:
+                _belongs(leaf, agents, slots)
+                if not s.trains_unevenly and not (len(agents) == 1 and s.tells_agents_apart and leaf.tells_apart):
+                    _belongs_to_all(leaf, agents, slots)
+    trained = {agent for leaf in reached for agents in leaf.sets for agent in agents}
+    for i in range(s.n):
+        if trained and i not in trained:
+            broken(f"agent {i}'s loss: expected a nonzero gradient on some parameter, got zero on all")
+
+
+def _stays_in_slots(s: NetworkSubject) -> None:
+    """Raise if an agent's loss has a gradient on another slot than its own, or on none."""
+    watched, gradients = s.watching_parameters()
+    for i, output in enumerate(watched.outputs()):
+        found = gradients(s.loss(output))
+        for name, gradient in found.items():
             others = [slot for slot in range(s.slots[name].n_slots) if slot != s.slots[name][i]]
             zero({f"{name}[{slot}]": gradient[slot] for slot in others}, f"agent {i}'s loss")
-        if not any(bool((gradient != 0).any()) for gradient in found):
-            broken(f"agent {i}'s loss: expected a nonzero gradient on its own slots, got zero on {list(leaves)}")
+        if not any(bool((gradient != 0).any()) for gradient in found.values()):
+            broken(f"agent {i}'s loss: expected a nonzero gradient on its own slots, got zero on {list(found)}")
 
 
-def _trained_by(s: Subject, agents: Sequence[int], train: bool) -> tuple[dict[int, Tree], dict[str, Tensor]]:
+def _where(leaf: Reached, agents: tuple[int, ...]) -> tuple[str, str]:
+    """Which numbers some agents have, and whether they train them."""
+    where = f"{leaf.name}{list(leaf.at[agents])}"
+    count = f"{leaf.sets[agents]} of {sum(leaf.sets.values())} numbers"
+    return "write or read" if leaf.is_buffer else "train", f"{where} ({count})"
+
+
+def _belongs(leaf: Reached, agents: tuple[int, ...], slots: list[int]) -> None:
+    """Raise if agents of two slots train one number."""
+    verb, where = _where(leaf, agents)
+    for k, i in enumerate(agents):
+        for j in agents[k + 1 :]:
+            if slots[i] != slots[j]:
+                broken(f"agents {i} and {j} both {verb} {where}, and the claim {slots} keeps them apart")
+
+
+def _belongs_to_all(leaf: Reached, agents: tuple[int, ...], slots: list[int]) -> None:
+    """Raise if some agents of a slot train a number and others do not."""
+    verb, where = _where(leaf, agents)
+    for i in agents:
+        for j in range(len(slots)):
+            if j not in agents and slots[i] == slots[j]:
+                broken(f"agents {i} and {j}: {i} alone can {verb} {where}, and the claim {slots} shares it")
+
+
+def _trained_by(s: NetworkSubject, agents: Sequence[int], train: bool) -> tuple[dict[int, Tree], dict[str, Tensor]]:
     """The outputs of some agents, and the gradient of their losses alone."""
-    leaves = {name: leaf.clone().requires_grad_() for name, leaf in s.own.items()}
-    t = replace(s, params=leaves)
-    outputs = t.trained(key=s.key())[0] if train else t.outputs()
-    loss = torch.stack([s.loss(outputs[i]) for i in agents]).sum()
-    found = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True, materialize_grads=True)
-    return {i: outputs[i] for i in agents}, dict(zip(leaves, found, strict=True))
+    watched, gradients = s.watching_parameters()
+    outputs = watched.outputs(train=train)
+    return {i: outputs[i] for i in agents}, gradients(torch.stack([s.loss(outputs[i]) for i in agents]).sum())
 
 
-@law(22, "local", "several agents", "parameters", "settings")
-def masked_agents_are_inert(s: Subject) -> None:
+@law(22, SLOTS, LOCAL, SEVERAL_AGENTS)
+def masked_agents_are_inert(s: NetworkSubject) -> None:
     """L = Σ_{i ∈ K} L_i: y_K, ∂L/∂P and ∂L/∂x_K do not change with x_j for j ∉ K, and are those of K alone.
 
     Agents that the loss leaves out change neither outputs nor gradients of the others, as if they were not there.
@@ -122,18 +190,11 @@ def masked_agents_are_inert(s: Subject) -> None:
     alive = torch.tensor([i in kept for i in range(s.n)])
 
     def spoil(leaf: Tensor) -> Tensor:
-        return (
-            torch.where(alive.view(-1, *[1] * (leaf.ndim - 1)), leaf, 3 * leaf + 1)
-            if leaf.is_floating_point()
-            else leaf
-        )
+        if not leaf.is_floating_point():
+            return leaf
+        return torch.where(alive.view(-1, *[1] * (leaf.ndim - 1)), leaf, 3 * leaf + 1)
 
-    def spoiled(tree: Tree, dim: int | None) -> Tree:
-        return tree if dim is None else tree_map(spoil, tree)
-
-    t = s.taking(source)
-    inputs = tuple(spoiled(tree, dim) for tree, dim in zip(t.inputs, s.dims[:-1], strict=True))
-    t = replace(t, inputs=inputs, kwargs=spoiled(dict(t.kwargs), s.dims[-1]))
+    t = s.taking(source).mapped(spoil)
     for train in (False, True):
         wanted, found = _trained_by(s, kept, train), _trained_by(t, kept, train)
         for i in kept:
@@ -143,8 +204,8 @@ def masked_agents_are_inert(s: Subject) -> None:
     agree(alone[1], _trained_by(s, kept, False)[1], f"all but {kept} masked, or not there: gradient of the loss")
 
 
-@law(22, "centralized", "masks agents", "several agents", "parameters")
-def masked_critics_look_away(s: Subject) -> None:
+@law(22, MASKS_AGENTS, CENTRALIZED, SEVERAL_AGENTS)
+def masked_critics_look_away(s: NetworkSubject) -> None:
     """∂y / ∂x_j = 0 and y(x, m) does not change with x_j, where m_j = 0; ∂L / ∂P neither.
 
     What a masked agent observes changes neither the values of the others nor any gradient.
@@ -152,8 +213,8 @@ def masked_critics_look_away(s: Subject) -> None:
     seen: dict[str, Tensor] = dict(s.inputs[0])
     alive = seen["alive"]  # [n, *B, 1]
 
-    def given(obs: Tensor) -> Subject:
-        return replace(s, inputs=({**seen, "obs": obs}, *s.inputs[1:]))
+    def given(obs: Tensor) -> NetworkSubject:
+        return s.with_inputs(({**seen, "obs": obs}, *s.inputs[1:]))
 
     other = given(torch.where(alive, seen["obs"], 3 * seen["obs"] + 1))
     wanted, found = _trained_by(s, range(s.n), False), _trained_by(other, range(s.n), False)
@@ -170,11 +231,11 @@ def masked_critics_look_away(s: Subject) -> None:
             )
 
 
-@law(23, "local", "settings", "several agents")
-def dropped_agents(s: Subject) -> None:
+@law(23, SLOTS, LOCAL, SEVERAL_AGENTS)
+def dropped_agents(s: NetworkSubject) -> None:
     """y(x∘K) = y(x)∘K for any choice K of agents.
 
-    Who is left does the same without the others.
+    Those that are left give the same without the others.
     """
     rng, outputs = s.rng(), s.outputs()
     kept: Sequence[int] = sorted(rng.sample(range(s.n), rng.randrange(1, s.n)))

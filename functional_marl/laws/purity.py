@@ -1,90 +1,172 @@
-"""Laws 48 to 50: calls leave nothing behind, and nobody else's call shows in them."""
+"""Calls leave nothing behind (laws 33, 48 and 49)."""
 
 from __future__ import annotations
 
+import copy
 import random
 import sys
-from collections.abc import Callable
+from collections.abc import Generator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.func import vmap
+from torch import nn
 
 from functional_marl._errors import StructureError
 from functional_marl._pytrees import Tree, flatten, tree_map
 from functional_marl._torch_compat import write_count
-from functional_marl.laws.law import agree, broken, law
-from functional_marl.laws.subject import Subject
-from functional_marl.laws.threads import agree_in_threads
+from functional_marl.laws._capabilities import (
+    BUILD,
+    EVALUATION,
+    FACTORY,
+    GRADIENTS,
+    MODULE,
+    NO_MEMORY,
+    NUMBERS,
+    REPEATABLE,
+    RUNS,
+    SLOTS,
+)
+from functional_marl.laws._compare import Broken, agree, broken
+from functional_marl.laws._law import law
+from functional_marl.laws._module_subject import ModuleSubject
+from functional_marl.laws._network_subject import NetworkSubject
+from functional_marl.laws._restore import all_modules, kept, seeded
+from functional_marl.laws._subject import CheckError, Subject
+from functional_marl.laws._watched import AFTER, Trip, trip, watched
 
 __all__ = [
-    "calls_are_reentrant",
+    "calls_leave_no_memory",
+    "copies_are_whole",
     "generators_are_untouched",
-    "networks_pickle",
     "nothing_is_changed",
-    "populations_are_loops",
-    "threads_agree",
+    "outputs_are_numbers",
+    "state_dicts_are_whole",
 ]
 
 
-class Trip(Exception):
-    """Raised from inside a module."""
+@law(48, RUNS, first=True)
+def outputs_are_numbers(s: Subject) -> None:
+    """y_i is NaN only where f(θ_i, x_i) is.
 
-
-# What the module of a subject does before and after its forward, armed by one law at a time. Plain functions
-# and a plain list: a deepcopy of the module keeps them.
-_before: list[Callable[[], None]] = []
-_after: list[Callable[[], None]] = []
-
-
-def _run_before(module: nn.Module, inputs: Any) -> None:
-    for act in tuple(_before):
-        act()
-
-
-def _run_after(module: nn.Module, inputs: Any, output: Any) -> None:
-    for act in tuple(_after):
-        act()
-
-
-class _Watched:
-    """A factory whose modules run ``_before`` and ``_after``."""
-
-    def __init__(self, build: Callable[[], nn.Module]) -> None:
-        self.build = build
-
-    def __call__(self) -> nn.Module:
-        module = self.build()
-        module.register_forward_pre_hook(_run_before)
-        module.register_forward_hook(_run_after)
-        return module
-
-
-def _watched(s: Subject) -> Subject:
-    """The same subject, where the module runs what is armed."""
-    settings = ("n_agents", "centralized", "agent_dim", "out_agent_dim", "randomness", "strategy")
-    given = {name: getattr(s.net, name) for name in settings}
-    assert s.build is not None
-    net = s.ops.network(_Watched(s.build), sharing=s.net.sharing_spec, example=s.net.module_spec.example, **given)
-    return replace(s, net=net)
-
-
-def _trip() -> None:
-    raise Trip
-
-
-@law(48, "parameters", "factory", "settings", cost=2)
-def nothing_is_changed(s: Subject) -> None:
-    """apply(P, B, x) leaves P, B, x and f as they are, also where f raises.
-
-    Inputs, parameters, buffers and the module are unchanged after evaluation, after training and after an
-    exception in the middle of the module.
+    Outputs hold no NaN, unless the network of one agent gives it for the same input.
     """
+    outputs = s.outputs()
+    for i, output in enumerate(outputs):
+        for k, leaf in enumerate(flatten(output)[0]):
+            if leaf.is_floating_point() and bool(leaf.isnan().any()) and not _nan_alone(s, i):
+                count = f"{int(leaf.isnan().sum())} of {leaf.numel()}"
+                broken(f"agent {i}: output[{k}] is nan in {count} numbers, for inputs that are not")
+
+
+def _nan_alone(s: Subject, agent: int) -> bool:
+    if not s.known_alone or s.fault is not None:
+        return False
+    try:
+        found = flatten(s.alone(agent))[0]
+    except CheckError:
+        return False
+    return any(leaf.is_floating_point() and bool(leaf.isnan().any()) for leaf in found)
+
+
+@law(48, MODULE, RUNS, EVALUATION, NO_MEMORY, first=True)
+def calls_leave_no_memory(s: ModuleSubject) -> None:
+    """f(x), f(x'), f(x) give y, y', y in evaluation.
+
+    In evaluation a call leaves nothing that a later call sees, unless memory=True claims it: what it writes into
+    attributes, buffers or generators of its own makes no difference.
+    """
+    host, other = s.host, s.redrawn(s.seed + 1000)
+    with kept(host.module) as before, torch.no_grad():
+        with seeded(s.seed):
+            one = host.call(s.leaves, False)
+        with seeded(s.seed + 1):
+            host.call(other.leaves, False)
+        with seeded(s.seed):
+            again = host.call(s.leaves, False)
+        left = before.changed()
+        try:
+            agree(again, one, "a call repeated after another one: outputs")
+        except Broken as found:
+            kept_in = f"; calls have changed {', '.join(left)}" if left else ""
+            raise Broken(f"{found}{kept_in}") from None
+
+
+@law(48, RUNS, cost=2)
+def nothing_is_changed(s: NetworkSubject | ModuleSubject) -> None:
+    """f(P, B, x) leaves P, x and, in evaluation, B as they are, also where f raises.
+
+    Inputs, parameters, buffers and the module are unchanged after evaluation, after training and after an exception
+    in the middle of a call; only training moves buffers, of modules that keep them.
+    """
+    if isinstance(s, NetworkSubject):
+        _apply_changes_nothing(s)
+    else:
+        _calls_change_nothing(s)
+
+
+def _calls_change_nothing(s: ModuleSubject) -> None:
+    host, module, wanted = s.host, s.host.module, s.outputs(train=False)
+    names = [name for name, _ in module.named_parameters()]
+    for train, breaks in ((False, False), (True, False), (False, True), (True, True)):
+        where = f"train={train}" + (", after an exception in the middle of a call" if breaks else "")
+        with kept(module), seeded(s.seed):
+            flags = {name for name, part in module.train(train).named_modules() if part.training}
+            watched_leaves = {"inputs": list(s.leaves), "parameters": list(module.parameters())}
+            watched_leaves |= {} if train else {"buffers": list(module.buffers())}
+            given = {what: [leaf for leaf in some if not leaf.is_meta] for what, some in watched_leaves.items()}
+            before = {what: [leaf.detach().clone() for leaf in some] for what, some in given.items()}
+            with suppress(Exception), _breaking(module) if breaks else _nothing():
+                host.call(s.leaves, train)
+            for what, some in given.items():
+                agree([leaf.detach() for leaf in some], before[what], f"{where}: {what}", exact=True)
+            now = {name for name, part in module.named_modules() if part.training}
+            if now != flags:
+                changed = sorted(name or "the module" for name in now ^ flags)
+                broken(f"{where}: the call has changed the flag training of {', '.join(changed)}")
+            lost = sorted(set(names) - {name for name, _ in module.named_parameters()})
+            if lost:
+                broken(f"{where}: the parameters {lost} are gone from the module")
+            if breaks:
+                _runs_as_before(s, wanted, where, values=not train)
+
+
+def _runs_as_before(s: ModuleSubject, wanted: list[Tree], where: str, values: bool) -> None:
+    try:
+        with seeded(s.seed):
+            outputs = s.by_agent(s.host.call(s.leaves, False))
+    except Exception as error:
+        broken(f"{where}, evaluation: expected outputs, got {type(error).__name__}: {error}")
+    else:
+        if values and s.repeatable:
+            agree(outputs, wanted, f"{where}, evaluation: outputs")
+
+
+@contextmanager
+def _nothing() -> Generator[None]:
+    yield
+
+
+@contextmanager
+def _breaking(module: nn.Module) -> Generator[None]:
+    """Every part of the module raises after its forward, the first one that is called."""
+
+    def stop(_part: nn.Module, _inputs: Any, _output: Any) -> None:
+        raise Trip
+
+    parts = [part for part in all_modules(module) if part is not module]
+    hooks = [part.register_forward_hook(stop) for part in parts]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _apply_changes_nothing(s: NetworkSubject) -> None:
     args, kwargs = s.placed()
-    given = {"inputs": args, "kwargs": kwargs, "params": s.own, "state": s.state}
+    given = {"inputs": args, "kwargs": kwargs, "params": s.params, "state": s.state}
     copies = tree_map(torch.clone, given)
     versions = [write_count(leaf) for leaf in flatten(given)[0]]
 
@@ -94,18 +176,22 @@ def nothing_is_changed(s: Subject) -> None:
         if now != versions:
             broken(f"{where}: written in place, though with the same numbers")
 
-    t = _watched(s)
+    if s.build is None:
+        s.call()
+        look("after evaluation")
+        return
+    t = watched(s)
 
     def run(**how: Any) -> Any:
         how |= {"state": s.state} if s.state else {}
-        return t.ops.apply(t.net, s.own, *args, kwargs=kwargs, **how)
+        return t.ops.apply(t.net, s.params, *args, kwargs=kwargs, **how)
 
     before = run()
     look("after evaluation")
     trained = run(train=True, mutable=True, key=s.key())
     look("after training")
     for how in ({}, {"train": True, "mutable": True, "key": s.key()}):
-        _after.append(_trip)
+        AFTER.append(trip)
         try:
             run(**how)
         except Trip:
@@ -113,14 +199,14 @@ def nothing_is_changed(s: Subject) -> None:
         else:
             broken("expected the exception of the module, got outputs")
         finally:
-            _after.remove(_trip)
+            AFTER.remove(trip)
         look("after an exception")
     agree(run(), before, "evaluation after an exception: outputs", exact=True)
     agree(run(train=True, mutable=True, key=s.key()), trained, "training after an exception", exact=True)
     _leaves_a_module(s)
 
 
-def _leaves_a_module(s: Subject) -> None:
+def _leaves_a_module(s: NetworkSubject) -> None:
     """The same for a module that is given instead of a factory, where its reset can redraw it."""
     assert s.build is not None
     with torch.random.fork_rng(devices=[]):
@@ -139,8 +225,8 @@ def _leaves_a_module(s: Subject) -> None:
     agree(dict(module.state_dict()), before, "the module given as build", exact=True)
 
 
-@law(49, "parameters", "factory", "settings")
-def generators_are_untouched(s: Subject) -> None:
+@law(49, SLOTS, FACTORY)
+def generators_are_untouched(s: NetworkSubject) -> None:
     """With a key, no global generator is written or read.
 
     Torch's, Python's and numpy's generators are where they were, and their seed makes no difference.
@@ -168,90 +254,40 @@ def generators_are_untouched(s: Subject) -> None:
     agree(found[1], found[0], "results under two seeds of torch's generator", exact=True)
 
 
-@law(50, "parameters", "settings", foreign=False, cost=8)
-def threads_agree(s: Subject) -> None:
-    """y in any thread = y alone.
+@law(33, MODULE, RUNS, NUMBERS, GRADIENTS, EVALUATION, REPEATABLE)
+def copies_are_whole(s: ModuleSubject) -> None:
+    """y of deepcopy(f) follows the parameters of the copy, and load_state_dict(f.state_dict()) gives y of f.
 
-    Threads that call one network at once, each with parameters of its own, get what they would get alone.
+    A copy computes with its own parameters and with nobody else's.
     """
-    many = [replace(s, params={k: leaf + t for k, leaf in s.own.items()}) for t in range(4)]
-
-    def call(one: Subject) -> Tree:
-        return one.outputs(), one.trained(key=s.key())
-
-    agree_in_threads([partial(call, one) for one in many], [call(one) for one in many], rounds=5, pause=1e-5)
-
-
-@law(50, "parameters", "factory", "settings", foreign=False)
-def calls_are_reentrant(s: Subject) -> None:
-    """y is the same where f itself calls apply on its own network with other parameters.
-
-    A call in the middle of a call sees its own parameters, and so does the outer one afterwards.
-    """
-    t = _watched(s)
-    other = replace(t, params={name: leaf + 1 for name, leaf in s.own.items()})
-    outer, inner, found = t.outputs(), other.outputs(), list[Any]()
-
-    def call_again() -> None:
-        _before.remove(call_again)
-        found.append(other.outputs())
-        _before.append(call_again)
-
-    _before.append(call_again)
+    wanted = s.outputs()
+    host = copy.copy(s.host)
     try:
-        again = t.outputs()
-    finally:
-        _before.remove(call_again)
-    if not found:
-        broken("expected the module to be called, and it was not")
-    agree(found[0], inner, "the call inside: outputs", exact=True)
-    agree(again, outer, "the call around it: outputs", exact=True)
+        host.module = copy.deepcopy(s.host.module)
+    except Exception as error:
+        broken(f"deepcopy: {type(error).__name__}: {error}")
+    twin = replace(s, host=host)
+    numbers = {name: 0.5 * leaf.detach() + 0.25 for name, leaf in s.host.params().items()}
+    with torch.no_grad():
+        for name, leaf in twin.host.params().items():
+            leaf.data.copy_(numbers[name])
+    with_numbers = replace(s, numbers=numbers).outputs()
+    agree(twin.outputs(), with_numbers, "parameters of a deepcopy changed: its outputs, against those of the original")
+    agree(s.outputs(), wanted, "parameters of a deepcopy changed: outputs of the original", exact=True)
+    host.module.load_state_dict(s.host.module.state_dict())
+    agree(twin.outputs(), wanted, "state_dict loaded into a deepcopy: outputs", exact=True)
 
 
-@law(50, "parameters", "factory", "settings", foreign=False)
-def networks_pickle(s: Subject) -> None:
-    """unpickle(pickle(net)) is net: settings, outputs and fresh parameters.
+@law(33, MODULE, BUILD, RUNS, NUMBERS, EVALUATION, REPEATABLE, every_case=False)
+def state_dicts_are_whole(s: ModuleSubject) -> None:
+    """load(g, save(f)) makes y_g = y_f, for f and g built under different seeds.
 
-    A network goes to another process and means the same there.
+    A checkpoint has all numbers that outputs depend on.
     """
-    copied = s.ops.copied(s.net)
-    settings = ("n_agents", "sharing_spec", "centralized", "agent_dim", "out_agent_dim", "randomness", "strategy")
-    for name in settings:
-        if getattr(copied, name) != getattr(s.net, name):
-            broken(f"{name}: expected {getattr(s.net, name)!r}, got {getattr(copied, name)!r}")
-    agree(replace(s, net=copied).outputs(), s.outputs(), "outputs", exact=True)
-    fresh = s.ops.init_params(copied, s.key())
-    agree(fresh, s.ops.init_params(s.net, s.key()), "fresh parameters", exact=True)
-
-
-@law(50, "parameters", "factory", "settings", "vmap", foreign=False)
-def populations_are_loops(s: Subject) -> None:
-    """init(keys)[p] = init(keys[p]) and vmap(apply)(P)[p] = apply(P[p]).
-
-    A batch of keys gives a population of parameters, and one mapped call evaluates it.
-    """
-    keys: Tensor = s.ops.split(s.key(), 3)
-    many = s.ops.init_params(s.net, keys, dtype=torch.float64)
-    states = s.ops.init_state(s.net, keys, dtype=torch.float64)
-    args, kwargs = s.placed()
-
-    def run(params: Any, state: Any, key: Tensor, train: bool) -> Any:
-        how: dict[str, Any] = {"key": key, "train": True, "mutable": True} if train else {}
-        return s.ops.apply(s.net, params, *args, kwargs=kwargs, state=state, **how)
-
-    for p in range(3):
-        one = s.ops.init_params(s.net, keys[p], dtype=torch.float64)
-        agree({k: leaf[p] for k, leaf in many.items()}, one, f"member {p}: fresh parameters", exact=True)
-        one = s.ops.init_state(s.net, keys[p], dtype=torch.float64)
-        agree({k: leaf[p] for k, leaf in states.items()}, one, f"member {p}: fresh state", exact=True)
-    for train in (False, True):
-
-        def member(params: Any, state: Any, key: Tensor, train: bool = train) -> Any:
-            return run(params, state, key, train)
-
-        # With a key nothing is drawn, so vmap's own word on randomness is "error".
-        together = vmap(member)(many, states, keys)
-        for p in range(3):
-            params, state = ({k: leaf[p] for k, leaf in leaves.items()} for leaves in (many, states))
-            got = tree_map(lambda leaf, p=p: leaf[p], together)
-            agree(got, run(params, state, keys[p], train), f"member {p}, train={train}: outputs")
+    other = s.host.again(s.seed + 1)
+    try:
+        other.module.load_state_dict(s.host.module.state_dict())
+    except Exception as error:
+        broken(f"state_dict loaded into a second module: {type(error).__name__}: {' '.join(str(error).split())[:160]}")
+    outputs = replace(s, host=other).outputs()
+    agree(outputs, s.outputs(), "state_dict loaded into a second module: outputs")

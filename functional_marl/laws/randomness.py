@@ -1,187 +1,203 @@
-"""Laws 41 to 46: what is drawn, from which key, and for whom."""
+"""What calls draw, from which key or seed, and for whom (laws 41, 45 and 46)."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import lru_cache
 
 import torch
-from torch import nn
+from torch import Tensor
 
 from functional_marl._errors import RandomnessError
-from functional_marl._pytrees import Params, Tree
-from functional_marl.laws.law import Broken, agree, broken, differ, law
-from functional_marl.laws.subject import Subject
+from functional_marl._pytrees import Params, Tree, flatten
+from functional_marl.laws._capabilities import (
+    AGENTS_IN_OUTPUTS,
+    DRAWS_IN_TRAINING,
+    EVALUATION,
+    LOCAL,
+    MODULE,
+    NO_SAMPLER,
+    NUMBERS,
+    RANDOMNESS_CLAIM,
+    RUNS,
+    SEVERAL_AGENTS,
+    SHOWS_MASK,
+    SLOTS,
+)
+from functional_marl.laws._compare import Broken, agree, broken, gap
+from functional_marl.laws._law import law
+from functional_marl.laws._module_subject import ModuleSubject
+from functional_marl.laws._network_subject import NetworkSubject
+from functional_marl.laws._restore import kept, seeded
+from functional_marl.laws._subject import CheckError, Subject
 
 __all__ = [
-    "initialisation_has_the_modules_distribution",
-    "initialisation_is_prefix_stable",
-    "initialisation_is_the_modules_own",
+    "evaluation_draws_nothing",
     "masks_are_independent",
     "mode_is_irrelevant_in_evaluation",
     "randomness_has_one_meaning",
-    "results_follow_the_key",
-    "slots_differ",
+    "results_follow_the_seed",
 ]
 
 
-def built(s: Subject, seed: int) -> tuple[Params, Params]:
-    """Parameters and buffers of a module built under a seed of torch's global generator, which is put back."""
-    assert s.build is not None
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
-        torch.manual_seed(seed)
-        module: nn.Module = s.build()
-        if any(nn.parameter.is_lazy(p) for p in module.parameters()):
-            module.eval()(*s.net.module_spec.example)
-        return dict(module.named_parameters()), dict(module.named_buffers())
+@law(41, RUNS, EVALUATION, first=True)
+def results_follow_the_seed(s: Subject) -> None:
+    """seed = seed' implies equal outputs, in evaluation and in training.
 
-
-def drawn_leaves(s: Subject) -> list[str]:
-    """The parameters that a module draws at random, and does not set."""
-    one, other = built(s, 0)[0], built(s, 1)[0]
-    return [name for name, leaf in one.items() if not torch.equal(leaf, other[name])]
-
-
-@law(41, "factory", "settings")
-def results_follow_the_key(s: Subject) -> None:
-    """key = key' implies equal draws, key ≠ key' different ones.
-
-    Initialization and dropouts are functions of the key; an int is the key of that seed.
+    Calls draw from torch's generators, or from the key that they get, and from nothing else.
     """
-    one, other = s.key(1), s.key(2)
-    params = s.ops.init_params(s.net, one)
-    agree(s.ops.init_params(s.net, one.clone()), params, "init_params twice under one key: params", exact=True)
-    agree(s.ops.init_state(s.net, one), s.ops.init_state(s.net, one), "init_state under one key: state", exact=True)
-    agree(s.ops.init_params(s.net, s.seed), s.ops.init_params(s.net, s.ops.key(s.seed)), "int as key", exact=True)
-    changed = s.ops.init_params(s.net, other)
-    for name in drawn_leaves(s):
-        for slot in range(len(changed[name])):
-            differ(changed[name][slot], params[name][slot], f"init_params under two keys, slot {slot}: {name}")
-    if s.params is None:
+    for train in (False, True):
+        try:
+            one = s.outputs(train=train)
+        except RuntimeError as error:
+            raise CheckError(f"the module raises in training: {' '.join(str(error).split())[:160]}") from None
+        agree(s.outputs(train=train), one, f"two calls under seed {s.seed}, train={train}: outputs", exact=True)
+        if isinstance(s, ModuleSubject):
+            other = s.outputs(train=train, others=1)
+            where = f"torch's seed {s.seed} with other seeds of Python's random and numpy, train={train}: outputs"
+            agree(other, one, where, exact=True)
+            _leaves_the_seed(s, train)
+
+
+def _leaves_the_seed(s: ModuleSubject, train: bool) -> None:
+    """Raise if a call seeds torch's generator itself, or if a claimed sampler does not depend on the seed."""
+    states: list[Tensor] = []
+    for seed in (s.seed, s.seed + 1):
+        with kept(s.host.module), seeded(seed):
+            s.host.call(s.leaves, train)
+            states.append(torch.get_rng_state())
+    if torch.equal(*states):
+        broken(f"torch's generator after calls under two seeds, train={train}: expected different states, got the same")
+
+
+@law(41, MODULE, RUNS, EVALUATION, NO_SAMPLER, first=True)
+def evaluation_draws_nothing(s: ModuleSubject) -> None:
+    """y does not depend on the seed where train = False.
+
+    In evaluation nothing is drawn, unless the module is claimed to be a sampler with samples=True.
+    """
+    one = s.outputs(train=False)
+    for fold in (1, 2, 3):
+        agree(s.outputs(train=False, fold=fold), one, "two seeds, in evaluation: outputs", exact=True)
+
+
+# --- what the modes of vmap mean ------------------------------------------------------------------------------
+
+
+@law(
+    45,
+    RUNS,
+    NUMBERS,
+    SEVERAL_AGENTS,
+    AGENTS_IN_OUTPUTS,
+    DRAWS_IN_TRAINING,
+    RANDOMNESS_CLAIM,
+    whole_batch=True,
+    cost=2,
+)
+def randomness_has_one_meaning(s: NetworkSubject | ModuleSubject) -> None:
+    """'same': m_i = m_j; 'different': m_i ≠ m_j; 'error': raises; under every sharing, with and without a key.
+
+    In training, agents with equal parameters and equal inputs draw as the mode says, whoever shares parameters.
+    """
+    for where, mode, draw in _modes_of_network(s) if isinstance(s, NetworkSubject) else _mode_of_module(s):
+        try:
+            draw(0)
+        except RuntimeError as error:
+            if mode == "error":
+                continue
+            broken(f"{where}{mode!r}: expected outputs of training, got {' '.join(str(error).split())[:160]}")
+        if mode == "error":
+            broken(f"{where}'error': expected an error at the first draw, got outputs")
+        for i, j in itertools.combinations(s.agents, 2):
+            _draws_as_claimed(draw, i, j, mode, f"{where}{mode!r}, agents {i} and {j} alike: output")
+
+
+# Under a number: all agents' outputs of one input, under one seed and under another.
+_Draw = Callable[[int], tuple[list[Tree], list[Tree]]]
+
+
+def _modes_of_network(s: NetworkSubject) -> Iterator[tuple[str, str, _Draw]]:
+    """Every strategy in every mode, with a key and without one."""
+    equal = _alike(s)
+    for strategy, keyed, mode in itertools.product(s.strategies, (True, False), ("error", "same", "different")):
+        called = replace(equal, net=s.net.replace(strategy=strategy, randomness=mode))
+
+        def once(k: int, called: NetworkSubject = called, keyed: bool = keyed) -> list[Tree]:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(s.seed + k)
+                return called.trained(key=s.key(k) if keyed else None)[0]
+
+        if strategy == "vmap" and mode == "different" and not keyed:
+            try:
+                once(0)
+            except RuntimeError:
+                continue  # torch's vmap refuses to draw in place apart for what it does not map
+
+        @lru_cache
+        def draw(k: int, once: Callable[[int], list[Tree]] = once) -> tuple[list[Tree], list[Tree]]:
+            return once(2 * k), once(2 * k + 1)
+
+        yield f"strategy {strategy}, {'with' if keyed else 'without'} a key, ", mode, draw
+
+
+def _mode_of_module(s: ModuleSubject) -> Iterator[tuple[str, str, _Draw]]:
+    """What is claimed of the module; where agents differ in parameters, the second gets those of the first."""
+    i, j = s.pair
+    if j not in s.host.group_of(i):
+        raise CheckError("agents of different groups cannot be made alike")
+    numbers = s.numbers
+    if len(s.classes()) > 1:
+        numbers = s.exchanging([i if agent == j else agent for agent in range(s.n)]).numbers
+
+    def draw(k: int) -> tuple[list[Tree], list[Tree]]:
+        equal = replace(replace(s, seed=s.seed + k).whole().alike(), numbers=numbers)
+        return equal.outputs(train=True), equal.outputs(train=True, fold=1)
+
+    yield "randomness ", str(s.host.claims.randomness), draw
+
+
+_SEEN = 32  # draws that show, where two agents agree by chance on half of them and on all of them never
+
+
+def _draws_as_claimed(draw: _Draw, i: int, j: int, mode: str, where: str) -> None:
+    """Raise unless two agents always draw the same, or at times not, as the mode says."""
+    if mode == "same":
+        for k in range(8):
+            outputs, _ = draw(k)
+            agree(outputs[j], outputs[i], f"{where}, draw {k}")
         return
-    outputs = s.trained(key=one)
-    agree(s.trained(key=one.clone()), outputs, "apply twice under one key: outputs and state", exact=True)
-    if "random" in s.traits:
-        for i, output in enumerate(s.trained(key=other)[0]):
-            differ(output, outputs[0][i], f"training under two keys, agent {i}: output")
+    seen = 0
+    for k in range(8 * _SEEN):
+        outputs, again = draw(k)
+        if not _equal(outputs[i], outputs[j]):
+            return
+        # A mask may fall on a unit that is dead for this input, or be the same by chance: that shows nothing.
+        seen += not _equal(outputs[i], again[i])
+        if k == _SEEN and not seen:
+            break
+        if seen == _SEEN:
+            broken(f"{where}: expected different numbers in one of {seen} draws, got the same")
+    raise CheckError(f"draws are seen in an agent's outputs too seldom to tell: {seen} times")
 
 
-@law(42, "factory", "settings")
-def initialisation_is_prefix_stable(s: Subject) -> None:
-    """init(n, key)[:m] = init(m, key).
-
-    A slot's parameters depend on the key and on the slot, not on how many agents or slots there are.
-    """
-    more = s.net.replace(n_agents=s.n + 2, sharing="independent")
-    wide: Params = s.ops.init_params(more, s.key())
-    buffers: Params = s.ops.init_state(more, s.key())
-    for slots in ([0], list(range(s.n)), list(range(s.n - 1, -1, -1))):
-        fewer = s.net.replace(n_agents=len(slots), sharing=slots)
-        for name, leaf in s.ops.init_params(fewer, s.key()).items():
-            agree(leaf, wide[name][: len(leaf)], f"{len(leaf)} of {s.n + 2} slots: {name}", exact=True)
-        for name, leaf in s.ops.init_state(fewer, s.key()).items():
-            agree(leaf, buffers[name][: len(leaf)], f"{len(leaf)} of {s.n + 2} slots: buffer {name}", exact=True)
-    clustered: Params = s.ops.init_params(s.net, s.key())
-    for name, leaf in clustered.items():
-        for slot in range(min(len(leaf), s.n + 2)):
-            agree(leaf[slot], wide[name][slot], f"sharing {list(s.net.sharing[name])}, slot {slot}: {name}", exact=True)
+def _equal(one: Tree, other: Tree) -> bool:
+    return not any(gap(a, b) for a, b in zip(flatten(one)[0], flatten(other)[0], strict=True))
 
 
-@law(43, "factory", "settings")
-def initialisation_is_the_modules_own(s: Subject) -> None:
-    """P[ℓ][s] = ℓ of f built under split(key, S)[s], to the bit.
-
-    Each slot holds what the factory builds by itself under that slot's seed, buffers too.
-    """
-    params: Params = s.ops.init_params(s.net, s.key())
-    state: Params = s.ops.init_state(s.net, s.key())
-    count = max(len(leaf) for leaf in (*params.values(), *state.values()))
-    for slot, (high, low) in enumerate(s.ops.split(s.key(), count).tolist()):
-        wanted = built(s, high << 32 | low)
-        for leaves, own in zip((params, state), wanted, strict=True):
-            for name, leaf in leaves.items():
-                if slot < len(leaf):
-                    agree(leaf[slot], own[name].detach(), f"slot {slot}: fresh {name}", exact=True)
-
-
-@law(43, "factory", "settings", cost=20)
-def initialisation_has_the_modules_distribution(s: Subject) -> None:
-    """mean and deviation of P[ℓ] over slots = those of ℓ over builds.
-
-    Many slots have the moments of many modules built one after the other, within six standard errors.
-    """
-    slots = 64
-    many: Params = s.ops.init_params(s.net.replace(n_agents=slots, sharing="independent"), s.key())
-    builds = [built(s, s.seed + k)[0] for k in range(slots)]
-    for name, leaf in many.items():
-        own = torch.stack([build[name].detach() for build in builds])
-        error = 6 * float(own.std()) * (2 / own.numel()) ** 0.5
-        for what, got, want in (("mean", leaf.mean(), own.mean()), ("deviation", leaf.std(), own.std())):
-            if not abs(float(got - want)) <= error:
-                broken(f"{what} of fresh {name}: expected {float(want):.4f} ± {error:.4f}, got {float(got):.4f}")
-
-
-@law(44, "factory", "settings")
-def slots_differ(s: Subject) -> None:
-    """s ≠ s' implies P[ℓ][s] ≠ P[ℓ][s'] for every ℓ that the module draws.
-
-    No two slots start as the same network.
-    """
-    params: Params = s.ops.init_params(s.net, s.key())
-    for name in drawn_leaves(s):
-        for one, other in itertools.combinations(range(len(params[name])), 2):
-            differ(params[name][one], params[name][other], f"fresh {name} in the slots {one} and {other}")
-
-
-def _alike(s: Subject) -> Subject:
+def _alike(s: NetworkSubject) -> NetworkSubject:
     """All agents with the parameters, buffers and inputs of agent 0: only randomness tells them apart."""
 
     def rows(leaves: Params) -> Params:
         return {k: leaf[s.slots[k][0]].expand(leaf.shape).clone() for k, leaf in leaves.items()}
 
-    return replace(s.taking([0] * s.n), params=rows(s.own), state=rows(s.state))
+    return replace(s.taking([0] * s.n), params=rows(s.params), state=rows(s.state))
 
 
-@law(45, "random", "several agents", "parameters", "settings")
-def randomness_has_one_meaning(s: Subject) -> None:
-    """'same': m_i = m_j; 'different': m_i ≠ m_j; 'error': raises; under every sharing, with and without a key.
-
-    The words mean what they mean in ``torch.func.vmap``, whoever shares parameters.
-    """
-    alike = _alike(s)
-
-    def draw(way: str, mode: str, keyed: bool) -> list[Tree]:
-        called = replace(alike, net=s.net.replace(strategy=way, randomness=mode))
-        return called.trained(key=s.key() if keyed else None)[0]
-
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(s.seed)
-        for way, keyed in itertools.product(s.ways, (True, False)):
-            where = f"strategy {way}, {'with' if keyed else 'without'} a key"
-            _must_raise(lambda way=way, keyed=keyed: draw(way, "error", keyed), f"{where}, 'error'")
-            same = draw(way, "same", keyed)
-            try:
-                different = draw(way, "different", keyed)
-            except RuntimeError:
-                if way != "vmap" or keyed:
-                    raise
-                continue  # torch's vmap refuses to draw in place apart for what it does not map
-            for i, j in itertools.combinations(range(s.n), 2):
-                agree(same[j], same[i], f"{where}, 'same', agents {i} and {j} alike: output")
-                differ(different[j], different[i], f"{where}, 'different', agents {i} and {j} alike: output")
-
-
-def _must_raise(call: Callable[[], object], where: str) -> None:
-    try:
-        call()
-    except RuntimeError:
-        return
-    broken(f"{where}: expected an error at the first draw, got outputs")
-
-
-@law(45, "a mask that shows", "several agents", "local", "parameters", "settings")
-def masks_are_independent(s: Subject) -> None:
+@law(45, SHOWS_MASK, SEVERAL_AGENTS, LOCAL)
+def masks_are_independent(s: NetworkSubject) -> None:
     """P(m_i = m_j) = 1/2 for each element of the masks of two agents, P(m_i = 0) = 1/2.
 
     Different masks are independent ones: they agree on half of the elements, within six standard errors.
@@ -200,8 +216,8 @@ def masks_are_independent(s: Subject) -> None:
             broken(f"agent {i}: expected to keep 0.5 ± {error:.3f}, got {rate:.3f}")
 
 
-@law(46, "parameters", "settings")
-def mode_is_irrelevant_in_evaluation(s: Subject) -> None:
+@law(46, SLOTS)
+def mode_is_irrelevant_in_evaluation(s: NetworkSubject) -> None:
     """y does not depend on the randomness mode or on the key where train = False.
 
     In evaluation nothing is drawn.

@@ -1,9 +1,8 @@
-"""Laws 36 to 40: axes, sizes, dtypes and devices."""
+"""Axes, sizes, dtypes and devices (laws 36 to 40)."""
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,23 +11,44 @@ from torch import Tensor
 
 from functional_marl._errors import StructureError
 from functional_marl._pytrees import Tree, flatten, tree_map
-from functional_marl.laws.law import Broken, agree, broken, law
-from functional_marl.laws.subject import Subject
+from functional_marl.laws._capabilities import (
+    A_BATCH,
+    ANY_BATCH_AXES,
+    COPIES,
+    EVALUATION,
+    FLOAT_INPUTS,
+    LOCAL,
+    NUMBERS,
+    ONE_AGENT,
+    REPEATABLE,
+    ROWS_APART,
+    RUNS,
+    SLOTS,
+)
+from functional_marl.laws._compare import Broken, agree, broken
+from functional_marl.laws._law import law
+from functional_marl.laws._module_subject import ModuleSubject
+from functional_marl.laws._network_subject import NetworkSubject
+from functional_marl.laws._subject import CheckError, Subject
 
 __all__ = [
     "agent_dim_is_a_place",
+    "batch_axes_are_free",
     "batch_is_a_loop",
     "empty_batches",
+    "fresh_leaves_keep_kinds",
     "kinds_are_kept",
     "one_agent_is_the_network",
 ]
 
+_IN_EVALUATION = (RUNS, NUMBERS, EVALUATION, A_BATCH, ROWS_APART)
 
-@law(36, "local", "settings")
-def agent_dim_is_a_place(s: Subject) -> None:
+
+@law(36, SLOTS, LOCAL)
+def agent_dim_is_a_place(s: NetworkSubject) -> None:
     """move(y(move(x, p)), q) = y(x) for all places p of inputs and q of outputs, p and q as p - ndim, q - ndim.
 
-    Where inputs and outputs carry the agents changes where they are and nothing else.
+    Where inputs and outputs have the agents changes where they are and nothing else.
     """
     wanted, b = s.outputs(), len(s.batch)
     mapped = [
@@ -63,116 +83,183 @@ def agent_dim_is_a_place(s: Subject) -> None:
                     look(given, together, None, p)
 
 
-@law(37, "rows apart", "local", "a batch", "settings")
+@law(37, *_IN_EVALUATION, REPEATABLE, whole_batch=True)
 def batch_is_a_loop(s: Subject) -> None:
     """y(x)[b] = y(x[b]).
 
-    Any number of batch axes, also none, is a loop over the batch.
+    In evaluation a row of the batch is computed by itself. Not so along time: then claim batch_dims=0.
     """
-    outputs, free = s.outputs(), len(s.batch) - s.least_batch_dims
-    for at in itertools.product(*map(range, s.batch)):
-        # A module that needs batch axes keeps the last ones, of size one.
-        index = tuple(b if k < free else slice(b, b + 1) for k, b in enumerate(at))
-
-        def row(leaf: Tensor, lead: tuple[Any, ...], index: tuple[Any, ...] = index) -> Tensor:
-            return leaf[(*lead, *index)]
-
-        def pick(tree: Tree, dim: int | None, row: Callable[..., Tensor] = row) -> Tree:
-            lead = () if dim is None else (slice(None),)
-            return tree_map(lambda leaf: row(leaf, lead), tree)
-
-        inputs = tuple(pick(tree, dim) for tree, dim in zip(s.inputs, s.dims[:-1], strict=True))
-        kwargs = pick(dict(s.kwargs), s.dims[-1])
-        batch = s.batch[len(s.batch) - s.least_batch_dims :]
-        dims = tuple(None if dim is None else min(dim, len(batch)) for dim in s.dims)
-        alone = _at(replace(s, inputs=inputs, kwargs=kwargs, batch=tuple(1 for _ in batch)), dims)
-        for i, output in enumerate(alone.outputs()):
-            want = tree_map(lambda leaf: row(leaf, ()), outputs[i])
-            agree(output, want, f"row {list(at)} of the batch {list(s.batch)}, agent {i}: output")
-
-
-def _at(s: Subject, dims: tuple[int | None, ...]) -> Subject:
-    """The subject with the agents at other places of the inputs; outputs as the first input."""
-    given: Any = dims if s.kwargs else dims[:-1]
-    position = next(dim for dim in dims if dim is not None)
-    return replace(s, net=s.net.replace(agent_dim=given, out_agent_dim=None), dims=dims, out_dim=position)
+    outputs = s.outputs()
+    for axis, size in enumerate(s.batch_sizes):
+        for b in range(min(size, 4)):
+            piece = s.rows(axis, b, 1)
+            try:
+                row = piece.outputs()
+            except Broken:
+                raise
+            except Exception as error:
+                raise CheckError(f"the module takes no batch of one: {type(error).__name__}: {error}") from None
+            for i in range(s.n):
+                want = tree_map(lambda leaf, axis=axis, b=b: leaf.narrow(axis, b, 1), outputs[i])
+                try:
+                    agree(row[i], want, f"row {b} of batch axis {axis}, agent {i}: output")
+                except Broken:
+                    if _mixes_rows(s, piece, want, i):
+                        raise CheckError("one agent's network itself mixes the rows of a batch") from None
+                    raise
+    if isinstance(s, NetworkSubject) and not s.centralized:
+        _rows_without_axes(s, outputs)
 
 
-@law(38, "one agent", "parameters")
-def one_agent_is_the_network(s: Subject) -> None:
+def _mixes_rows(s: Subject, piece: Subject, want: Tree, agent: int) -> bool:
+    """Whether the network of one agent, where it is known, already gives another row than the loop."""
+    if isinstance(s, NetworkSubject) or not s.known_alone:
+        return False
+    try:
+        agree(piece.alone(agent), want, "")
+    except CheckError:
+        return False
+    except Broken:
+        return True
+    return False
+
+
+def _rows_without_axes(s: NetworkSubject, outputs: Sequence[Tree]) -> None:
+    """The same for single rows without the batch axes that the module can do without."""
+    free = len(s.batch) - s.least_batch_dims
+    # What is left of the batch after its first row was taken along each of its free axes.
+    row, index = s, (0,) * free
+    for axis in range(free):
+        row = row.rows(axis, 0, 1)
+    row = row.without_batch_axes(free)
+    for i, output in enumerate(row.outputs()):
+        want = tree_map(lambda leaf: leaf[index], outputs[i])
+        agree(output, want, f"row {list(index)} of the batch {list(s.batch)}, without batch axes, agent {i}: output")
+
+
+@law(37, RUNS, NUMBERS, EVALUATION, ANY_BATCH_AXES, REPEATABLE)
+def batch_axes_are_free(s: ModuleSubject) -> None:
+    """y([x, x'])[k] = y of the k-th.
+
+    One more batch axis in front is a loop over it.
+    """
+    other, host = s.redrawn(s.seed + 1), s.host
+    wanted = [host.run(one.leaves, train=False, seed=0) for one in (s, other)]
+    try:
+        both = host.run([torch.stack(pair) for pair in zip(s.leaves, other.leaves, strict=True)], train=False, seed=0)
+    except Exception as error:
+        raise CheckError(f"the module takes no further batch axis: {type(error).__name__}: {error}") from None
+    for k, want in enumerate(wanted):
+        for got, leaf in zip(flatten(both)[0], flatten(want)[0], strict=True):
+            agree(got[k], leaf, f"row {k} of one more batch axis: output")
+
+
+@law(38, SLOTS, ONE_AGENT)
+def one_agent_is_the_network(s: NetworkSubject) -> None:
     """n = 1: y = f(θ_0, x), with an agent axis of size one.
 
     One agent is the single network.
     """
-    output = s.outputs()[0]
-    agree(output, s.alone(0), "the only agent: output")
+    agree(s.outputs()[0], s.alone(0), "the only agent: output", oracle=True)
 
 
-@law(39, "rows apart", "parameters", "a batch")
+@law(39, *_IN_EVALUATION)
 def empty_batches(s: Subject) -> None:
     """shape(y(x)) has |B| = 0 where shape(x) has.
 
     A batch without rows gives outputs without rows, wherever one agent's module takes it.
     """
-
-    def none_of(tree: Tree, dim: int | None) -> Tree:
-        return tree_map(lambda leaf: leaf[:0] if dim is None else leaf[:, :0], tree)
-
-    inputs = tuple(none_of(tree, dim) for tree, dim in zip(s.inputs, s.dims[:-1], strict=True))
-    empty = replace(s, inputs=inputs, kwargs=none_of(dict(s.kwargs), s.dims[-1]), batch=(0, *s.batch[1:]))
-    try:
-        wanted = [empty.alone(i) for i in range(s.n)]
-    except RuntimeError:
-        return  # the module itself takes no empty batch
+    empty = s.rows(0, 0, 0)
+    batch = list(empty.batch_sizes)
+    if s.known_alone:
+        try:
+            for i in range(s.n):
+                empty.alone(i)
+        except Exception:
+            return  # the network of one agent takes no empty batch
     try:
         outputs = empty.outputs()
-    except (RuntimeError, ValueError) as error:
-        broken(f"batch {list(empty.batch)}: expected outputs without rows, got {type(error).__name__}: {error}")
-    else:
-        for i, output in enumerate(outputs):
-            agree(output, wanted[i], f"batch {list(empty.batch)}, agent {i}: output")
+    except Broken:
+        raise
+    except Exception as error:
+        text = f"{type(error).__name__}: {error}"
+        if s.known_alone:
+            broken(f"batch {batch}: expected outputs without rows, got {text}")
+        raise CheckError(f"the module takes no empty batch: {text}") from None
+    for i, (got, want) in enumerate(zip(outputs, s.outputs(), strict=True)):
+        for leaf, row in zip(flatten(got)[0], flatten(want)[0], strict=True):
+            shape = [0, *row.shape[1:]]
+            if list(leaf.shape) != shape or leaf.dtype != row.dtype:
+                broken(f"batch {batch}, agent {i}: expected {row.dtype} {shape}, got {leaf.dtype} {list(leaf.shape)}")
 
 
-@law(40, "parameters", "settings", cost=2)
+_KINDS = [
+    *(("cpu", dtype) for dtype in (torch.float32, torch.float64, torch.bfloat16)),
+    # The meta device stands for a second one: what meets a tensor of the CPU there fails, as on a GPU.
+    ("meta", torch.float32),
+    *([("cuda", torch.float32)] if torch.cuda.is_available() else []),
+]
+
+
+@law(40, RUNS, NUMBERS, EVALUATION, FLOAT_INPUTS, COPIES, cost=2)
 def kinds_are_kept(s: Subject) -> None:
     """dtype(y) = dtype(f(θ_i, x_i)) and device(y) = device(x).
 
     Nothing is cast and nothing moves, from parameters to outputs.
     """
-    kinds = [("cpu", torch.float32), ("cpu", torch.float64), ("cpu", torch.bfloat16)]
-    # The meta device stands for a second one: what meets a tensor of the CPU there fails, as on a GPU.
-    kinds += [("meta", torch.float32), *([("cuda", torch.float32)] if torch.cuda.is_available() else [])]
+    kinds = _KINDS if isinstance(s, NetworkSubject) else [("cpu", torch.float64)]
     for place, dtype in kinds:
-        device = torch.device(place)
-
-        def one(leaf: Tensor, device: torch.device = device, dtype: torch.dtype = dtype) -> Tensor:
-            return leaf.to(device, dtype if leaf.is_floating_point() else None)
-
-        where = f"{dtype} on {device.type}"
-        params, state, inputs, kwargs = tree_map(one, (s.own, s.state, s.inputs, dict(s.kwargs)))
-        t = replace(s, params=params, state=state, inputs=inputs, kwargs=kwargs)
-        if s.build is not None:
-            for made, wanted in (
-                (s.ops.init_params(s.net, 0, device=device, dtype=dtype), t.own),
-                (s.ops.init_state(s.net, 0, device=device, dtype=dtype), t.state),
-            ):
-                for name, leaf in made.items():
-                    _kind(leaf, wanted[name], f"{where}: fresh {name}")
-        for name, leaf in s.ops.reshare(t.net, t.own, "independent", merge="first")[1].items():
-            _kind(leaf, t.own[name], f"{where}: reshare: {name}")
+        device, where = torch.device(place), f"{dtype} on {place}"
+        t = s.in_kind(device, dtype)
+        if isinstance(s, NetworkSubject):
+            try:
+                wanted = [t.alone(i) for i in range(s.n)]
+            except RuntimeError:
+                continue  # the module itself does not take this dtype
+            for what, found in (("output", t.outputs()), ("output of training", t.outputs(train=True))):
+                for i in range(s.n):
+                    _kinds(found[i], wanted[i], f"{where}, agent {i}: {what}")
+            continue
         try:
-            wanted = [t.alone(i) for i in range(t.n)]
-        except RuntimeError:
-            continue  # the module itself does not take this dtype
-        outputs, state = t.trained(key=t.key())
-        for name, leaf in state.items():
-            _kind(leaf, t.state[name], f"{where}: {name} after training")
-        for what, found in (("output", t.outputs()), ("output of training", outputs)):
-            for i, output in enumerate(found):
-                for leaf, want in zip(flatten(output)[0], flatten(wanted[i])[0], strict=True):
-                    _kind(leaf, want, f"{where}, agent {i}: {what}")
+            outputs = t.outputs()
+        except Exception as error:
+            raise CheckError(f"the module does not run in {dtype}: {type(error).__name__}: {error}") from None
+        for i, (output, was) in enumerate(zip(outputs, s.outputs(), strict=True)):
+            want = tree_map(lambda leaf, d=device, t=dtype: leaf.to(d, t if leaf.is_floating_point() else None), was)
+            _kinds(output, want, f"{where}, agent {i}: output")
+
+
+def _kinds(found: Tree, wanted: Tree, where: str) -> None:
+    for leaf, want in zip(flatten(found)[0], flatten(wanted)[0], strict=True):
+        _kind(leaf, want, where)
 
 
 def _kind(leaf: Tensor, want: Tensor, where: str) -> None:
     if (leaf.dtype, leaf.device.type) != (want.dtype, want.device.type):
         broken(f"{where}: expected {want.dtype} on {want.device}, got {leaf.dtype} on {leaf.device}")
+
+
+@law(40, SLOTS, cost=2)
+def fresh_leaves_keep_kinds(s: NetworkSubject) -> None:
+    """dtype(init(key, dtype)) = dtype, and reshare, training and init keep dtype and device.
+
+    Fresh parameters have the dtype and device that was asked for, and nothing that is made of parameters has others.
+    """
+    for place, dtype in _KINDS:
+        device, where = torch.device(place), f"{dtype} on {place}"
+        t = s.in_kind(device, dtype)
+        if s.build is not None:
+            for made, wanted in (
+                (s.ops.init_params(s.net, 0, device=device, dtype=dtype), t.params),
+                (s.ops.init_state(s.net, 0, device=device, dtype=dtype), t.state),
+            ):
+                for name, leaf in made.items():
+                    _kind(leaf, wanted[name], f"{where}: fresh {name}")
+        for name, leaf in s.ops.reshare(t.net, t.params, "independent", merge="first")[1].items():
+            _kind(leaf, t.params[name], f"{where}: reshare: {name}")
+        try:
+            t.alone(0)
+        except RuntimeError:
+            continue  # the module itself does not take this dtype
+        for name, leaf in t.trained(key=t.key())[1].items():
+            _kind(leaf, t.state[name], f"{where}: {name} after training")

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import functional_marl as fm
-from functional_marl.laws import check_grouping
+from functional_marl.laws import check_group_map
 from functional_marl.laws.__main__ import main
 
 LINEAR = ["torch.nn:Linear", "--args", "[6, 2]", "--n-agents", "3", "--input", "4,3,6", "--examples", "2"]
@@ -123,8 +123,8 @@ def test_functions_that_group(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([path.format("ALL_IN_ONE_GROUP"), "--names", "a,b"]) == 1
     assert "the caller's names ['a'] became ['a', 'intruder']" in capsys.readouterr().out
     assert main([path.format("ONE_GROUP_PER_AGENT"), "--names", "a,b"]) == 0
-    assert not check_grouping(lambda names: {"one": names[:1], "two": names}, ["a", "b"])
-    assert check_grouping(lambda names: {names[9]: names}, ["a"]).verdicts[0].why.startswith("it raised IndexError")
+    assert not check_group_map(lambda names: {"one": names[:1], "two": names}, ["a", "b"])
+    assert check_group_map(lambda names: {names[9]: names}, ["a"]).verdicts[0].why.startswith("it raised IndexError")
 
 
 def interrupted() -> nn.Module:

@@ -1,15 +1,33 @@
-"""Laws 11 to 17: what happens to the outputs when agents change places."""
+"""What happens to the outputs when agents change places (laws 11 to 17)."""
 
 from __future__ import annotations
-
-from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from functional_marl._pytrees import Params, tree_map
-from functional_marl.laws.law import agree, broken, differ, law
-from functional_marl.laws.subject import Subject
+from functional_marl._pytrees import tree_map
+from functional_marl.laws._capabilities import (
+    AGENTS_IN_OUTPUTS,
+    ANONYMOUS,
+    CENTRALIZED,
+    CLUSTER,
+    INDEPENDENT,
+    LINES_UP,
+    LOCAL,
+    NOT_CENTRALIZED,
+    NUMBERS,
+    POOLED,
+    REPEATABLE,
+    RUNS,
+    SEVERAL_AGENTS,
+    SHARED,
+    SLOTS,
+    WIDE_INPUTS,
+)
+from functional_marl.laws._compare import agree, broken, differ
+from functional_marl.laws._law import law
+from functional_marl.laws._network_subject import NetworkSubject
+from functional_marl.laws._subject import Subject
 
 __all__ = [
     "centralized_rows_are_equal",
@@ -21,44 +39,41 @@ __all__ = [
     "shared_equivariance",
 ]
 
+_CALLS = (RUNS, NUMBERS, SEVERAL_AGENTS, AGENTS_IN_OUTPUTS)
+
 
 def _follow(s: Subject, moved: Subject, order: list[int]) -> None:
     """Raise unless agent ``i`` of ``moved`` gives what agent ``order[i]`` of ``s`` gives."""
     before, after = s.outputs(), moved.outputs()
+    swapped = [i for i, j in enumerate(order) if i != j]
+    what = (
+        f"agents {swapped[0]} and {swapped[1]} change places" if len(swapped) == 2 else f"agents in the order {order}"
+    )
     for i, j in enumerate(order):
-        agree(after[i], before[j], f"agents in the order {order}, agent {i} with the input of agent {j}: output")
+        agree(after[i], before[j], f"{what}, agent {i} with the input of agent {j}: output")
 
 
-@law(11, "shared", "local")
+@law(11, *_CALLS, SHARED, NOT_CENTRALIZED, ANONYMOUS, REPEATABLE)
 def shared_equivariance(s: Subject) -> None:
     """y(x∘π) = y(x)∘π.
 
-    Shared and local: permuting the agents' inputs permutes the outputs.
+    Shared: permuting the agents' inputs permutes the outputs, also where all agents exchange messages with all.
     """
     order = s.permutation()
     _follow(s, s.taking(order), order)
 
 
-@law(12, "independent", "local", "parameters")
+@law(12, *_CALLS, INDEPENDENT, LOCAL, ANONYMOUS, LINES_UP, REPEATABLE)
 def independent_equivariance(s: Subject) -> None:
     """y(P∘π, x∘π) = y(P, x)∘π.
 
     Independent: permuting inputs and parameters together permutes the outputs.
     """
     order = s.permutation()
-
-    def moved(leaves: Params) -> Params:
-        # agent i, in slot σ(i), gets what agent π(i) has
-        out = {name: leaf.clone() for name, leaf in leaves.items()}
-        for name, leaf in out.items():
-            for i, j in enumerate(order):
-                leaf[s.slots[name][i]] = leaves[name][s.slots[name][j]]
-        return out
-
-    _follow(s, replace(s.taking(order), params=moved(s.own), state=moved(s.state)), order)
+    _follow(s, s.taking(order).exchanging(order), order)
 
 
-@law(13, "a cluster", "local")
+@law(13, *_CALLS, CLUSTER, NOT_CENTRALIZED, ANONYMOUS, REPEATABLE)
 def cluster_equivariance(s: Subject) -> None:
     """y(x∘π) = y(x)∘π for every π with σ∘π = σ.
 
@@ -68,7 +83,7 @@ def cluster_equivariance(s: Subject) -> None:
     _follow(s, s.taking(order), order)
 
 
-@law(14, "a cluster", "local")
+@law(14, *_CALLS, CLUSTER, NOT_CENTRALIZED, ANONYMOUS, REPEATABLE)
 def equal_inputs_equal_outputs(s: Subject) -> None:
     """x_i = x_j and σ(i) = σ(j) imply y_i = y_j.
 
@@ -81,34 +96,31 @@ def equal_inputs_equal_outputs(s: Subject) -> None:
         agree(outputs[i], outputs[j], f"agents {j} and {i} with equal inputs and networks: output")
 
 
-@law(15, "shared", "centralized")
+@law(15, *_CALLS, SHARED, CENTRALIZED, ANONYMOUS, REPEATABLE)
 def centralized_rows_are_equal(s: Subject) -> None:
     """y_i = y_j.
 
-    Centralized, shared and nothing random: all agents say the same where only the joint input goes in.
+    Centralized, shared and nothing random: all agents have the same output where only the joint input goes in.
     """
-    # The other inputs stay with their agents, so they are made equal: agent 0's for all.
-    equal = s.taking([0] * s.n)
-    outputs = replace(equal, inputs=(s.inputs[0], *equal.inputs[1:])).outputs()
+    outputs = s.joint_inputs_alone().outputs()
     for i in range(1, s.n):
         agree(outputs[i], outputs[0], f"agents 0 and {i}: output of one network for one joint input")
 
 
-@law(16, "pooled", "centralized", "several agents")
+@law(16, POOLED, CENTRALIZED, SEVERAL_AGENTS)
 def pooled_critics_are_symmetric(s: Subject) -> None:
     """y_i(x∘π, m∘π) = y_i(x, m) for every π.
 
-    A critic that pools over the agents that its mask leaves says the same in whatever order they come.
+    A critic that pools over the agents that its mask leaves has the same output in whatever order they come.
     """
     order, wanted = s.permutation(), s.outputs()
-    # Inputs behind the first are each agent's own, and stay.
-    outputs = replace(s, inputs=(s.taking(order).inputs[0], *s.inputs[1:])).outputs()
+    outputs = s.taking(order, joint_only=True).outputs()
     for i in range(s.n):
         agree(outputs[i], wanted[i], f"the joint input in the order {order}, critic of agent {i}: output")
 
 
-@law(17, "shared", "local", "several agents", "wide inputs")
-def ids_break_equivariance(s: Subject) -> None:
+@law(17, SLOTS, SHARED, LOCAL, SEVERAL_AGENTS, WIDE_INPUTS)
+def ids_break_equivariance(s: NetworkSubject) -> None:
     """y([x∘π, id]) ≠ y([x, id])∘π, and y([x, id]∘π) = y([x, id])∘π.
 
     Agent ids tell agents of one network apart, through the id alone: whoever takes another's features and
@@ -117,13 +129,13 @@ def ids_break_equivariance(s: Subject) -> None:
     x: Tensor = s.inputs[0][..., : -s.n]  # [n, *B, F]; the ids take the place of n features
     order = s.permutation()
 
-    def with_ids(features: Tensor) -> Subject:
+    def with_ids(features: Tensor) -> NetworkSubject:
         dim = s.dims[0] or 0
         given = s.ops.with_agent_ids(features.movedim(0, dim), dim)
         if given.shape[-1] != features.shape[-1] + s.n:
             broken(f"with_agent_ids: expected {features.shape[-1]} + {s.n} features, got {given.shape[-1]}")
         agree(given.movedim(dim, 0)[..., : -s.n], features, "with_agent_ids: the features")
-        return replace(s, inputs=(given.movedim(dim, 0),))
+        return s.with_inputs((given.movedim(dim, 0),))
 
     plain = with_ids(x)
     moved = with_ids(x[order]).outputs()

@@ -1,47 +1,61 @@
-"""A call of a module from elsewhere that waits to be made: its inputs, drawn, and how to change them."""
+"""A call of a module that is not made yet: its inputs, and how to change them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
 import torch
 from torch import Tensor
 
-from functional_marl._pytrees import flatten
-from functional_marl.laws.host import Host, Place
+from functional_marl._pytrees import Tree, flatten
+from functional_marl.laws._module_under_test import ModuleUnderTest, Place
 
-__all__ = ["Case"]
+__all__ = ["ModuleCase"]
 
 
 @dataclass(frozen=True)
-class Case:
+class ModuleCase:
     """A module with inputs.
 
     Args:
-        host: the module and what is said of it.
-        pair: the two agents that the law looks at first.
-        rows: the size of every batch axis; None: that of the example.
+        host: the module and what is claimed of it.
+        pair: the two agents that laws compare.
+        size: the size of every batch axis; None: that of the example.
         seed: what inputs are drawn from.
         train: whether calls are in training.
         leaves: the inputs, as the module takes them; drawn if not given.
+        numbers: parameters and buffers that calls have instead of the module's own.
     """
 
-    host: Host
+    host: ModuleUnderTest
     pair: tuple[int, int] = (0, 0)
-    rows: int | None = None
+    size: int | None = None
     seed: int = 0
     train: bool = False
     leaves: tuple[Tensor, ...] = ()
+    numbers: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
 
     def __post_init__(self) -> None:
         if not self.leaves:
             object.__setattr__(self, "leaves", tuple(self._drawn()))
 
     def __repr__(self) -> str:
-        case = f"pair={self.pair}, rows={self.rows}, seed={self.seed}"
-        return f"foreign({self.host.words}, {case}{', train=True' if self.train else ''})"
+        case = f"agents={self.pair}, rows={self.size}, seed={self.seed}"
+        train = ", train=True" if self.train else ""
+        return f"module_subject(module, {self.host.given}, {case}{train})"
+
+    @property
+    def n(self) -> int:
+        """The number of agents."""
+        return self.host.n_agents
+
+    @property
+    def batch_sizes(self) -> tuple[int, ...]:
+        """The sizes of the batch axes."""
+        sizes = [leaf.shape for leaf, has in zip(self.leaves, self.host.batched, strict=True) if has]
+        return tuple(sizes[0][: self.host.batch_dims]) if sizes else ()
 
     # --- inputs -------------------------------------------------------------------------------------------
 
@@ -51,24 +65,32 @@ class Case:
         if host.draw is not None:
             example = host.draw(generator)
             args: tuple[Any, ...] = example if type(example) is tuple else (example,)
-            drawn: list[Tensor] = flatten((args, dict(host.kwargs)))[0]
+            drawn: list[Tensor] = flatten((args, dict(host.claims.kwargs)))[0]
         else:
             drawn = [_like(leaf, generator) for leaf in host.leaves]
-        if self.rows is None:
+        if self.size is None:
             return drawn
-        index = (slice(self.rows),) * host.rows
+        index = (slice(self.size),) * host.batch_dims
         return [leaf[index].contiguous() if has else leaf for leaf, has in zip(drawn, host.batched, strict=True)]
+
+    def whole(self) -> Self:
+        """The same case with the batch of the example, drawn from the seed."""
+        return replace(self, size=None, leaves=())
 
     def redrawn(self, seed: int) -> Self:
         """The same case with other inputs."""
-        return replace(self, seed=seed, leaves=())
+        return replace(self, leaves=replace(self, seed=seed, leaves=()).leaves)
 
     def at(self, *index: Any) -> Self:
         """The same case with these rows of the batch axes."""
         having = zip(self.leaves, self.host.batched, strict=True)
         return replace(self, leaves=tuple(leaf[index] if has else leaf for leaf, has in having))
 
-    def taking(self, agents: Sequence[int]) -> Self:
+    def rows(self, axis: int, start: int, count: int) -> Self:
+        """A piece of a batch axis."""
+        return self.at(*(slice(None),) * axis, slice(start, start + count))
+
+    def taking(self, agents: Sequence[int], *, joint_only: bool = False) -> Self:
         """Agent ``i`` gets what agent ``agents[i]`` got; both have inputs of one form."""
 
         def take(place: Place, leaf: Tensor) -> Tensor:
@@ -79,7 +101,7 @@ class Case:
 
         return replace(self, leaves=tuple(map(take, self.host.places, self.leaves)))
 
-    def with_agent(self, agent: int, other: Case) -> Self:
+    def with_agent(self, agent: int, other: ModuleCase) -> Self:
         """The same inputs, but for one agent's, which are those of the other case."""
 
         def put(place: Place, leaf: Tensor, new: Tensor) -> Tensor:
@@ -95,6 +117,14 @@ class Case:
         """Every agent gets what the first of its group got."""
         return self.taking([self.host.group_of(i)[0] for i in range(self.n)])
 
+    def joint_inputs_alone(self) -> Self:
+        """Which inputs are joint is not known: all are taken for joint ones."""
+        return self
+
+    def scaled(self, factor: float) -> Self:
+        """Float inputs times a factor."""
+        return replace(self, leaves=tuple(x * factor if x.is_floating_point() else x for x in self.leaves))
+
     def wanting_gradients(self) -> Self:
         """The same inputs, as leaves of autograd where they are floats."""
         return replace(
@@ -106,19 +136,26 @@ class Case:
         found = (place.of(agent, leaf) for place, leaf in zip(self.host.places, self.leaves, strict=True))
         return tuple(leaf for leaf in found if leaf is not None)
 
-    @property
-    def n(self) -> int:
-        """The number of agents."""
-        return self.host.n_agents
-
     # --- calls --------------------------------------------------------------------------------------------
 
-    def outputs(self, *, train: bool | None = None, seed: int | None = None) -> list[list[Tensor]]:
-        """Each agent's outputs: the leaves that it is in, its own part of each."""
-        train, seed = self.train if train is None else train, self.seed if seed is None else seed
-        return self.by_agent(self.host.run(self.leaves, train=train, seed=seed))
+    def outputs(self, *, train: bool | None = None, fold: int = 0, others: int | None = None) -> list[Tree]:
+        """Each agent's outputs: the leaves that it is in, its own part of each.
 
-    def by_agent(self, output: Any) -> list[list[Tensor]]:
+        ``others`` is the seed of Python's and numpy's generators, where it is not that of torch's.
+        """
+        return self.by_agent(self._run(train, fold, others))
+
+    def trained(self) -> tuple[list[Tree], dict[str, Tensor]]:
+        """Each agent's outputs of a call in training, and the buffers afterwards."""
+        after: dict[str, Tensor] = {}
+        return self.by_agent(self._run(True, 0, None, after)), after
+
+    def _run(self, train: bool | None, fold: int, others: int | None, after: dict[str, Tensor] | None = None) -> Tree:
+        train = self.train if train is None else train
+        seed = self.seed + 7919 * fold
+        return self.host.run(self.leaves, train=train, seed=seed, numbers=self.numbers, after=after, others=others)
+
+    def by_agent(self, output: Any) -> list[Tree]:
         """Outputs taken apart."""
         leaves = flatten(output)[0]
         parts = [
@@ -126,22 +163,9 @@ class Case:
         ]
         return [[leaf for leaf in own if leaf is not None] for own in parts]
 
-    def loss(self, outputs: Sequence[Tensor]) -> Tensor:
-        """A generic smooth number made of all float leaves: no weight of it is zero."""
-        weights, total = torch.Generator().manual_seed(self.seed), torch.zeros((), dtype=torch.float64)
-        for leaf in outputs:
-            if leaf.is_floating_point():
-                drawn = torch.rand(leaf.shape, generator=weights, dtype=torch.float64) + 0.5
-                total = total + (drawn.to(leaf.device) * (leaf + leaf * leaf)).sum().to(total.device)
-        return total
-
-    def training_loss(self, outputs: Sequence[Sequence[Tensor]]) -> Tensor:
-        """The sum of all agents' losses, with different weights for each."""
-        return torch.stack([(i + 1) * self.loss(output) for i, output in enumerate(outputs)]).sum()
-
 
 def _like(leaf: Tensor, generator: torch.Generator) -> Tensor:
-    """Standard normal floats, coins for truth values, integers from those that the example has."""
+    """Standard normal floats, fair truth values, integers from those that the example has."""
     if leaf.is_floating_point():
         return torch.randn(leaf.shape, generator=generator, dtype=torch.float64).to(leaf)
     if leaf.dtype is torch.bool:

@@ -22,21 +22,20 @@ _IMPORTS = {
 }
 
 
-def snippet(table: str, law: str, case: object) -> str:
-    """The call of a law, found by its name in a table of :mod:`functional_marl.laws`, with the imports it needs.
+def snippet(law: str, case: object) -> str:
+    """The call of a law, found by its name in the table of laws, with the imports it needs.
 
-    >>> print(snippet("LAWS", "local_jacobian", "any repr"))
+    >>> print(snippet("local_jacobian", "any repr"))
     from functional_marl.laws import LAWS
     LAWS['local_jacobian']('any repr')
     """
     again = repr(case)
-    maker, call, _ = again.partition("(")
     words = set(re.findall(r"\w+", again))
     lines = [line for name, line in _IMPORTS.items() if name in words]
-    lines.append(
-        f"from functional_marl.laws import {table}, {maker}" if call else f"from functional_marl.laws import {table}"
-    )
-    return "\n".join([*lines, f"{table}[{law!r}]({again})"])
+    maker, call, _ = again.partition("(")
+    makers = [maker, *(["Claims"] if "Claims" in words else [])] if call else []
+    lines.append(f"from functional_marl.laws import {', '.join(sorted(['LAWS', *makers]))}")
+    return "\n".join([*lines, f"LAWS[{law!r}]({again})"])
 
 
 def code(value: Any) -> str:

@@ -15,10 +15,10 @@ from functional_marl._module.leaves import as_parameter
 from functional_marl._network import Network
 from functional_marl._tensordict import as_flat_dict
 
-__all__ = ["Functional", "as_module"]
+__all__ = ["NetworkModule", "as_module"]
 
 
-class Functional(nn.Module):
+class NetworkModule(nn.Module):
     """``(net, params, state)`` as a module: parameters ``[S, *leaf]`` under their dotted names.
 
     In training it keeps the state that :func:`functional_marl.apply` returns, as an ``nn.Module`` does.
@@ -54,17 +54,17 @@ class Functional(nn.Module):
         return outputs
 
     @property
-    def said(self) -> dict[str, Any]:
+    def stated(self) -> dict[str, Any]:
         """What the network claims: all of its settings."""
         net, dims = self.net, self.net.agent_dim
-        said: dict[str, Any] = {
+        stated: dict[str, Any] = {
             "n_agents": net.n_agents,
             "sharing": {name: net.sharing[name] for name, leaf in self.named_parameters() if leaf.requires_grad},
             "centralized": net.centralized,
             "agent_dim": dims[0] if isinstance(dims, tuple) and len(dims) == 1 else dims,
             "randomness": net.randomness,
         }
-        return said if net.out_agent_dim is None else {**said, "out_agent_dim": net.out_agent_dim}
+        return stated if net.out_agent_dim is None else {**stated, "out_agent_dim": net.out_agent_dim}
 
 
 def as_module(subject: Any) -> Any:
@@ -84,4 +84,4 @@ def as_module(subject: Any) -> Any:
     check_params(net, params)
     state = as_flat_dict(more[0]) if more and more[0] is not None else init_state(net)
     check_state(net, state)
-    return Functional(net, params, state)
+    return NetworkModule(net, params, state)

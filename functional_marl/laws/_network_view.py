@@ -1,4 +1,4 @@
-"""A functional network that came with an example as a subject of the laws of the core."""
+"""A functional network that was given as a module, as what it is: a network with slots."""
 
 from __future__ import annotations
 
@@ -9,23 +9,22 @@ from torch import Tensor
 
 from functional_marl._pytrees import Tree, flatten, tree_map
 from functional_marl._strategies import supports
-from functional_marl.laws.case import Case
-from functional_marl.laws.cases import moved
-from functional_marl.laws.functional import Functional
-from functional_marl.laws.host import CheckError
-from functional_marl.laws.subject import Subject
+from functional_marl.laws._module_subject import ModuleSubject
+from functional_marl.laws._network_module import NetworkModule
+from functional_marl.laws._network_subject import NetworkSubject, moved
+from functional_marl.laws._subject import CheckError
 
-__all__ = ["subject_of"]
+__all__ = ["network_view"]
 
 
-def subject_of(case: Case, random: bool) -> Subject:
+def network_view(case: ModuleSubject) -> NetworkSubject:
     """The network of a case in float64, every leaf moved off its value, on the inputs of the case.
 
     Raises:
         CheckError: it is no functional network, or leaves of one input have the agents at different places.
     """
     host = case.host
-    if not isinstance(host.module, Functional):
+    if not isinstance(host.module, NetworkModule):
         raise CheckError("it needs a functional_marl Network")
     net = host.module.net
     args, kwargs = host.rebuild([leaf.double() if leaf.is_floating_point() else leaf for leaf in case.leaves])
@@ -45,14 +44,14 @@ def subject_of(case: Case, random: bool) -> Subject:
         return moved({k: leaf.detach() for k, leaf in wide.items()}, generator)
 
     batch = tuple(flatten(args)[0][0].shape[:first])
-    ways = {
+    strategies = {
         "auto": True,
         "loop": True,
         "vmap": supports(net, "vmap"),
         "plan": supports(net, "plan"),
     }
-    return Subject(
-        name=f"{case!r}.functional()",
+    return NetworkSubject(
+        name=f"network_view({case!r})",
         net=net,
         params=drawn(dict(host.module.named_parameters())),
         inputs=tuple(in_front(tree, dim) for tree, dim in zip(args, dims[:-1], strict=True)),
@@ -62,8 +61,12 @@ def subject_of(case: Case, random: bool) -> Subject:
         state=drawn(dict(host.module.named_buffers())),
         batch=batch,
         least_batch_dims=len(batch),
-        traits=frozenset({"compiles", "exports", *(["random"] if random else []), *(["vmap"] if ways["vmap"] else [])}),
-        ways=tuple(way for way, can in ways.items() if can),
+        traits=frozenset(
+            {"compiles", "exports"}
+            | ({"random"} if case.draws_in_training else set())
+            | ({"vmap"} if strategies["vmap"] else set())
+        ),
+        strategies=tuple(strategy for strategy, can in strategies.items() if can),
         build=net.module_spec.build,
         seed=case.seed,
     )

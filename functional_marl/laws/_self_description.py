@@ -1,6 +1,6 @@
 """What torchrl's multi-agent modules, and ours, say of themselves; without importing either.
 
-Functional networks say it too.
+NetworkModule networks say it too.
 """
 
 from __future__ import annotations
@@ -12,19 +12,19 @@ from typing import Any
 from torch import nn
 
 from functional_marl._parameters import agent_module
-from functional_marl.laws.functional import Functional
+from functional_marl.laws._network_module import NetworkModule
 
-__all__ = ["build_of", "by_its_names", "said_by", "template_of"]
+__all__ = ["build_of", "by_its_names", "stated_by", "template_of"]
 
 
 def _is_facade(module: nn.Module) -> bool:
     return all(hasattr(module, name) for name in ("n_agents", "share_params", "centralized", "agent_dim", "_empty_net"))
 
 
-def said_by(module: Any) -> dict[str, Any]:
+def stated_by(module: Any) -> dict[str, Any]:
     """The claims of a functional network, or in the attributes of a facade; empty for another module."""
-    if isinstance(module, Functional):
-        return module.said
+    if isinstance(module, NetworkModule):
+        return module.stated
     if not _is_facade(module):
         return {}
     return {
@@ -47,7 +47,7 @@ def by_its_names(module: Any, spec: Any) -> Any:
 
 def template_of(module: Any, agent: int) -> Callable[..., Any] | None:
     """One agent's network of a facade, with that agent's parameters in it, as a function of its input."""
-    if isinstance(module, Functional):
+    if isinstance(module, NetworkModule):
         params, state = dict(module.named_parameters()), dict(module.named_buffers())
         return agent_module(module.net, params, agent, state or None).train(module.training)
     if not _is_facade(module):
@@ -69,7 +69,7 @@ def template_of(module: Any, agent: int) -> Callable[..., Any] | None:
 
 def build_of(module: Any) -> Callable[[], nn.Module] | None:
     """The factory of one agent's network of a facade, where what it builds looks as the template does."""
-    if isinstance(module, Functional):
+    if isinstance(module, NetworkModule):
         return module.net.module_spec.build
     if not _is_facade(module) or not hasattr(module, "_build_single_net"):
         return None

@@ -1,0 +1,60 @@
+"""Which agents write and read the buffers of a module, found by calls."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from functional_marl.laws._compare import gap
+from functional_marl.laws._module_case import ModuleCase
+from functional_marl.laws._module_under_test import ModuleUnderTest
+from functional_marl.laws._reached import Reached, reached
+
+__all__ = ["shared_buffers"]
+
+
+@torch.no_grad()
+def shared_buffers(host: ModuleUnderTest) -> list[Reached]:
+    """The buffers that training writes from inputs, and which agents write or read which of their elements.
+
+    A call in training is repeated with one agent's input changed: what is written then differs where that agent writes.
+    In evaluation, elements that the same agents write are changed together: agents whose outputs differ read them.
+    """
+    case = ModuleCase(host, seed=11)
+    other = case.redrawn(12)
+    try:
+        after = case.trained()[1]
+        changed = [case.with_agent(agent, other).trained()[1] for agent in range(host.n_agents)]
+    except Exception:  # it does not train on the example: nothing is written
+        return []
+    found: list[Reached] = []
+    for name, was in after.items():
+        if all(name in rows and rows[name].shape == was.shape for rows in changed):
+            writes = torch.stack([_differs(rows[name], was) for rows in changed])
+            if bool(writes.any()):
+                uses = writes.cpu() | _readers(case, name, after[name], writes.cpu())
+                found.append(replace(reached(name, uses), is_buffer=True))
+    return found
+
+
+def _differs(one: Tensor, other: Tensor) -> Tensor:
+    return (one != other) & ~((one != one) & (other != other))
+
+
+def _readers(case: ModuleCase, name: str, value: Tensor, writes: Tensor) -> Tensor:
+    """Which agents' evaluation reads which elements, ``[n, *buffer]``: elements with equal writers go together."""
+    reads = torch.zeros_like(writes)
+    if not value.is_floating_point():
+        return reads
+    columns, which = torch.unique(writes.flatten(1).T, dim=0, return_inverse=True)
+    usual = case.outputs(train=False)
+    for k in range(len(columns)):
+        here = (which == k).reshape(value.shape)
+        moved = torch.where(here.to(value.device), 1.5 * value.abs() + 1, case.host.buffers()[name])
+        outputs = replace(case, numbers={name: moved}).outputs(train=False)
+        for agent, (one, was) in enumerate(zip(outputs, usual, strict=True)):
+            if any(gap(a, b, oracle=True) for a, b in zip(one, was, strict=True)):
+                reads[agent] |= here.cpu()
+    return reads
