@@ -57,7 +57,7 @@ class SubjectLaw:
         __tracebackhide__ = True
         import pytest
 
-        how = dict(self.how) if self.examples is None else {**self.how, "examples": self.examples}
+        how: dict[str, Any] = dict(self.how) if self.examples is None else {**self.how, "examples": self.examples}
         chosen = self.subject if subject is None else subject
         self.report = None
         report: Report = check(chosen, self.claims, laws=[self.law.name], name=self.name, **how)
