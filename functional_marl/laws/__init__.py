@@ -14,3 +14,6 @@ from functional_marl.laws._check import module_subject as module_subject
 from functional_marl.laws._claims import Claims as Claims
 from functional_marl.laws._infer import infer_sharing as infer_sharing
 from functional_marl.laws._law import LAWS as LAWS
+from functional_marl.laws._parametrize import parametrize_with_laws as parametrize_with_laws
+from functional_marl.laws._report import Report as Report
+from functional_marl.laws._verdict import Verdict as Verdict

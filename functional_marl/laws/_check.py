@@ -21,9 +21,10 @@ from functional_marl.laws._module_subject import ModuleSubject
 from functional_marl.laws._module_under_test import ModuleUnderTest, module_of
 from functional_marl.laws._network_module import NetworkModule
 from functional_marl.laws._network_view import network_view
-from functional_marl.laws._report import HOLDS, NOT_APPLICABLE, SKIPPED, VIOLATED, Report, Verdict
+from functional_marl.laws._report import Report
 from functional_marl.laws._restore import Snapshot, seeded
 from functional_marl.laws._subject import CheckError, Subject
+from functional_marl.laws._verdict import HOLDS, NOT_APPLICABLE, SKIPPED, VIOLATED, Verdict
 
 __all__ = ["check", "check_marl_module", "laws_named", "module_subject"]
 

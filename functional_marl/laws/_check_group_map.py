@@ -6,9 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from functional_marl.laws._report import Report
+from functional_marl.laws._verdict import HOLDS, VIOLATED, Verdict
+from functional_marl.laws._verdict import NOT_APPLICABLE as SKIPPED
 from functional_marl.laws.groups import Named, group_map_is_a_partition, group_map_is_the_callers
 from functional_marl.laws.law import LawViolation
-from functional_marl.laws.report import HOLDS, SKIPPED, VIOLATED, Report, Verdict
 from functional_marl.laws.subject import LIBRARY
 
 __all__ = ["check_grouping"]
