@@ -3,8 +3,8 @@
     make findings                              # all libraries, with the environments that they need
     make findings ARGS="--only torchrl"        # one library: printed, nothing is written
 
-Libraries with incompatible requirements run in environments of their own, which the Makefile creates. Law 51
-(compilation) is left out: it takes minutes. The exit code is 1 if a finding has no second reading in ``readings.py``,
+Libraries with incompatible requirements run in environments of their own, which the Makefile creates. Laws of
+compilation are left out: it takes minutes. The exit code is 1 if a finding has no second reading in ``readings.py``,
 or if the finding of a reading does not reproduce.
 """
 
@@ -46,7 +46,7 @@ def run_laws(part: str, words: str) -> Iterator[Finding]:
     sys.path[:0] = [str(HERE), str(ROOT)]
     laws: Any = importlib.import_module("functional_marl.laws")
     module: Any = importlib.import_module(PARTS[part][0])
-    module.LAWS[:] = [name for name, law in laws.FOREIGN.items() if law.number != 51]
+    module.LAWS[:] = [name for name, law in laws.LAWS.items() if law.for_modules and law.topic != "compilation"]
     cases = [case for case in module.cases() if words in f"{case[0]} {case[1]}"]
     for k, (name, about, run) in enumerate(cases):
         print(f"[{k + 1}/{len(cases)}] {part}: {name}, {about}", file=sys.stderr, flush=True)
@@ -58,8 +58,8 @@ def run_laws(part: str, words: str) -> Iterator[Finding]:
             continue
         yield subject | {"held": sum(verdict.verdict == "holds" for verdict in report)}
         for verdict in report.violated:
-            why = verdict.why.splitlines()[0].partition("): ")[2]
-            if verdict.number == 50 and "outputs as alone" not in why:  # its numbers differ at each run
+            why = verdict.why.splitlines()[0].partition(": ")[2]
+            if verdict.law == "threads_agree" and "outputs as alone" not in why:
                 why = "in two threads: other outputs than alone"
             yield subject | {"number": verdict.number, "law": verdict.law, "case": verdict.case, "why": why}
 
@@ -91,18 +91,21 @@ def lines(part: str, words: str) -> None:
 # --- tables -----------------------------------------------------------------------------------------------
 
 
-def _key(finding: Finding) -> tuple[str, str, int]:
-    return finding["library"], finding["class"], finding["number"]
+def _key(finding: Finding) -> tuple[str, str, str]:
+    return finding["library"], finding["class"], finding["law"]
+
+
+# Laws that fail for every module of one agent, if for one.
+_OF_COPIES = ("copies_are_whole", "threads_agree")
 
 
 def _symptom(finding: Finding) -> tuple[str, ...]:
     """Findings with equal keys are one symptom: numbers, and where parameters are stored, make no difference."""
-    # Copies and threads fail for every module of one agent.
-    own = (finding["about"].startswith("subclass") and finding["number"] not in (33, 50)) or finding["number"] == 45
+    own = (finding["about"].startswith("subclass") and finding["law"] not in _OF_COPIES) or finding["law"] == "randomness_has_one_meaning"
     kind = finding["about"].split(",")[0] if own else ""
     why = re.sub(r"(params|_empty_net)\.|'[^']*\.[^']*'|[-+]?[0-9][0-9.e+-]*", "", finding["why"])
     # Threads interfere at any place, so the kind of the exception means nothing.
-    return *map(str, _key(finding)), kind, "" if finding["number"] == 50 else why
+    return *map(str, _key(finding)), kind, "" if finding["law"] == "threads_agree" else why
 
 
 def _groups(findings: list[Finding], key: Any) -> list[list[Finding]]:
@@ -120,8 +123,7 @@ def _case(finding: Finding) -> str:
 
 def _where(finding: Finding) -> list[str]:
     network = f"`{finding['class']}`" + (f": {finding['about']}" if finding["about"] else "")
-    law = f"{finding['number']} {finding['law']}"
-    return [f"{finding['library']} {finding['release']}", network, law, _case(finding)]
+    return [f"{finding['library']} {finding['release']}", network, finding["law"], _case(finding)]
 
 
 def _table(head: list[str], rows: list[list[Any]]) -> str:

@@ -1,5 +1,6 @@
 """Multi-agent networks as pure functions. Sharing is data: which agent owns which copy of each parameter."""
 
+import sys
 from typing import TYPE_CHECKING
 
 from functional_marl import nets as nets
@@ -14,6 +15,7 @@ from functional_marl._groups.apply_groups import apply_groups as apply_groups
 from functional_marl._groups.check_group_map import check_group_map as check_group_map
 from functional_marl._groups.group_data import group_agents as group_agents
 from functional_marl._groups.group_data import ungroup_agents as ungroup_agents
+from functional_marl._groups.group_map import GroupMap as GroupMap
 from functional_marl._groups.group_map import MarlGroupMapType as MarlGroupMapType
 from functional_marl._groups.group_map import by_prefix as by_prefix
 from functional_marl._groups.group_map import by_spec as by_spec
@@ -45,6 +47,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "GroupMap",
     "GroupingError",
     "MarlGroupMapType",
     "Network",
@@ -89,3 +92,9 @@ def __getattr__(name: str) -> object:
 
         return importlib.import_module(f"functional_marl.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+if "hypothesis" in sys.modules:  # if it is imported later, its entry point does this
+    from functional_marl_plugins.hypothesis_plugin import register as _register
+
+    _register()

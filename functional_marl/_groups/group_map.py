@@ -14,13 +14,13 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NewType
 
 from functional_marl._check_arguments import short_repr
 from functional_marl._errors import GroupingError
 from functional_marl._groups.check_group_map import as_groups, as_names, check_group_map, quote
 
-__all__ = ["Grouping", "MarlGroupMapType", "by_prefix", "by_spec", "group_map"]
+__all__ = ["GroupMap", "Grouping", "MarlGroupMapType", "by_prefix", "by_spec", "group_map"]
 
 
 class MarlGroupMapType(enum.Enum):
@@ -72,10 +72,12 @@ def _torchrl_enum() -> type[enum.Enum] | None:
     return getattr(sys.modules.get("torchrl.envs.utils"), "MarlGroupMapType", None)
 
 
+# A dict at run time. Type checkers tell a group map, a partition, from any dict of lists; hypothesis generates it.
+GroupMap = NewType("GroupMap", dict[str, list[str]])
 Grouping = MarlGroupMapType | enum.Enum | Mapping[str, Sequence[str]] | Callable[[str], str]
 
 
-def group_map(names: Iterable[str], grouping: Grouping) -> dict[str, list[str]]:
+def group_map(names: Iterable[str], grouping: Grouping) -> GroupMap:
     """Which agents form which group: a partition of ``names``, in new lists.
 
     Args:
@@ -111,7 +113,7 @@ def group_map(names: Iterable[str], grouping: Grouping) -> dict[str, list[str]]:
             f" to group, got {short_repr(grouping)}"
         )
     check_group_map(groups, agents)
-    return groups
+    return GroupMap(groups)
 
 
 def by_prefix(name: str) -> str:

@@ -32,10 +32,11 @@ from functional_marl.laws._law import NotApplicable as NotApplicable
 from functional_marl.laws._module_subject import ModuleSubject as ModuleSubject
 from functional_marl.laws._network_subject import NetworkSubject as NetworkSubject
 from functional_marl.laws._operations import Operations as Operations
+from functional_marl.laws._parametrize import parametrize_with_laws as parametrize_with_laws
 from functional_marl.laws._report import Report as Report
-from functional_marl.laws._report import Verdict as Verdict
 from functional_marl.laws._subject import CheckError as CheckError
 from functional_marl.laws._subject import Subject as Subject
+from functional_marl.laws._verdict import Verdict as Verdict
 from functional_marl.laws._zoo_subject import zoo_subject as zoo_subject
 from functional_marl.laws.equivalence import Patterns as Patterns
 from functional_marl.laws.facade import Facade as Facade
@@ -72,6 +73,7 @@ __all__ = [
     "check_marl_module",
     "infer_sharing",
     "module_subject",
+    "parametrize_with_laws",
     "zoo",
     "zoo_subject",
 ]

@@ -25,7 +25,8 @@ from functional_marl.laws._claims import Claims
 from functional_marl.laws._example_words import example_of
 from functional_marl.laws._infer import infer_sharing
 from functional_marl.laws._law import Law
-from functional_marl.laws._report import Report, listing
+from functional_marl.laws._listing import listing
+from functional_marl.laws._report import Report
 from functional_marl.laws._restore import seeded
 from functional_marl.laws._subject import CheckError
 

@@ -15,15 +15,16 @@ from functional_marl._sharing import Sharing
 from functional_marl.laws._capabilities import APART, CLUSTER, LINES_UP, REPEATABLE, SHARED
 from functional_marl.laws._claims import Claims
 from functional_marl.laws._infer import inferred
-from functional_marl.laws._law import LAWS, Law, LawViolation
+from functional_marl.laws._law import LAWS, LAWS_VERSION, Law, LawViolation
 from functional_marl.laws._module_facts import draws_here, trains_otherwise
 from functional_marl.laws._module_subject import ModuleSubject
 from functional_marl.laws._module_under_test import ModuleUnderTest, module_of
 from functional_marl.laws._network_module import NetworkModule
 from functional_marl.laws._network_view import network_view
-from functional_marl.laws._report import HOLDS, NOT_APPLICABLE, SKIPPED, VIOLATED, Report, Verdict
+from functional_marl.laws._report import Report
 from functional_marl.laws._restore import Snapshot, seeded
 from functional_marl.laws._subject import CheckError, Subject
+from functional_marl.laws._verdict import HOLDS, NOT_APPLICABLE, SKIPPED, VIOLATED, Verdict
 
 __all__ = ["check", "check_marl_module", "laws_named", "module_subject"]
 
@@ -259,7 +260,7 @@ def check(
             if host.build is not None and before.changed():  # a module that cannot be restored is built again
                 host = host.again(seed)
     verdicts += [Verdict(law.number, law.name, SKIPPED, "skip=") for law in chosen if law.name in left_out]
-    return Report(name or type(host.module).__name__, facts, tuple(_once(verdicts)))
+    return Report(name or type(host.module).__name__, facts, tuple(_once(verdicts)), LAWS_VERSION)
 
 
 def _claims(claims: Claims | None, stated: dict[str, Any]) -> Claims:
@@ -291,11 +292,8 @@ def _facts(host: ModuleUnderTest, train: bool | None) -> dict[str, Any]:
         found = inferred(host, bool(train))
         facts["inferred"] = found.sharing or {leaf.name: str(leaf) for leaf in found.leaves}
     spec, claims = host.claims.sharing, host.claims
-    facts["sharing"] = (
-        f"{list(spec) if isinstance(spec, Sharing) else spec} (claimed by {host.claimed_by})"
-        if spec is not None
-        else "none claimed: the inferred one is checked"
-    )
+    if spec is not None:
+        facts["sharing"] = f"{list(spec) if isinstance(spec, Sharing) else spec} (claimed by {host.claimed_by})"
     view = "centralized" if claims.centralized else "local" if not claims.communication else "communicating"
     facts |= {"view": view, "randomness": claims.randomness}
     if claims.ids:

@@ -8,7 +8,8 @@ from typing import Any
 
 from functional_marl.laws._law import Law, LawViolation
 from functional_marl.laws._operations import LIBRARY
-from functional_marl.laws._report import HOLDS, SKIPPED, VIOLATED, Report, Verdict
+from functional_marl.laws._report import Report
+from functional_marl.laws._verdict import HOLDS, NOT_APPLICABLE, VIOLATED, Verdict
 from functional_marl.laws.groups import Named, group_map_is_a_partition, group_map_is_the_callers
 
 __all__ = ["check_group_map"]
@@ -50,7 +51,7 @@ def check_group_map(
                 at = {"names": case.names}
                 return Verdict(law.number, law.name, VIOLATED, violation.why, count, case=at, snippet=snippet)
             except Exception as error:
-                return Verdict(law.number, law.name, SKIPPED, f"it raised {type(error).__name__}: {error}", count)
+                return Verdict(law.number, law.name, NOT_APPLICABLE, f"it raised {type(error).__name__}: {error}", count)
         return Verdict(law.number, law.name, HOLDS, "", len(counts))
 
     return Report(name or "group map", {"names": list(names)}, tuple(map(verdict, laws)))

@@ -12,7 +12,7 @@ from functional_marl.laws._compare import Broken
 from functional_marl.laws._snippet import snippet
 from functional_marl.laws._subject import Subject
 
-__all__ = ["LAWS", "Capability", "Law", "LawViolation", "NotApplicable", "law"]
+__all__ = ["LAWS", "LAWS_VERSION", "Capability", "Law", "LawViolation", "NotApplicable", "law"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,6 +132,8 @@ class Law:
 
 
 LAWS: dict[str, Law] = {}
+# Of the set of laws: what a report of one version calls violated may hold in another. Changes are in CHANGELOG.md.
+LAWS_VERSION = "2"
 
 
 def law(

@@ -83,6 +83,7 @@ def test_every_wrong_call_raises_our_error_or_works() -> None:
 
 def test_every_public_name_is_called() -> None:
     uncalled = {
+        "GroupMap",
         "GroupingError",
         "RandomnessError",
         "SharingError",

@@ -377,7 +377,7 @@ WRONG_IMPURE: dict[str, Wrong] = {
     "lambdas over itself": (
         Lambdas,
         claim("independent"),
-        {"copies_are_whole"},
+        {"copies_are_whole", "state_dicts_are_whole"},
         "a deepcopy computes with the networks of the original",
     ),
     "layers in a plain list": (
@@ -389,7 +389,7 @@ WRONG_IMPURE: dict[str, Wrong] = {
     "a trunk in a plain list": (
         Loose,
         claim("independent"),
-        {"copies_are_whole"},
+        {"copies_are_whole", "state_dicts_are_whole"},
         "the trunk is in no state_dict, and all agents share it",
     ),
 }
