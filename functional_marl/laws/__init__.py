@@ -25,6 +25,7 @@ from functional_marl.laws._claims import Claims as Claims
 from functional_marl.laws._infer import Inferred as Inferred
 from functional_marl.laws._infer import infer_sharing as infer_sharing
 from functional_marl.laws._law import LAWS as LAWS
+from functional_marl.laws._law import LAWS_VERSION as LAWS_VERSION
 from functional_marl.laws._law import Capability as Capability
 from functional_marl.laws._law import Law as Law
 from functional_marl.laws._law import LawViolation as LawViolation
@@ -43,9 +44,6 @@ from functional_marl.laws.facade import Facade as Facade
 from functional_marl.laws.groups import Critics as Critics
 from functional_marl.laws.groups import Grouped as Grouped
 from functional_marl.laws.groups import Named as Named
-
-# Reports and modules pinned to laws state it. It changes where a verdict on an unchanged module may change.
-LAWS_VERSION = "2"
 
 __all__ = [
     "LAWS",

@@ -51,7 +51,8 @@ def check_group_map(
                 at = {"names": case.names}
                 return Verdict(law.number, law.name, VIOLATED, violation.why, count, case=at, snippet=snippet)
             except Exception as error:
-                return Verdict(law.number, law.name, NOT_APPLICABLE, f"it raised {type(error).__name__}: {error}", count)
+                why = f"it raised {type(error).__name__}: {error}"
+                return Verdict(law.number, law.name, NOT_APPLICABLE, why, count)
         return Verdict(law.number, law.name, HOLDS, "", len(counts))
 
     return Report(name or "group map", {"names": list(names)}, tuple(map(verdict, laws)))
