@@ -5,17 +5,6 @@ them by name. :func:`check` calls them on a module of any library. Nothing here 
 ``functional_marl.laws.strategies`` generates subjects with it, for property-based tests.
 """
 
-# Importing a topic enters its laws in LAWS.
-from functional_marl.laws import compilation as compilation
-from functional_marl.laws import dependence as dependence
-from functional_marl.laws import initialization as initialization
-from functional_marl.laws import purity as purity
-from functional_marl.laws import randomness as randomness
-from functional_marl.laws import reentrancy as reentrancy
-from functional_marl.laws import shapes as shapes
-from functional_marl.laws import structure as structure
-from functional_marl.laws import symmetry as symmetry
-from functional_marl.laws import training as training
 from functional_marl.laws import zoo as zoo
 from functional_marl.laws._check import check as check
 from functional_marl.laws._check import check_marl_module as check_marl_module
@@ -24,7 +13,6 @@ from functional_marl.laws._check_group_map import check_group_map as check_group
 from functional_marl.laws._claims import Claims as Claims
 from functional_marl.laws._infer import Inferred as Inferred
 from functional_marl.laws._infer import infer_sharing as infer_sharing
-from functional_marl.laws._law import LAWS as LAWS
 from functional_marl.laws._law import LAWS_VERSION as LAWS_VERSION
 from functional_marl.laws._law import Capability as Capability
 from functional_marl.laws._law import Law as Law
@@ -37,6 +25,7 @@ from functional_marl.laws._parametrize import parametrize_with_laws as parametri
 from functional_marl.laws._report import Report as Report
 from functional_marl.laws._subject import CheckError as CheckError
 from functional_marl.laws._subject import Subject as Subject
+from functional_marl.laws._topics import LAWS as LAWS
 from functional_marl.laws._verdict import Verdict as Verdict
 from functional_marl.laws._zoo_subject import zoo_subject as zoo_subject
 from functional_marl.laws.equivalence import Patterns as Patterns
