@@ -8,50 +8,108 @@ from __future__ import annotations
 
 # (library, class, law): what a user meets.
 READINGS: dict[tuple[str, str, str], str] = {
-    ("torchrl", "MultiAgentMLP", "copies_are_whole"): "With use_td_params=False a deepcopy computes with parameters that are not its "
+    (
+        "torchrl",
+        "MultiAgentMLP",
+        "copies_are_whole",
+    ): "With use_td_params=False a deepcopy computes with parameters that are not its "
     "parameters(): a target network made so never changes.",
-    ("torchrl", "MultiAgentMLP", "randomness_has_one_meaning"): "vmap_randomness has an effect on unshared parameters only: with shared ones "
+    (
+        "torchrl",
+        "MultiAgentMLP",
+        "randomness_has_one_meaning",
+    ): "vmap_randomness has an effect on unshared parameters only: with shared ones "
     "agents get different dropout masks under 'same', and 'error' raises nothing. A lazy network keeps 'same' after "
     "its first call.",
-    ("torchrl", "MultiAgentMLP", "nothing_is_changed"): "With use_td_params=False an exception in a call removes the parameters "
-    "from the module.",
-    ("torchrl", "MultiAgentMLP", "threads_agree"): "Calls from two threads, in evaluation, raise or give wrong numbers: each call "
+    (
+        "torchrl",
+        "MultiAgentMLP",
+        "nothing_is_changed",
+    ): "With use_td_params=False an exception in a call removes the parameters from the module.",
+    (
+        "torchrl",
+        "MultiAgentMLP",
+        "threads_agree",
+    ): "Calls from two threads, in evaluation, raise or give wrong numbers: each call "
     "writes parameters into one common template and removes them again.",
     ("torchrl", "MultiAgentConvNet", "copies_are_whole"): "Same as MultiAgentMLP.",
     ("torchrl", "MultiAgentConvNet", "threads_agree"): "Same as MultiAgentMLP.",
-    ("torchrl", "MultiAgentNetBase", "agents_are_networks"): "With share_params=True the network of one agent gets the agent axis as one "
+    (
+        "torchrl",
+        "MultiAgentNetBase",
+        "agents_are_networks",
+    ): "With share_params=True the network of one agent gets the agent axis as one "
     "more batch axis. BatchNorm1d and attention then raise; with share_params=False they run.",
     ("torchrl", "MultiAgentNetBase", "copies_are_whole"): "Same as MultiAgentMLP.",
-    ("torchrl", "MultiAgentNetBase", "number_of_parameters"): "With share_params=False a weight that the network of one agent uses twice "
+    (
+        "torchrl",
+        "MultiAgentNetBase",
+        "number_of_parameters",
+    ): "With share_params=False a weight that the network of one agent uses twice "
     "becomes two parameters, which are trained separately.",
-    ("torchrl", "MultiAgentNetBase", "a_reset_redraws"): "reset_parameters, documented to reset the parameters of the model, does "
+    (
+        "torchrl",
+        "MultiAgentNetBase",
+        "a_reset_redraws",
+    ): "reset_parameters, documented to reset the parameters of the model, does "
     "not reset parameters that __init__ creates, nor those of attention.",
     ("torchrl", "MultiAgentNetBase", "nothing_is_changed"): "Same as MultiAgentMLP.",
     ("torchrl", "MultiAgentNetBase", "threads_agree"): "Same as MultiAgentMLP.",
-    ("torchrl", "MarlGroupMapType", "group_map_is_the_callers"): "The group map of ALL_IN_ONE_GROUP keeps the caller's own list: appending to "
-    "one changes the other.",
+    (
+        "torchrl",
+        "MarlGroupMapType",
+        "group_map_is_the_callers",
+    ): "The group map of ALL_IN_ONE_GROUP keeps the caller's own list: appending to one changes the other.",
     ("benchmarl", "Mlp", "threads_agree"): "Same as torchrl's networks, which it calls.",
     ("benchmarl", "Cnn", "threads_agree"): "Same as torchrl's networks, which it calls.",
-    ("benchmarl", "Cnn", "gradient_reaches_own_slot"): "A centralised model with 'a different set of parameters for each agent' gives every "
+    (
+        "benchmarl",
+        "Cnn",
+        "gradient_reaches_own_slot",
+    ): "A centralised model with 'a different set of parameters for each agent' gives every "
     "agent the features of all agents' convolutions: each agent's loss trains them all. Mlp trains each agent's own.",
     ("benchmarl", "Gru", "gradient_reaches_own_slot"): "The same with the features of all agents' GRUs.",
     ("benchmarl", "Lstm", "gradient_reaches_own_slot"): "The same with the features of all agents' LSTMs.",
-    ("benchmarl", "Gru", "randomness_has_one_meaning"): "dropout > 0 with several layers raises in training, unless parameters are shared and the "
+    (
+        "benchmarl",
+        "Gru",
+        "randomness_has_one_meaning",
+    ): "dropout > 0 with several layers raises in training, unless parameters are shared and the "
     "model is centralised: vmap is called without randomness=.",
     ("benchmarl", "Lstm", "randomness_has_one_meaning"): "Same as Gru.",
-    ("benchmarl", "Gru", "threads_agree"): "Calls from two threads raise: parameters are swapped in and out, as in torchrl.",
+    (
+        "benchmarl",
+        "Gru",
+        "threads_agree",
+    ): "Calls from two threads raise: parameters are swapped in and out, as in torchrl.",
     ("benchmarl", "Lstm", "threads_agree"): "Same as Gru.",
-    ("benchmarl", "Model", "gradient_reaches_own_slot"): "share_params_with, documented to make the other model 'reference the parameters' of "
+    (
+        "benchmarl",
+        "Model",
+        "gradient_reaches_own_slot",
+    ): "share_params_with, documented to make the other model 'reference the parameters' of "
     "this one, copies the numbers once: training one model does not change the other.",
     ("benchmarl", "Model", "tied_agents_stay_tied"): "After one step of training the two models differ.",
     ("benchmarl", "Model", "threads_agree"): "Same as torchrl's networks, which it calls.",
-    ("xuance", "MAAC_Policy", "copies_are_whole"): "A policy that has been called cannot be deepcopied: its actor keeps the last "
+    (
+        "xuance",
+        "MAAC_Policy",
+        "copies_are_whole",
+    ): "A policy that has been called cannot be deepcopied: its actor keeps the last "
     "distribution, with its autograd graph.",
-    ("xuance", "MAAC_Policy", "threads_agree"): "An actor returns the same distribution object at every call, and each call changes "
+    (
+        "xuance",
+        "MAAC_Policy",
+        "threads_agree",
+    ): "An actor returns the same distribution object at every call, and each call changes "
     "it: the result of an earlier call, or of another thread, turns into that of the latest.",
     ("xuance", "Gaussian MAAC_Policy", "copies_are_whole"): "Same as MAAC_Policy.",
     ("xuance", "Gaussian MAAC_Policy", "threads_agree"): "Same as MAAC_Policy.",
-    ("DI-engine", "MAVAC", "agents_are_networks"): "norm_type='BN', which the documentation offers, raises on the documented inputs "
+    (
+        "DI-engine",
+        "MAVAC",
+        "agents_are_networks",
+    ): "norm_type='BN', which the documentation offers, raises on the documented inputs "
     "[B, agents, features]: the agent axis is taken for the channels. Inputs [B, features] of one agent run.",
     ("DI-engine", "DiscreteMAQAC", "agents_are_networks"): "Same as MAVAC.",
 }

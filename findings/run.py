@@ -101,7 +101,9 @@ _OF_COPIES = ("copies_are_whole", "threads_agree")
 
 def _symptom(finding: Finding) -> tuple[str, ...]:
     """Findings with equal keys are one symptom: numbers, and where parameters are stored, make no difference."""
-    own = (finding["about"].startswith("subclass") and finding["law"] not in _OF_COPIES) or finding["law"] == "randomness_has_one_meaning"
+    own = (finding["about"].startswith("subclass") and finding["law"] not in _OF_COPIES) or finding[
+        "law"
+    ] == "randomness_has_one_meaning"
     kind = finding["about"].split(",")[0] if own else ""
     why = re.sub(r"(params|_empty_net)\.|'[^']*\.[^']*'|[-+]?[0-9][0-9.e+-]*", "", finding["why"])
     # Threads interfere at any place, so the kind of the exception means nothing.

@@ -13,7 +13,7 @@ from torchrl.envs.utils import MarlGroupMapType
 from torchrl.modules import MultiAgentConvNet, MultiAgentMLP
 from torchrl.modules.models.multiagent import MultiAgentNetBase
 
-from functional_marl.laws import Report, check, check_group_map
+from functional_marl.laws import Report, check, check_grouping
 
 LAWS: list[str] = []
 Case = tuple[str, str, Callable[[], Report]]
@@ -147,7 +147,7 @@ def cases() -> Iterator[Case]:
         yield (
             "MarlGroupMapType",
             kind.name,
-            lambda kind=kind: check_group_map(
+            lambda kind=kind: check_grouping(
                 kind.get_group_map, ["a", "b", "c"], name=f"MarlGroupMapType.{kind.name}.get_group_map"
             ),
         )

@@ -9,7 +9,8 @@ from functional_marl.laws import zoo as zoo
 from functional_marl.laws._check import check as check
 from functional_marl.laws._check import check_marl_module as check_marl_module
 from functional_marl.laws._check import module_subject as module_subject
-from functional_marl.laws._check_group_map import check_group_map as check_group_map
+from functional_marl.laws._check_grouping import check_group_map as check_group_map
+from functional_marl.laws._check_grouping import check_grouping as check_grouping
 from functional_marl.laws._claims import Claims as Claims
 from functional_marl.laws._infer import Inferred as Inferred
 from functional_marl.laws._infer import infer_sharing as infer_sharing
@@ -20,6 +21,7 @@ from functional_marl.laws._law import LawViolation as LawViolation
 from functional_marl.laws._law import NotApplicable as NotApplicable
 from functional_marl.laws._module_subject import ModuleSubject as ModuleSubject
 from functional_marl.laws._network_subject import NetworkSubject as NetworkSubject
+from functional_marl.laws._network_view import network_view as network_view
 from functional_marl.laws._operations import Operations as Operations
 from functional_marl.laws._parametrize import parametrize_with_laws as parametrize_with_laws
 from functional_marl.laws._report import Report as Report
@@ -57,9 +59,11 @@ __all__ = [
     "Verdict",
     "check",
     "check_group_map",
+    "check_grouping",
     "check_marl_module",
     "infer_sharing",
     "module_subject",
+    "network_view",
     "parametrize_with_laws",
     "zoo",
     "zoo_subject",

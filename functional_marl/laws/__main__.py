@@ -20,11 +20,11 @@ from torch import nn
 
 from functional_marl._network import Network
 from functional_marl.laws._check import check, laws_named
-from functional_marl.laws._check_group_map import check_group_map
+from functional_marl.laws._check_grouping import check_grouping
 from functional_marl.laws._claims import Claims
 from functional_marl.laws._example_words import example_of
 from functional_marl.laws._infer import infer_sharing
-from functional_marl.laws._law import Law
+from functional_marl.laws._law import LAWS_VERSION, Law
 from functional_marl.laws._listing import listing
 from functional_marl.laws._report import Report
 from functional_marl.laws._restore import seeded
@@ -110,7 +110,7 @@ class _List(argparse.Action):
         super().__init__(*args, nargs=0, **kwargs)
 
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
-        print(listing(laws_named("all")))
+        print(listing(laws_named("all"), LAWS_VERSION))
         parser.exit()
 
 
@@ -176,7 +176,9 @@ def _claims(options: argparse.Namespace) -> Claims:
         n_agents=options.n_agents,
         sharing=_sharing(options.sharing),
         centralized=options.centralized,
-        communication=None if options.communication is None else _json(options.communication, "--communication", object),
+        communication=None
+        if options.communication is None
+        else _json(options.communication, "--communication", object),
         rounds=options.rounds,
         ids=options.ids,
         agents=agents,
@@ -235,7 +237,7 @@ def _bar(quiet: bool) -> Any:
 
 def _report(options: argparse.Namespace, argv: Sequence[str]) -> Report:
     if options.names:
-        return check_group_map(_found(options.subject), options.names.split(","), name=options.subject)
+        return check_grouping(_found(options.subject), options.names.split(","), name=options.subject)
     report = check(
         _builder(options),
         _claims(options),

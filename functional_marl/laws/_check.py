@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -293,12 +293,23 @@ def _facts(host: ModuleUnderTest, train: bool | None) -> dict[str, Any]:
         facts["inferred"] = found.sharing or {leaf.name: str(leaf) for leaf in found.leaves}
     spec, claims = host.claims.sharing, host.claims
     if spec is not None:
-        facts["sharing"] = f"{list(spec) if isinstance(spec, Sharing) else spec} (claimed by {host.claimed_by})"
+        facts["sharing"] = f"{_sharing_words(spec)} (claimed by {host.claimed_by})"
     view = "centralized" if claims.centralized else "local" if not claims.communication else "communicating"
     facts |= {"view": view, "randomness": claims.randomness}
     if claims.ids:
         facts["ids"] = True
     return facts
+
+
+def _sharing_words(spec: Any) -> Any:
+    """A claim about sharing, short: one slot map where all leaves have the same."""
+    if isinstance(spec, Sharing):
+        return list(spec)
+    if not isinstance(spec, Mapping):
+        return spec
+    found = {name: _sharing_words(each) for name, each in cast("Mapping[str, Any]", spec).items()}
+    first = next(iter(found.values()), None)
+    return first if all(each == first for each in found.values()) else found
 
 
 def check_marl_module(subject: Given, claims: Claims | None = None, **how: Any) -> Report:

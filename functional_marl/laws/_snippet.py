@@ -33,7 +33,7 @@ def snippet(law: str, case: object) -> str:
     words = set(re.findall(r"\w+", again))
     lines = [line for name, line in _IMPORTS.items() if name in words]
     maker, call, _ = again.partition("(")
-    makers = [maker, *(["Claims"] if "Claims" in words else [])] if call else []
+    makers = {maker} | ({"Claims", "module_subject"} & words) if call else set[str]()
     lines.append(f"from functional_marl.laws import {', '.join(sorted(['LAWS', *makers]))}")
     return "\n".join([*lines, f"LAWS[{law!r}]({again})"])
 

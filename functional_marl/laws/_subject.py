@@ -193,7 +193,7 @@ class Subject(ABC):
         """Agent ``i`` gets what agent ``agents[i]`` got; ``joint_only``: of what centralized networks see jointly."""
 
     @abstractmethod
-    def with_agent(self, agent: int, other: Self) -> Self:
+    def with_agent(self, agent: int, other: Any) -> Self:
         """The same inputs, but for one agent's, which are those of the other subject."""
 
     @abstractmethod
@@ -215,7 +215,7 @@ class Subject(ABC):
     # --- other numbers ------------------------------------------------------------------------------------
 
     @abstractmethod
-    def with_numbers_of(self, other: Self) -> Self:
+    def with_numbers_of(self, other: Any) -> Self:
         """The same inputs with the parameters and buffers of another subject of this network."""
 
     @abstractmethod

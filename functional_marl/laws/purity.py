@@ -29,10 +29,10 @@ from functional_marl.laws._capabilities import (
     SLOTS,
 )
 from functional_marl.laws._compare import Broken, agree, broken
+from functional_marl.laws._held import registered_and_hidden
 from functional_marl.laws._law import law
 from functional_marl.laws._module_subject import ModuleSubject
 from functional_marl.laws._network_subject import NetworkSubject
-from functional_marl.laws._held import registered_and_hidden
 from functional_marl.laws._restore import differentiable_attention, kept, seeded
 from functional_marl.laws._subject import CheckError, Subject
 from functional_marl.laws._watched import AFTER, Trip, trip, watched

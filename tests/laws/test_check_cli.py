@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import subprocess
 import sys
 
@@ -12,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 import functional_marl as fm
-from functional_marl.laws import check_group_map
+from functional_marl.laws import check_group_map, check_grouping
 from functional_marl.laws.__main__ import main
+from functional_marl.laws._check import laws_named
 
 LINEAR = ["torch.nn:Linear", "--args", "[6, 2]", "--n-agents", "3", "--input", "4,3,6", "--examples", "2"]
 HERE = "tests.laws.test_check_cli"
@@ -49,7 +49,7 @@ def test_the_command() -> None:
     words = ["torchrl.modules:MultiAgentMLP", "--kwargs", kwargs, "--n-agents", "3", "--input", "4,3,6"]
     sound = run(*words, "--sharing", "independent", "--examples", "4")
     assert (sound.returncode, sound.stderr) == (0, "")
-    assert "11 holds, 0 violated" in sound.stdout
+    assert sound.stdout.startswith("All 20 laws that apply to torchrl.modules:MultiAgentMLP hold.")
     broken = run(*words[:-2], "--input", "4,2,6", "--sharing", "independent")
     assert broken.returncode == 2
     assert broken.stderr.count("\n") == 1
@@ -59,7 +59,8 @@ def test_the_command() -> None:
 def test_a_violation(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*LINEAR, "--sharing", "independent"]) == 1
     text = capsys.readouterr().out
-    assert "law 20 (gradient_reaches_own_slot): agents 0 and 1 both train weight[0, 0]" in text
+    assert text.startswith("VIOLATED: 3 laws of 16")
+    assert "agents 0 and 1 both train weight[0, 0]" in text
     again = "python -m functional_marl.laws torch.nn:Linear --args '[6, 2]' --n-agents 3 --input 4,3,6"
     assert f"{again} --examples 2 --sharing independent --laws gradient_reaches_own_slot" in text
 
@@ -69,13 +70,27 @@ def test_a_functional_network(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(words) == 0
     assert "(claimed by the module)" in capsys.readouterr().out
     assert main([*words, "--sharing", "shared"]) == 1
-    assert "violated" in capsys.readouterr().out
+    assert "VIOLATED" in capsys.readouterr().out
     assert main([*words, "--infer"]) == 0
     assert "weight  [2, 2, 6]  {0,1} {2} along axis 0" in capsys.readouterr().out
 
 
 def test_json_and_chosen_laws(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([*LINEAR, "--sharing", "0,0,0", "--json", "--laws", "local_jacobian,20", "--seed", "3"]) == 0
+    assert (
+        main(
+            [
+                *LINEAR,
+                "--sharing",
+                "0,0,0",
+                "--json",
+                "--laws",
+                "local_jacobian,gradient_reaches_own_slot",
+                "--seed",
+                "3",
+            ]
+        )
+        == 0
+    )
     found = json.loads(capsys.readouterr().out)
     assert found["ok"] is True
     assert [row["law"] for row in found["laws"]] == ["local_jacobian", "gradient_reaches_own_slot"]
@@ -98,8 +113,8 @@ def one_agent() -> nn.Module:
 def test_the_network_of_one_agent(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*LINEAR, "--single", f"{HERE}:one_agent"]) == 0
     text = capsys.readouterr().out
-    assert re.search(r"2 +agents_are_networks +holds", text)
-    assert text.splitlines()[-1].endswith("; sharing: none claimed: the inferred one is checked")
+    assert "agents_are_networks" in text
+    assert "claim: sharing shared (inferred)" in text
     assert main([*LINEAR, "--single", f"{HERE}:NET"]) == 2
     assert "single: expected a function that builds the module of one agent, got Network" in capsys.readouterr().err
 
@@ -109,8 +124,10 @@ def test_the_list_of_laws(capsys: pytest.CaptureFixture[str]) -> None:
         main(["--list"])
     assert stop.value.code == 0
     lines = capsys.readouterr().out.splitlines()
-    assert "18  local_jacobian: Local: no agent's output depends on another agent's input." in lines
-    assert {int(line[:2]) for line in lines[:-2]} == set(range(1, 52))
+    at = next(k for k, line in enumerate(lines) if line.split()[:1] == ["local_jacobian"])
+    assert "no agent's output depends on another agent's input" in " ".join(lines[at : at + 3])
+    names = {law.name for law in laws_named("all")}
+    assert names <= {word for line in lines for word in line.replace("*", " ").split()}
 
 
 def test_infer(capsys: pytest.CaptureFixture[str]) -> None:
@@ -123,8 +140,14 @@ def test_functions_that_group(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([path.format("ALL_IN_ONE_GROUP"), "--names", "a,b"]) == 1
     assert "the caller's names ['a'] became ['a', 'intruder']" in capsys.readouterr().out
     assert main([path.format("ONE_GROUP_PER_AGENT"), "--names", "a,b"]) == 0
-    assert not check_group_map(lambda names: {"one": names[:1], "two": names}, ["a", "b"])
-    assert check_group_map(lambda names: {names[9]: names}, ["a"]).verdicts[0].why.startswith("it raised IndexError")
+    assert not check_grouping(lambda names: {"one": names[:1], "two": names}, ["a", "b"])
+    assert check_grouping(lambda names: {names[9]: names}, ["a"]).verdicts[0].why.startswith("it raised IndexError")
+
+
+def test_a_wrong_grouping_raises() -> None:
+    with pytest.raises(AssertionError, match="'intruder'"):
+        check_group_map(lambda names: {"agents": names}, ["a", "b"])
+    assert check_group_map({"one": ["b"], "two": ["a"]}, ["a", "b"])
 
 
 def interrupted() -> nn.Module:
@@ -150,11 +173,11 @@ def test_an_interrupt_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
         (["torch.nn:Linear", "--args", "[6, 2]", "--input", "4,3,5"], "the module raises on the example: RuntimeError"),
         (["torch.nn:Linear", "--args", "[6, 2]", "--input", "4,x"], "--input: expected [name=]4,3,6"),
         (["torch.nn:Linear", "--args", "[6, 2]", "--sharing", "all"], "--sharing: expected shared, independent"),
-        (["torch.nn:Linear", "--args", "[6, 2]", "--laws", "none"], "laws: expected 'sharing', 'all'"),
+        (["torch.nn:Linear", "--args", "[6, 2]", "--laws", "none"], "laws: expected 'default', 'all'"),
         (["torch.nn:Linear", "--args", "[6, 2]", "--input", "a=4,3,6", "--input", "4"], "a name for every input"),
         (["torch.nn:Linear", "--args", "[6, 2]", "--n-agents", "two"], "argument --n-agents: invalid int value"),
         ([f"{HERE}:NET"], "subject: a Network alone has no parameters: give (net, params)"),
-        (["math:sqrt", "--args", "[4]"], "subject: expected a module or (net, params), got float"),
+        (["math:sqrt", "--args", "[4]"], "subject: expected a module, (net, params) or (function, params), got float"),
     ],
 )
 def test_what_could_not_run(words: list[str], line: str, capsys: pytest.CaptureFixture[str]) -> None:

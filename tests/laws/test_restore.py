@@ -13,8 +13,8 @@ from tensordict import TensorDict
 from torch import Tensor, nn
 
 import functional_marl as fm
+from functional_marl.laws._network_module import as_module
 from functional_marl.laws._restore import Snapshot, kept
-from functional_marl.laws.functional import as_module
 from tests.laws.check_cases import X, ours, torchrl_mlp
 
 NAN = float("nan")

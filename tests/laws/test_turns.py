@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 import functional_marl as fm
+from functional_marl.laws._compare import Broken
 from functional_marl.laws._restore import Snapshot, kept
 from functional_marl.laws._turns import agree_in_turns
-from functional_marl.laws._compare import Broken
 from tests.laws.check_cases import ours, torchrl_mlp
 
 X, Y = torch.randn(2, 4, 3, 6, generator=torch.Generator().manual_seed(0))
