@@ -202,7 +202,7 @@ MASKS_AGENTS = _trait("masks agents", "inputs have no mask of agents", "inputs w
 VMAP = _trait("vmap", "torch.func.vmap cannot map the module", "a module that vmap can map")
 COMPILES = Capability(
     "a module that compiles",
-    lambda s: not isinstance(s, NetworkSubject) or "compiles" in s.traits,
+    lambda s: "compiles" in s.traits if isinstance(s, NetworkSubject) else s.compiles,
     "torch.compile cannot trace the module",
 )
 EXPORTS = _trait("exports", "torch.export cannot trace the module", "a module that exports")

@@ -239,7 +239,7 @@ def check(
     >>> import torch
     >>> report = check(nn.Linear(4, 2), n_agents=2, sharing="independent", example=torch.zeros(3, 2, 4))
     >>> bool(report), [verdict.law for verdict in report.violated]
-    (False, ['gradient_reaches_own_slot', 'training_others_changes_nothing'])
+    (False, ['gradient_reaches_own_slot', 'training_others_changes_nothing', 'slots_differ'])
     >>> print(report["gradient_reaches_own_slot"].why.splitlines()[0])  # doctest: +NORMALIZE_WHITESPACE
     gradient_reaches_own_slot: agents 0 and 1 both train weight[0, 0] (8 of 8 numbers),
     and the claim [0, 1] keeps them apart

@@ -13,6 +13,7 @@ from torch.func import functional_call
 
 from functional_marl._pytrees import Tree, flatten
 from functional_marl._sharing import Sharing
+from functional_marl.laws._functions import FunctionModule
 from functional_marl.laws._infer import gradients_by_agent, inferred, pairs_of_parts, part
 from functional_marl.laws._module_case import ModuleCase
 from functional_marl.laws._module_facts import fact, gives_numbers, mixes_rows, repeats, samples
@@ -150,6 +151,11 @@ class ModuleSubject(ModuleCase, Subject):
             return True
 
         return fact(self.host, "copies", False, find)
+
+    @property
+    def compiles(self) -> bool:
+        """Whether dynamo can trace it: not a function of JAX or numpy, whose arrays it does not follow."""
+        return not isinstance(self.host.module, FunctionModule)
 
     def reached(self) -> Sequence[Reached]:
         """Which agents train which numbers, and write or read which buffers."""
