@@ -89,12 +89,19 @@ class ModuleSubject(ModuleCase, Subject):
     def hears(self) -> Sequence[set[int]]:
         """For each agent those whose inputs may change its outputs, by the claims.
 
-        Where training uses statistics of the batch, as a batch norm does, agents of one network are rows of it, too.
+        Where training uses statistics of the batch, as a batch norm does, agents that share the statistics are rows of
+        it, too: agents of one network, or of one slot of its buffers.
         """
         if not (self.train and mixes_rows(self.host, True)):
             return self.host.hears
-        together = {agent: set(members) for members in self.classes() for agent in members}
-        return [heard | together[agent] for agent, heard in enumerate(self.host.hears)]
+        statistics = [self.slots[leaf.name] for leaf in self.reached() if leaf.is_buffer and leaf.name in self.slots]
+        together = [{j for j in range(self.n) if self._alike(i, j)} for i in range(self.n)]
+        for sharing in statistics:
+            together = [found | set(sharing.members(sharing[i])) for i, found in enumerate(together)]
+        return [heard | found for heard, found in zip(self.host.hears, together, strict=True)]
+
+    def _alike(self, i: int, j: int) -> bool:
+        return any({i, j} <= set(members) for members in self.classes())
 
     @property
     def tells_agents_apart(self) -> bool:

@@ -40,14 +40,15 @@ class Reached:
 
     @property
     def tells_apart(self) -> bool:
-        """Whether it is what ids are: one place of a matrix or vector for each agent, and the others for all.
+        """Whether it is what ids are: one place of a matrix or vector for each agent or type, and the others for all.
 
-        So are the rows of a learned embedding, and the columns that one-hot ids meet in the first layer.
+        So are the rows of a learned embedding, the columns that one-hot ids meet in the first layer, and a vector of
+        one agent alone.
         """
-        alone = sorted(agents for agents in self.along if len(agents) == 1)
-        every = {agent for agents in self.along for agent in agents}
-        others = {agents for agents in self.along if len(agents) > 1}
-        return len(self.shape) <= 2 and alone == [(agent,) for agent in sorted(every)] and len(others) <= 1
+        every = sorted({agent for agents in self.along for agent in agents})
+        own = sorted(agent for agents in self.along if len(agents) < len(every) for agent in agents)
+        one_vector = self.axis is None and len(self.shape) == 1
+        return one_vector or (self.axis is not None and len(self.shape) <= 2 and own == every)
 
     @property
     def slots(self) -> tuple[Agents, ...] | None:

@@ -127,7 +127,7 @@ def gradient_reaches_own_slot(s: NetworkSubject | ModuleSubject) -> None:
             slots = list(s.slots[leaf.name])
             for agents in leaf.sets:
                 _belongs(leaf, agents, slots)
-                if not s.trains_unevenly and not (len(agents) == 1 and s.tells_agents_apart and leaf.tells_apart):
+                if not s.trains_unevenly and not (s.tells_agents_apart and leaf.tells_apart):
                     _belongs_to_all(leaf, agents, slots)
     trained = {agent for leaf in reached for agents in leaf.sets for agent in agents}
     for i in range(s.n):

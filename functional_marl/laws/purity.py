@@ -82,7 +82,7 @@ def calls_leave_no_memory(s: ModuleSubject) -> None:
     host, cases = s.host, (s, s.redrawn(s.seed + 1000), s)
     wanted = [host.run(case.leaves, train=False, seed=s.seed) for case in cases[:2]]
     given = [leaf.clone() for leaf in s.leaves]
-    with kept(host.module) as before, differentiable_attention(host.module):
+    with kept(host.module), kept(host.module.eval()) as before, differentiable_attention(host.module):
         for k, case in enumerate(cases):
             for leaf, new in zip(given, case.leaves, strict=True):
                 leaf.copy_(new)
