@@ -261,7 +261,7 @@ class Subject(ABC):
         return {"": self}
 
     def loss(self, outputs: Tree) -> Tensor:
-        """A generic smooth number made of all float leaves of a tree: no weight of it is zero."""
+        """A generic smooth number made of all float and complex leaves of a tree: no weight of it is zero."""
         return generic_loss(outputs, self.seed)
 
     def training_loss(self, outputs: Sequence[Tree]) -> Tensor:
@@ -270,9 +270,11 @@ class Subject(ABC):
 
 
 def generic_loss(outputs: Tree, seed: int) -> Tensor:
-    """A smooth number made of all float leaves of a tree, with weights under a seed, none of which is zero."""
+    """A smooth number made of all float and complex leaves of a tree, with weights under a seed, none of them zero."""
     weights, total = torch.Generator().manual_seed(seed), torch.zeros((), dtype=torch.float64)
     for leaf in flatten(outputs)[0]:
+        if isinstance(leaf, Tensor) and leaf.is_complex():
+            leaf = torch.view_as_real(leaf)
         if isinstance(leaf, Tensor) and leaf.is_floating_point():
             weight = (torch.rand(leaf.shape, generator=weights, dtype=torch.float64) + 0.5).to(leaf.device)
             total = total + (weight * (leaf + leaf * leaf)).sum().to(total.device)

@@ -225,8 +225,15 @@ def kinds_are_kept(s: Subject) -> None:
         except Exception as error:
             raise CheckError(f"the module does not run in {dtype}: {type(error).__name__}: {error}") from None
         for i, (output, was) in enumerate(zip(outputs, s.outputs(), strict=True)):
-            want = tree_map(lambda leaf, d=device, t=dtype: leaf.to(d, t if leaf.is_floating_point() else None), was)
+            want = tree_map(lambda leaf, d=device, t=dtype: leaf.to(d, _dtype_of(leaf, t)), was)
             _kinds(output, want, f"{where}, agent {i}: output")
+
+
+def _dtype_of(leaf: Tensor, floats: torch.dtype) -> torch.dtype:
+    """The dtype that an output has where floats have this one."""
+    if leaf.is_complex():
+        return floats.to_complex()
+    return floats if leaf.is_floating_point() else leaf.dtype
 
 
 def _kinds(found: Tree, wanted: Tree, where: str) -> None:
