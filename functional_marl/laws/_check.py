@@ -217,8 +217,9 @@ def check(
 
     The module is called as ``module(*example)`` (``module(example)`` if that is no tuple), on inputs drawn
     in the shape of the example. It is left as it was, bit for bit: parameters, buffers, flags, plain attributes,
-    gradients, generators. Two process-wide states are changed during a call and restored after it: the global
-    generators of torch, Python and numpy, which are seeded.
+    gradients, generators. Of what belongs to the whole process the global generators of torch, Python and numpy are
+    seeded for each call, and restored after it; the laws of compilation drop what the process has compiled
+    (``torch.compiler.reset``).
 
     Args:
         subject: a module; ``(net, params)`` or ``(net, params, state)`` of a :class:`functional_marl.Network`;

@@ -128,8 +128,7 @@ def _modes_of_network(s: NetworkSubject) -> Iterator[tuple[str, str, _Draw]]:
         called = replace(equal, net=s.net.replace(strategy=strategy, randomness=mode))
 
         def once(k: int, called: NetworkSubject = called, keyed: bool = keyed) -> list[Tree]:
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(s.seed + k)
+            with seeded(s.seed + k):
                 return called.trained(key=s.key(k) if keyed else None)[0]
 
         if strategy == "vmap" and mode == "different" and not keyed:
