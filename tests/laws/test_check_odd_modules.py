@@ -128,3 +128,13 @@ def test_a_state_dict_is_no_evidence_where_the_function_returns_one_module() -> 
     module = nn.Linear(6, 2)
     report = check(lambda: module, n_agents=3, sharing="shared", example=X, laws="state_dicts_are_whole")
     assert "the same one" in report["state_dicts_are_whole"].why
+
+
+def test_a_call_that_keeps_something_is_named_without_the_flags_of_training() -> None:
+    class Last(nn.Linear):
+        def forward(self, input: Tensor) -> Tensor:
+            before, self.last = getattr(self, "last", 0.0), input.sum()
+            return super().forward(input) + before
+
+    found = check(lambda: Last(6, 2), n_agents=3, sharing="shared", example=X, laws="calls_leave_no_memory")
+    assert found["calls_leave_no_memory"].why.splitlines()[0].endswith("calls have changed attribute last")
