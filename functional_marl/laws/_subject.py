@@ -277,5 +277,7 @@ def generic_loss(outputs: Tree, seed: int) -> Tensor:
             leaf = torch.view_as_real(leaf)
         if isinstance(leaf, Tensor) and leaf.is_floating_point():
             weight = (torch.rand(leaf.shape, generator=weights, dtype=torch.float64) + 0.5).to(leaf.device)
-            total = total + (weight * (leaf + leaf * leaf)).sum().to(total.device)
+            # infinite are the logits of actions that are masked; float16 overflows in a square
+            number = torch.where(leaf.isinf(), 0, leaf).to(weight.dtype)
+            total = total + (weight * (number + number * number)).sum().to(total.device)
     return total
