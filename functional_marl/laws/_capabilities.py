@@ -83,6 +83,11 @@ NUMBERS = Capability("outputs without NaN", lambda s: s.gives_numbers, "outputs 
 A_BATCH = Capability("a batch", lambda s: bool(s.batch_sizes), "the example has no batch axis")
 AGENTS_IN_OUTPUTS = Capability("outputs by agent", lambda s: s.has_agents_in_outputs, "outputs have no axis of agents")
 FLOAT_INPUTS = Capability("float inputs", lambda s: s.inputs_are_float, "no input of agents is float")
+FLOATS = Capability(
+    "numbers that other dtypes can have",
+    lambda s: isinstance(s, NetworkSubject) or s.inputs_are_float,
+    "no input of agents is float",
+)
 EVALUATION = Capability("evaluation", lambda s: not s.train, "it is about evaluation only")
 REPEATABLE = Capability("calls that draw nothing", lambda s: s.repeatable, "calls draw random numbers")
 REPEATABLE_IF_IT_RUNS = Capability(

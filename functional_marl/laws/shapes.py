@@ -16,7 +16,7 @@ from functional_marl.laws._capabilities import (
     ANY_BATCH_AXES,
     COPIES,
     EVALUATION,
-    FLOAT_INPUTS,
+    FLOATS,
     LOCAL,
     NUMBERS,
     ONE_AGENT,
@@ -201,7 +201,7 @@ _KINDS = [
 ]
 
 
-@law(40, RUNS, NUMBERS, EVALUATION, FLOAT_INPUTS, COPIES, cost=2)
+@law(40, RUNS, NUMBERS, EVALUATION, FLOATS, COPIES, cost=2)
 def kinds_are_kept(s: Subject) -> None:
     """dtype(y) = dtype(f(θ_i, x_i)) and device(y) = device(x).
 
