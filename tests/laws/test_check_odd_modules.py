@@ -77,6 +77,22 @@ class Logarithm(nn.Linear):
         return super().forward(input) * (-self.rate).log()
 
 
+class Masked(nn.Linear):
+    """Logits of an action that is not available are infinite."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        mask = torch.tensor([0.0, -torch.inf])
+        return super().forward(input) + mask
+
+
+class Autocast(nn.Linear):
+    """It computes in bfloat16 with float32 parameters."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return super().forward(input)
+
+
 ODD: dict[str, tuple[Callable[[], nn.Module], Tensor]] = {
     "a parameter without axes": (Scaled, X),
     "a buffer without axes": (lambda: Scaled(running=True), X),
@@ -85,6 +101,8 @@ ODD: dict[str, tuple[Callable[[], nn.Module], Tensor]] = {
     "train returns None": (lambda: Silent(6, 2), X),
     "raises in training": (lambda: Untrained(6, 2), X),
     "logarithms": (Logarithm, X),
+    "a masked action": (lambda: Masked(6, 2), X),
+    "autocast": (lambda: Autocast(6, 2), X),
 }
 
 
