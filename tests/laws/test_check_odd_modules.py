@@ -93,6 +93,30 @@ class Autocast(nn.Linear):
             return super().forward(input)
 
 
+class Gaussian(nn.Linear):
+    """One of its outputs is a view of a parameter."""
+
+    def __init__(self) -> None:
+        super().__init__(6, 2)
+        self.log_std = nn.Parameter(torch.zeros(2))
+
+    def forward(self, input: Tensor) -> tuple[Tensor, Tensor]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        mean = super().forward(input)
+        return mean, self.log_std.expand_as(mean)
+
+
+class Gaussians(nn.Module):
+    """The same for agents with parameters of their own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.log_std = nn.Parameter(torch.randn(3, 6, 2)), nn.Parameter(torch.randn(3, 2))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        mean = torch.einsum("bnf,nfo->bno", x, self.weight)
+        return mean, self.log_std.expand_as(mean)
+
+
 ODD: dict[str, tuple[Callable[[], nn.Module], Tensor]] = {
     "a parameter without axes": (Scaled, X),
     "a buffer without axes": (lambda: Scaled(running=True), X),
@@ -102,6 +126,7 @@ ODD: dict[str, tuple[Callable[[], nn.Module], Tensor]] = {
     "raises in training": (lambda: Untrained(6, 2), X),
     "logarithms": (Logarithm, X),
     "a masked action": (lambda: Masked(6, 2), X),
+    "a view of a parameter": (Gaussian, X),
     "autocast": (lambda: Autocast(6, 2), X),
 }
 
@@ -114,6 +139,12 @@ def test_right_modules_break_no_law(name: str) -> None:
     assert not [verdict for verdict in report if "it raised Attribute" in verdict.why], report
     held = {verdict.law for verdict in report if verdict.verdict == "holds"}
     assert {"shared_equivariance", "gradient_reaches_own_slot", "nothing_is_changed", "copies_are_whole"} <= held
+
+
+def test_outputs_may_be_views_of_parameters() -> None:
+    report = check(Gaussians, n_agents=3, sharing="independent", example=X)
+    assert not report.violated, report
+    assert report["independent_equivariance"].verdict == "holds"
 
 
 @pytest.mark.parametrize("name", ["a parameter without axes", "a buffer without axes"])
