@@ -188,7 +188,7 @@ def empty_batches(s: Subject) -> None:
         raise CheckError(f"the module takes no empty batch: {text}") from None
     for i, (got, want) in enumerate(zip(outputs, s.outputs(), strict=True)):
         for leaf, row in zip(flatten(got)[0], flatten(want)[0], strict=True):
-            shape = [0, *row.shape[1:]]
+            shape = [0, *row.shape[1:]] if row.ndim else []  # a number for the whole batch
             if list(leaf.shape) != shape or leaf.dtype != row.dtype:
                 broken(f"batch {batch}, agent {i}: expected {row.dtype} {shape}, got {leaf.dtype} {list(leaf.shape)}")
 
