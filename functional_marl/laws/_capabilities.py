@@ -188,7 +188,6 @@ FACTORY = Capability(
     "the factory of one agent", _of_networks(lambda s: s.build is not None), "it needs the factory of a Network"
 )
 ANY_FACTORY = Capability("one agent's factory", lambda s: FACTORY.holds(s) or SINGLE.holds(s), SINGLE.reason)
-BUFFERS = Capability("buffers", _of_networks(lambda s: bool(s.net.state_sharing)), "there are no buffers")
 WIDE_INPUTS = Capability("more features than agents", _of_networks(_wide), "inputs have too few features for ids")
 NO_MASK = Capability(
     "inputs without a mask of agents",
@@ -200,7 +199,6 @@ ROWS_APART = Capability(
     lambda s: not isinstance(s, NetworkSubject) or "rows apart" in s.traits,
     "the network mixes the rows of a batch",
 )
-RANDOM = _trait("random", "training draws nothing", "draws in training")
 SHOWS_MASK = _trait("a mask that shows", "outputs do not show the mask of a dropout")
 POOLED = _trait("pooled", "it is not known to pool over agents", "a network that pools over agents")
 MASKS_AGENTS = _trait("masks agents", "inputs have no mask of agents", "inputs with a mask of agents")

@@ -115,7 +115,7 @@ class _Check:
         why, view = _applies(law, first)
         if why:
             return replace(made, why=why)
-        asked, raised = 0, ""
+        done, raised = 0, ""
         try:
             cases = list(self.cases(law, host, train))
         except CheckError as error:
@@ -125,12 +125,12 @@ class _Check:
                 law(view(case))
             except LawViolation as violation:
                 if REPEATABLE in law.requires and draws_here(case):
-                    return replace(made, why=REPEATABLE.reason, cases=asked)
+                    return replace(made, why=REPEATABLE.reason, cases=done)
                 return replace(
                     made,
                     verdict=VIOLATED,
                     why=violation.why,
-                    cases=asked + 1,
+                    cases=done + 1,
                     case=_shown(case, violation.found),
                     snippet=violation.snippet,
                 )
@@ -138,12 +138,12 @@ class _Check:
                 raised = str(error)
             except Exception as error:
                 if case.size is None:
-                    return replace(made, why=f"it raised {type(error).__name__}: {error}", cases=asked)
+                    return replace(made, why=f"it raised {type(error).__name__}: {error}", cases=done)
             else:
-                asked += 1
-        if not asked:
+                done += 1
+        if not done:
             return replace(made, why=raised or "the module takes no batch of one")
-        return replace(made, verdict=HOLDS, cases=asked)
+        return replace(made, verdict=HOLDS, cases=done)
 
     def cases(self, law: Law, host: ModuleUnderTest, train: bool) -> Iterator[ModuleSubject]:
         """The smallest first: one row before the example's batch, agents 0 and 1 before others.

@@ -170,10 +170,6 @@ class Subject(ABC):
         """A key under the seed."""
         return make_key((self.seed << 8) + fold)
 
-    def generator(self) -> torch.Generator:
-        """torch's random numbers under the seed."""
-        return torch.Generator().manual_seed(self.seed)
-
     @abstractmethod
     def permutation(self) -> list[int]:
         """A permutation of the agents that can take each other's place, not the identity where there is a choice."""
