@@ -83,6 +83,11 @@ NUMBERS = Capability("outputs without NaN", lambda s: s.gives_numbers, "outputs 
 A_BATCH = Capability("a batch", lambda s: bool(s.batch_sizes), "the example has no batch axis")
 AGENTS_IN_OUTPUTS = Capability("outputs by agent", lambda s: s.has_agents_in_outputs, "outputs have no axis of agents")
 FLOAT_INPUTS = Capability("float inputs", lambda s: s.inputs_are_float, "no input of agents is float")
+FLOATS = Capability(
+    "numbers that other dtypes can have",
+    lambda s: isinstance(s, NetworkSubject) or s.inputs_are_float,
+    "no input of agents is float",
+)
 EVALUATION = Capability("evaluation", lambda s: not s.train, "it is about evaluation only")
 REPEATABLE = Capability("calls that draw nothing", lambda s: s.repeatable, "calls draw random numbers")
 REPEATABLE_IF_IT_RUNS = Capability(
@@ -183,7 +188,6 @@ FACTORY = Capability(
     "the factory of one agent", _of_networks(lambda s: s.build is not None), "it needs the factory of a Network"
 )
 ANY_FACTORY = Capability("one agent's factory", lambda s: FACTORY.holds(s) or SINGLE.holds(s), SINGLE.reason)
-BUFFERS = Capability("buffers", _of_networks(lambda s: bool(s.net.state_sharing)), "there are no buffers")
 WIDE_INPUTS = Capability("more features than agents", _of_networks(_wide), "inputs have too few features for ids")
 NO_MASK = Capability(
     "inputs without a mask of agents",
@@ -195,7 +199,6 @@ ROWS_APART = Capability(
     lambda s: not isinstance(s, NetworkSubject) or "rows apart" in s.traits,
     "the network mixes the rows of a batch",
 )
-RANDOM = _trait("random", "training draws nothing", "draws in training")
 SHOWS_MASK = _trait("a mask that shows", "outputs do not show the mask of a dropout")
 POOLED = _trait("pooled", "it is not known to pool over agents", "a network that pools over agents")
 MASKS_AGENTS = _trait("masks agents", "inputs have no mask of agents", "inputs with a mask of agents")

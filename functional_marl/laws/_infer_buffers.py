@@ -50,7 +50,8 @@ def _readers(case: ModuleCase, name: str, value: Tensor, writes: Tensor) -> Tens
     reads = torch.zeros_like(writes)
     if not value.is_floating_point():
         return reads
-    columns, which = torch.unique(writes.flatten(1).T, dim=0, return_inverse=True)
+    rows = writes.reshape(len(writes), value.numel())  # also of a buffer without axes
+    columns, which = torch.unique(rows.T, dim=0, return_inverse=True)
     usual = case.outputs(train=False)
     for k in range(len(columns)):
         if not bool(columns[k].any()):

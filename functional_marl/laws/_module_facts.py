@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -70,12 +70,13 @@ def mixes_rows(host: ModuleUnderTest, train: bool) -> bool:
 
     def find() -> bool:
         case = ModuleCase(host, seed=21, train=train)
-        if not case.batch_sizes or case.batch_sizes[0] < 2:
+        if not case.batch_sizes:
             return False
-        rest = case.redrawn(22).at(slice(1, None))
-        others = [torch.cat([a[:1], b]) if has else a for a, b, has in _with_batches(case, rest)]
+        first = slice(0, 1)
+        rest = slice(1, None) if case.batch_sizes[0] > 1 else first  # a batch of one gets a second row
+        one, other = (_in_one_batch(case.at(first), case.redrawn(seed).at(rest)) for seed in (22, 23))
         try:
-            before, after = case.outputs(), replace(case, leaves=tuple(others)).outputs()
+            before, after = one.outputs(), other.outputs()
         except Exception:
             return False
         pairs = zip(flatten(before)[0], flatten(after)[0], strict=True)
@@ -84,8 +85,10 @@ def mixes_rows(host: ModuleUnderTest, train: bool) -> bool:
     return fact(host, "mixes rows", train, find)
 
 
-def _with_batches(case: ModuleCase, other: ModuleCase) -> Iterator[tuple[Tensor, Tensor, bool]]:
-    return zip(case.leaves, other.leaves, case.host.batched, strict=True)
+def _in_one_batch(case: ModuleCase, other: ModuleCase) -> ModuleCase:
+    """The rows of the first batch axis of one case, and then those of the other."""
+    pairs = zip(case.leaves, other.leaves, case.host.batched, strict=True)
+    return replace(case, leaves=tuple(torch.cat([a, b]) if has else a for a, b, has in pairs))
 
 
 def _equal(one: Tensor, other: Tensor) -> bool:

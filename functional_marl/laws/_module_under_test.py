@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from functional_marl._errors import SharingError, StructureError
-from functional_marl._pytrees import Tree, flatten, is_tensordict, leaf_names, prefix_leaves
+from functional_marl._pytrees import Tree, flatten, is_tensordict, leaf_names, prefix_leaves, tree_map
 from functional_marl._randomness.rng_state import rng_states, same_states
 from functional_marl._sharing import Sharing, SharingSpec, resolve
 from functional_marl.laws._agent_dicts import keyed_by_agent
@@ -260,7 +260,8 @@ class ModuleUnderTest:
             output = self.call([leaf.clone() for leaf in leaves], train)
             if after is not None:
                 after.update({name: leaf.detach().clone() for name, leaf in self.buffers().items()})
-        return output
+            # Outputs may be views of parameters or of what calls keep, which are restored now.
+            return tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, output)
 
     def samples(self, leaves: Sequence[Tensor], *, train: bool) -> bool:
         """Whether a call draws from torch's generators, be it seen in the outputs or not."""

@@ -168,7 +168,8 @@ class Inferred:
 def reached(name: str, mask: Tensor) -> Reached:
     """From ``[n, *leaf]``, which agent reaches which element."""
     shape = tuple(mask.shape[1:])
-    columns, which, counts = torch.unique(mask.flatten(1).T, dim=0, return_inverse=True, return_counts=True)
+    rows = mask.reshape(len(mask), mask[0].numel())  # also of a leaf without axes
+    columns, which, counts = torch.unique(rows.T, dim=0, return_inverse=True, return_counts=True)
     agents: list[Agents] = [tuple(row.nonzero().flatten().tolist()) for row in columns]
     first = [int((which == k).nonzero()[0]) for k in range(len(agents))]
     found = [(who, int(count), place) for who, count, place in zip(agents, counts, first, strict=True) if who]

@@ -85,14 +85,15 @@ def messages_follow_the_graph(s: Subject) -> None:
     _depends_only_on_heard(s)
 
 
-@law(19, *_CALLS, CENTRALIZED, FLOAT_INPUTS, INPUT_GRADIENTS, NO_MASK, whole_batch=True)
+@law(19, RUNS, NUMBERS, SEVERAL_AGENTS, CENTRALIZED, FLOAT_INPUTS, INPUT_GRADIENTS, NO_MASK, whole_batch=True)
 def centralized_sees_all(s: Subject) -> None:
     """∂y_i / ∂x_j ≠ 0 for all i, j.
 
     Centralized: every agent's output depends on every agent's joint input, and on no other input of another agent.
     """
     seen: dict[tuple[int, int, str], bool] = {}
-    for draw in range(1 if s.responds else 8):
+    draws = 1 if s.responds else 8
+    for draw in range(draws):
         watched, gradients = (s if draw == 0 else s.redrawn(s.seed + draw)).watching_inputs()
         outputs = watched.outputs()
         for i in s.agents:
@@ -108,7 +109,7 @@ def centralized_sees_all(s: Subject) -> None:
         # A module need not use an input at all, but one that uses an agent's own uses the others'.
         uses = seen.get((i, i, name), any(own for (a, b, _), own in seen.items() if a == b == i))
         if not found and (uses or s.responds):
-            broken(f"agent {i}'s output by {name} of agent {j}: expected a nonzero gradient, got zero in 8 draws")
+            broken(f"agent {i}'s output by {name} of agent {j}: expected a nonzero gradient, got zero in {draws} draws")
 
 
 @law(20, RUNS, NUMBERS, GRADIENTS, AGENTS_IN_OUTPUTS, OWN_GRADIENTS, every_case=False)

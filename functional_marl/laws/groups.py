@@ -15,6 +15,7 @@ from functional_marl._tensordict import to_tensordict
 from functional_marl.laws._compare import agree, broken, zero
 from functional_marl.laws._law import law
 from functional_marl.laws._operations import LIBRARY, Operations
+from functional_marl.laws._restore import seeded
 from functional_marl.laws._snippet import code
 
 __all__ = [
@@ -179,8 +180,7 @@ class Critics:
 
     def critic(self, detached: tuple[int, ...]) -> nn.Module:
         """The critic; its parameters are those of the seed, whoever is detached."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.seed)
+        with seeded(self.seed):
             return self.ops.critic(self.groups, detached, self.shared_head)
 
     def values(self, detached: tuple[int, ...]) -> tuple[list[Tensor], dict[str, Tensor]]:

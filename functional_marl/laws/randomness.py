@@ -51,7 +51,9 @@ def results_follow_the_seed(s: Subject) -> None:
     for train in (False, True):
         try:
             one = s.outputs(train=train)
-        except RuntimeError as error:
+        except Broken:
+            raise
+        except Exception as error:
             raise CheckError(f"the module raises in training: {' '.join(str(error).split())[:160]}") from None
         agree(s.outputs(train=train), one, f"two calls under seed {s.seed}, train={train}: outputs", exact=True)
         if isinstance(s, ModuleSubject):
@@ -126,8 +128,7 @@ def _modes_of_network(s: NetworkSubject) -> Iterator[tuple[str, str, _Draw]]:
         called = replace(equal, net=s.net.replace(strategy=strategy, randomness=mode))
 
         def once(k: int, called: NetworkSubject = called, keyed: bool = keyed) -> list[Tree]:
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(s.seed + k)
+            with seeded(s.seed + k):
                 return called.trained(key=s.key(k) if keyed else None)[0]
 
         if strategy == "vmap" and mode == "different" and not keyed:

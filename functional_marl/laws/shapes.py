@@ -16,7 +16,7 @@ from functional_marl.laws._capabilities import (
     ANY_BATCH_AXES,
     COPIES,
     EVALUATION,
-    FLOAT_INPUTS,
+    FLOATS,
     LOCAL,
     NUMBERS,
     ONE_AGENT,
@@ -207,7 +207,7 @@ def empty_batches(s: Subject) -> None:
         raise CheckError(f"the module takes no empty batch: {text}") from None
     for i, (got, want) in enumerate(zip(outputs, s.outputs(), strict=True)):
         for leaf, row in zip(flatten(got)[0], flatten(want)[0], strict=True):
-            shape = [0, *row.shape[1:]]
+            shape = [0, *row.shape[1:]] if row.ndim else []  # a number for the whole batch
             if list(leaf.shape) != shape or leaf.dtype != row.dtype:
                 broken(f"batch {batch}, agent {i}: expected {row.dtype} {shape}, got {leaf.dtype} {list(leaf.shape)}")
 
@@ -220,7 +220,7 @@ _KINDS = [
 ]
 
 
-@law(40, RUNS, NUMBERS, EVALUATION, FLOAT_INPUTS, COPIES, cost=2)
+@law(40, RUNS, NUMBERS, EVALUATION, FLOATS, COPIES, cost=2)
 def kinds_are_kept(s: Subject) -> None:
     """dtype(y) = dtype(f(θ_i, x_i)) and device(y) = device(x).
 
@@ -244,8 +244,15 @@ def kinds_are_kept(s: Subject) -> None:
         except Exception as error:
             raise CheckError(f"the module does not run in {dtype}: {type(error).__name__}: {error}") from None
         for i, (output, was) in enumerate(zip(outputs, s.outputs(), strict=True)):
-            want = tree_map(lambda leaf, d=device, t=dtype: leaf.to(d, t if leaf.is_floating_point() else None), was)
+            want = tree_map(lambda leaf, d=device, t=dtype: leaf.to(d, _dtype_of(leaf, t)), was)
             _kinds(output, want, f"{where}, agent {i}: output")
+
+
+def _dtype_of(leaf: Tensor, floats: torch.dtype) -> torch.dtype:
+    """The dtype that an output has where floats have this one."""
+    if leaf.is_complex():
+        return floats.to_complex()
+    return floats if leaf.is_floating_point() else leaf.dtype
 
 
 def _kinds(found: Tree, wanted: Tree, where: str) -> None:

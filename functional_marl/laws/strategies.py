@@ -37,7 +37,6 @@ from functional_marl.laws._capabilities import (
     NOT_CENTRALIZED,
     ONE_AGENT,
     POOLED,
-    RANDOM,
     ROWS_APART,
     SEVERAL_AGENTS,
     SHARED,
@@ -147,7 +146,6 @@ def entries(where: Sequence[Capability] = ()) -> st.SearchStrategy[Entry]:
 def _fits(entry: Entry, where: Sequence[Capability]) -> bool:
     has = {
         CENTRALIZED: entry.joint is not None,
-        RANDOM: entry.random,
         DRAWS_IN_TRAINING: entry.random,
         ROWS_APART: entry.rows_apart,
         SHOWS_MASK: entry.shows_mask,
