@@ -12,14 +12,14 @@ from functional_marl._init_params import init_params
 from functional_marl._init_state import init_state
 from functional_marl._network import Network, network
 from functional_marl._network_settings import Randomness, StrategyName
-from functional_marl._pytrees import Tree, flatten, tree_map
+from functional_marl._pytrees import Params, Tree, flatten, tree_map
 from functional_marl._sharing import SharingSpec
 from functional_marl._strategies import supports
-from functional_marl.laws._network_subject import NetworkSubject, moved
+from functional_marl.laws._network_subject import NetworkSubject
 from functional_marl.laws._operations import LIBRARY, Operations
 from functional_marl.laws.zoo import ZOO, Entry, Spec
 
-__all__ = ["example_of", "leaf_names_of", "zoo_subject"]
+__all__ = ["example_of", "leaf_names_of", "moved", "zoo_subject"]
 
 
 @lru_cache(maxsize=256)
@@ -156,3 +156,15 @@ def _traits(entry: Entry) -> frozenset[str]:
         "masks agents": entry.masks_agents,
     }
     return frozenset(trait for trait, true in about.items() if true)
+
+
+def moved(leaves: Params, generator: torch.Generator) -> Params:
+    """Floats a random factor and step from where they start, integers a few up: no two slots agree."""
+    moved: Params = {}
+    for name, leaf in leaves.items():
+        if leaf.is_floating_point():
+            factor, step = torch.randn((2, *leaf.shape), generator=generator, dtype=torch.float64)
+            moved[name] = leaf * torch.exp(0.25 * factor) + 0.25 * step * step
+        else:
+            moved[name] = leaf + torch.randint(1, 100, leaf.shape, generator=generator)
+    return moved
