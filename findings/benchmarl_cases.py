@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from benchmarl.models import CnnConfig, DeepsetsConfig, GruConfig, LstmConfig, MlpConfig
+from case import Case, checked
 from tensordict import TensorDict
 from torch import Tensor, nn
 from torchrl.data import Composite, Unbounded
 
-from functional_marl.laws import Report, check
-
-LAWS: list[str] = []
 N, B, T = 3, 2, 2
-Case = tuple[str, str, Callable[[], Report]]
 
 MLP = {"mlp_num_cells": [8], "mlp_layer_class": nn.Linear, "mlp_activation_class": nn.Tanh}
 RNN = {"hidden_size": 5, "bias": True, "compile": False, **MLP}
@@ -113,7 +110,6 @@ def cases() -> Iterator[Case]:
             "out_agent_dim": None if share and joint else -2,
             "example": _example((B,), shape, {}) if example is None else example,
             "randomness": "different" if "dropout" in name else None,
-            "laws": LAWS,
             "examples": 4,
         }
         words = f"share_params={share}{', centralised' if joint else ''}{', with dropout' if 'dropout' in name else ''}"
@@ -121,7 +117,7 @@ def cases() -> Iterator[Case]:
         yield (
             name.split(",")[0],
             words + (", without sets" if "without" in name else ""),
-            lambda build=build, how=how: check(build, **how),
+            checked(build, **how),
         )
         if recurrent and not (share and joint) and "dropout" not in name:
             layers = config.n_layers
@@ -130,18 +126,17 @@ def cases() -> Iterator[Case]:
             step = _example((B,), shape, {"is_init": torch.zeros(B, 1, dtype=torch.bool), **hidden})
             at = {"agents": {"observation": 1, **dict.fromkeys(names, 1)}, "is_init": None}
             one = {**how, "example": step, "agent_dim": at}
-            yield name.split(",")[0], f"{words}, one step", lambda build=build, one=one: check(build, **one)
+            yield name.split(",")[0], f"{words}, one step", checked(build, **one)
     for share in (True, False):
         yield (
             "Model",
             f"share_params_with, share_params={share}",
-            lambda share=share: check(
-                lambda: Pair(share),
+            checked(
+                lambda share=share: Pair(share),
+                torch.zeros(B, 2, N, 6),
                 n_agents=2,
                 sharing="shared",
                 agent_dim=1,
-                example=torch.zeros(B, 2, N, 6),
-                laws=LAWS,
                 examples=4,
             ),
         )

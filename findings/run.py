@@ -38,6 +38,12 @@ PARTS: dict[str, tuple[str, str | None]] = {
     "openrl": ("openrl_cases", ".venv-findings"),
 }
 Finding = dict[str, Any]
+READ = {
+    (library, kind, law): text
+    for library, kinds in READINGS.items()
+    for kind, laws in kinds.items()
+    for law, text in laws.items()
+}
 
 
 def run_laws(part: str, words: str) -> Iterator[Finding]:
@@ -46,7 +52,6 @@ def run_laws(part: str, words: str) -> Iterator[Finding]:
     sys.path[:0] = [str(HERE), str(ROOT)]
     laws: Any = importlib.import_module("functional_marl.laws")
     module: Any = importlib.import_module(PARTS[part][0])
-    module.LAWS[:] = [name for name, law in laws.LAWS.items() if law.for_modules and law.topic != "compilation"]
     cases = [case for case in module.cases() if words in f"{case[0]} {case[1]}"]
     for k, (name, about, run) in enumerate(cases):
         print(f"[{k + 1}/{len(cases)}] {part}: {name}, {about}", file=sys.stderr, flush=True)
@@ -61,7 +66,8 @@ def run_laws(part: str, words: str) -> Iterator[Finding]:
             why = verdict.why.splitlines()[0].partition(": ")[2]
             if verdict.law == "threads_agree" and "outputs as alone" not in why:
                 why = "in two threads: other outputs than alone"
-            yield subject | {"number": verdict.number, "law": verdict.law, "case": verdict.case, "why": why}
+            found = {"number": verdict.number, "law": verdict.law, "train": verdict.train}
+            yield subject | found | {"case": verdict.case, "why": why}
 
 
 def elsewhere(part: str, words: str) -> Iterator[Finding]:
@@ -125,7 +131,8 @@ def _case(finding: Finding) -> str:
 
 def _where(finding: Finding) -> list[str]:
     network = f"`{finding['class']}`" + (f": {finding['about']}" if finding["about"] else "")
-    return [f"{finding['library']} {finding['release']}", network, finding["law"], _case(finding)]
+    law = finding["law"] + (" (training)" if finding["train"] else "")
+    return [f"{finding['library']} {finding['release']}", network, law, _case(finding)]
 
 
 def _table(head: list[str], rows: list[list[Any]]) -> str:
@@ -135,15 +142,20 @@ def _table(head: list[str], rows: list[list[Any]]) -> str:
 
 def in_full(findings: list[Finding]) -> str:
     """A row for each class, law and symptom, with the first case that shows it."""
-    rows = [[*_where(one), one["why"][:240], 1 + len(same)] for one, *same in _groups(findings, _symptom)]
+    usual = sorted(findings, key=lambda one: one["train"])  # shown as of training where evaluation does not show it
+    first = {_symptom(one): one for one in reversed(usual)}
+    rows = [
+        [*_where(first[_symptom(same[0])]), first[_symptom(same[0])]["why"][:240], len(same)]
+        for same in _groups(findings, _symptom)
+    ]
     return _table(["library", "network", "law", "smallest case", "what was found", "cases"], rows)
 
 
 def in_short(findings: list[Finding]) -> str:
     """A row for each class and law, with its second reading."""
     classes = list(dict.fromkeys(_key(one)[:2] for one in findings))
-    order = sorted(findings, key=lambda one: (classes.index(_key(one)[:2]), one["number"]))
-    rows = [[*_where(same[0]), READINGS[_key(same[0])]] for same in _groups(order, _key)]
+    order = sorted(findings, key=lambda one: (classes.index(_key(one)[:2]), one["number"], one["train"]))
+    rows = [[*_where(same[0]), READ[_key(same[0])]] for same in _groups(order, _key)]
     return _table(["library", "network", "law", "smallest case", "what a user meets"], rows)
 
 
@@ -164,8 +176,8 @@ def counts(found: list[Finding]) -> str:
 def page(found: list[Finding]) -> str:
     """``FINDINGS.md``."""
     violated = [one for one in found if "law" in one]
-    read = [one for one in violated if _key(one) in READINGS]
-    unread = [one for one in violated if _key(one) not in READINGS]
+    read = [one for one in violated if _key(one) in READ]
+    unread = [one for one in violated if _key(one) not in READ]
     more = f"\n## Without a second reading\n\n{in_full(unread)}\n" if unread else ""
     return f"""# Findings in the wild
 
@@ -205,13 +217,13 @@ def main() -> int:
     parts = [options.only] if options.only else list(PARTS)
     found = [finding for part in parts for finding in elsewhere(part, options.matching)]
     violated = [one for one in found if "law" in one]
-    unread = {_key(one) for one in violated} - READINGS.keys()
+    unread = {_key(one) for one in violated} - READ.keys()
     for key in sorted(unread):
         print(f"no second reading: {key}", file=sys.stderr)
     if options.only or options.matching:
         print(f"{counts(found)}\n\n{in_full(violated)}")
         return 0
-    gone = READINGS.keys() - {_key(one) for one in violated}
+    gone = READ.keys() - {_key(one) for one in violated}
     for key in sorted(gone):
         print(f"does not reproduce: {key}", file=sys.stderr)
     (HERE / "FINDINGS.md").write_text(page(found), encoding="utf-8")

@@ -2,7 +2,7 @@
 
 Its policies take a dict of observations, one entry per network. With shared parameters this is one entry, with the
 agents in the batch axis, and one-hot agent ids are a further input. ``Wrapped`` calls the policies as XuanCe's agents
-do.
+do. What a joint critic takes is the same for all agents, so only ids tell them apart: there the wrapper adds the ids.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from case import Case, checked
 from gymnasium.spaces import Box, Discrete
 from torch import Tensor, nn
 from xuance.torch.policies.categorical_marl import MAAC_Policy
@@ -25,12 +26,8 @@ from xuance.torch.policies.deterministic_marl import (
 from xuance.torch.policies.gaussian_marl import MAAC_Policy as Gaussian_MAAC_Policy
 from xuance.torch.representations import Basic_MLP
 
-from functional_marl.laws import Report, check
-
-LAWS: list[str] = []
 N, F, A, H = 3, 6, 2, 8
 KEYS = [f"agent_{k}" for k in range(N)]
-Case = tuple[str, str, Callable[[], Report]]
 Call = Callable[..., dict[str, Tensor]]
 
 
@@ -45,9 +42,12 @@ class Wrapped(nn.Module):
         return {KEYS[0]: x.flatten(0, 1)} if self.share else {key: x[:, k] for k, key in enumerate(KEYS)}
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        """``[B, n, F]`` and further inputs per agent. With shared parameters the last input is the agents' ids."""
-        ids = {"agent_ids": inputs[-1].flatten(0, 1)} if self.share else {}
-        given = inputs[:-1] if self.share else inputs
+        """``[B, n, F]`` and further inputs per agent. Shared actors and critics of one agent's inputs get ids last."""
+        ids, given = {}, inputs
+        if self.share:
+            x = inputs[0]
+            own = torch.eye(N, dtype=x.dtype).expand(len(x), N, N) if self.joint else inputs[-1]
+            ids, given = {"agent_ids": own.flatten(0, 1)}, inputs if self.joint else inputs[:-1]
         outputs = self.call(self.policy, *(x.flatten(1) if self.joint else self._by_key(x) for x in given), **ids)
         if self.share:
             return outputs[KEYS[0]].unflatten(0, (-1, N))
@@ -103,7 +103,7 @@ def _critic(policy: Any, *inputs: Any, **ids: Any) -> dict[str, Tensor]:
 def cases() -> Iterator[Case]:
     """Every case: the class, a description, and a function that runs the check."""
     few, box = Discrete(4), Box(-np.ones(A), np.ones(A))
-    checked: list[tuple[str, Any, Call, Any, bool, bool]] = [
+    parts: list[tuple[str, Any, Call, Any, bool, bool]] = [
         ("values of actions", BasicQnetwork, _second, few, False, False),
         ("actor", MAAC_Policy, _logits, few, False, False),
         ("critic", MAAC_Policy, _values, few, False, False),
@@ -116,22 +116,21 @@ def cases() -> Iterator[Case]:
         ("critic", MATD3_Policy, _critic, box, True, True),
     ]
     for share in (True, False):
-        for part, kind, call, space, actions, joint in checked:
-            sizes = [F, *([A] if actions else []), *([N] if share else [])]
+        for part, kind, call, space, actions, joint in parts:
+            sizes = [F, *([A] if actions else []), *([N] if share and not joint else [])]
             critic = N * (F + A) if joint else F
             build = lambda kind=kind, call=call, share=share, space=space, critic=critic, joint=joint: _of(  # noqa: E731
                 kind, call, share, space, critic, joint
             )
-            # With shared parameters a joint critic distinguishes agents by their ids, which law 15 does not consider.
-            # And an actor is one network then: two threads disturb each other only in a race.
-            without = ("centralized_rows_are_equal" if joint else "threads_agree",) if share else ()
+            # With shared parameters an actor is one network: two threads disturb each other only in a race.
+            skip = ["threads_agree"] if share and not joint else []
             how: dict[str, Any] = {
                 "n_agents": N,
                 "sharing": "shared" if share else "independent",
                 "centralized": joint,
+                "ids": share and joint,
                 "example": tuple(torch.zeros(2, N, size) for size in sizes),
-                "laws": [law for law in LAWS if law not in without],
-                "examples": 8,
+                "skip": skip,
             }
             name = f"{'Gaussian ' if kind is Gaussian_MAAC_Policy else ''}{kind.__name__}"
-            yield name, f"{part}, use_parameter_sharing={share}", lambda build=build, how=how: check(build, **how)
+            yield name, f"{part}, use_parameter_sharing={share}", checked(build, **how)
