@@ -261,12 +261,12 @@ def generators_are_untouched(s: NetworkSubject) -> None:
 def copies_are_whole(s: ModuleSubject) -> None:
     """y of deepcopy(f) follows the parameters of the copy, and load_state_dict(f.state_dict()) gives y of f.
 
-    A copy computes with its own parameters and with nobody else's.
+    A copy computes with its own parameters and with nobody else's, also the copy of a module that has been called.
     """
     wanted = s.outputs()
     host = copy.copy(s.host)
     try:
-        host.module = copy.deepcopy(s.host.module)
+        host.module = _copied(s)
     except Exception as error:
         broken(f"deepcopy: {type(error).__name__}: {error}")
     twin = replace(s, host=host)
@@ -279,6 +279,14 @@ def copies_are_whole(s: ModuleSubject) -> None:
     agree(s.outputs(), wanted, "parameters of a deepcopy changed: outputs of the original", exact=True)
     host.module.load_state_dict(s.host.module.state_dict())
     agree(twin.outputs(), wanted, "state_dict loaded into a deepcopy: outputs", exact=True)
+
+
+def _copied(s: ModuleSubject) -> nn.Module:
+    """A copy of the module as a call leaves it; where memory is claimed, as it is before the call."""
+    with kept(s.host.module), seeded(s.seed):
+        if not s.host.claims.memory:
+            s.host.call(s.leaves, s.train)
+        return copy.deepcopy(s.host.module)
 
 
 @law(33, MODULE, BUILD, RUNS, NUMBERS, EVALUATION, REPEATABLE, every_case=False)
