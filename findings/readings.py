@@ -128,8 +128,8 @@ Violations that the laws reported and that a second reading removed again:
 - Attention over agents in OpenRL and PyMARLzoo+ (centralized_rows_are_equal): an agent's output is that of its own
   place. The claim is now `communication=True`, with which all laws hold.
 - XuanCe's joint critics, which get agents' ids, and PyMARLzoo+'s MATCritic, in which an agent's own action is zero in
-  the list of all actions (equivariance, centralized_rows_are_equal): agents are meant to be told apart. The claim is now
-  `ids=True`, with which all laws hold.
+  the list of all actions (equivariance, centralized_rows_are_equal): agents are meant to be told apart. The claim is
+  now `ids=True`, with which all laws hold.
 - PyMARLzoo+'s COMACriticNS with `obs_individual_obs=True` (centralized_sees_all): each agent adds its own observation
   to what all see, which is what that argument says. It is checked without it.
 

@@ -47,7 +47,7 @@ READ = {
 
 
 def run_laws(part: str, words: str) -> Iterator[Finding]:
-    """The findings in one library, in its installed release: one dict per network, and one per violated law."""
+    """The findings in one library, in its installed release: one dict a network, and one a law that it violates."""
     warnings.simplefilter("ignore")
     sys.path[:0] = [str(HERE), str(ROOT)]
     laws: Any = importlib.import_module("functional_marl.laws")
@@ -61,8 +61,10 @@ def run_laws(part: str, words: str) -> Iterator[Finding]:
         except laws.CheckError as error:
             print(f"    could not run: {error}", file=sys.stderr)
             continue
-        yield subject | {"held": sum(verdict.verdict == "holds" for verdict in report)}
-        for verdict in report.violated:
+        # A law counts once: as of training where it is violated in training alone.
+        violated = {verdict.law: verdict for verdict in sorted(report.violated, key=lambda verdict: -verdict.train)}
+        yield subject | {"held": len({v.law for v in report if v.verdict == "holds"} - violated.keys())}
+        for verdict in violated.values():
             why = verdict.why.splitlines()[0].partition(": ")[2]
             if verdict.law == "threads_agree" and "outputs as alone" not in why:
                 why = "in two threads: other outputs than alone"
@@ -142,12 +144,7 @@ def _table(head: list[str], rows: list[list[Any]]) -> str:
 
 def in_full(findings: list[Finding]) -> str:
     """A row for each class, law and symptom, with the first case that shows it."""
-    usual = sorted(findings, key=lambda one: one["train"])  # shown as of training where evaluation does not show it
-    first = {_symptom(one): one for one in reversed(usual)}
-    rows = [
-        [*_where(first[_symptom(same[0])]), first[_symptom(same[0])]["why"][:240], len(same)]
-        for same in _groups(findings, _symptom)
-    ]
+    rows = [[*_where(one), one["why"][:240], 1 + len(same)] for one, *same in _groups(findings, _symptom)]
     return _table(["library", "network", "law", "smallest case", "what was found", "cases"], rows)
 
 
