@@ -11,7 +11,7 @@ import torch
 from case import Case, checked
 from torch import Tensor, nn
 from torchrl.envs.utils import MarlGroupMapType
-from torchrl.modules import MultiAgentConvNet, MultiAgentMLP
+from torchrl.modules import MultiAgentConvNet, MultiAgentMLP, QMixer, VDNMixer
 from torchrl.modules.models.multiagent import MultiAgentNetBase
 
 from functional_marl.laws import Report, check_grouping
@@ -77,7 +77,7 @@ def _subclass(build: Callable[[], nn.Module], agent_dim: int) -> Callable[..., n
 
 
 def _checked(build: Callable[[], nn.Module], *shape: int, skip: Sequence[str] = (), **how: Any) -> Callable[[], Report]:
-    return checked(build, torch.zeros(shape), n_agents=3, skip=skip, **how)
+    return checked(build, torch.zeros(shape), n_agents=N, skip=skip, **how)
 
 
 def _sharings() -> Iterator[tuple[str, dict[str, Any]]]:
@@ -137,6 +137,10 @@ def cases() -> Iterator[Case]:
                 f"{name}, {shown}",
                 _checked(lambda net=net, how=how: net(**how), *shape, skip=_unchecked(how)),
             )
+    value, of_all = torch.zeros(4, N, 1), {"n_agents": N, "centralized": True, "out_agent_dim": None}
+    yield "VDNMixer", "", checked(lambda: VDNMixer(N, "cpu"), value, **of_all)
+    mixer = lambda: QMixer((5,), 8, N, "cpu")  # noqa: E731
+    yield "QMixer", "", checked(mixer, (value, torch.zeros(4, 5)), agent_dim=(-2, None), **of_all)
     for kind in MarlGroupMapType:
         yield (
             "MarlGroupMapType",
