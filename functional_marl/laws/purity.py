@@ -24,8 +24,8 @@ from functional_marl.laws._capabilities import (
     MODULE,
     NO_MEMORY,
     NUMBERS,
-    REPEATABLE,
     RUNS,
+    SEEDED,
     SLOTS,
 )
 from functional_marl.laws._compare import Broken, agree, broken
@@ -257,7 +257,7 @@ def generators_are_untouched(s: NetworkSubject) -> None:
     agree(found[1], found[0], "results under two seeds of torch's generator", exact=True)
 
 
-@law(33, MODULE, RUNS, NUMBERS, GRADIENTS, EVALUATION, REPEATABLE)
+@law(33, MODULE, RUNS, NUMBERS, GRADIENTS, EVALUATION, SEEDED)
 def copies_are_whole(s: ModuleSubject) -> None:
     """y of deepcopy(f) follows the parameters of the copy, and load_state_dict(f.state_dict()) gives y of f.
 
@@ -289,11 +289,11 @@ def _copied(s: ModuleSubject) -> nn.Module:
         return copy.deepcopy(s.host.module)
 
 
-@law(33, MODULE, BUILD, RUNS, NUMBERS, EVALUATION, REPEATABLE, every_case=False)
+@law(33, MODULE, BUILD, RUNS, NUMBERS, EVALUATION, SEEDED, every_case=False)
 def state_dicts_are_whole(s: ModuleSubject) -> None:
     """load(g, save(f)) makes y_g = y_f, for f and g built under different seeds.
 
-    A checkpoint has all numbers that outputs depend on.
+    A checkpoint has all numbers that outputs, and what samplers draw under one seed, depend on.
     """
     other = s.host.again(s.seed + 1)
     try:

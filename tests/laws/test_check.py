@@ -123,6 +123,25 @@ def test_a_copy_is_one_of_a_module_that_has_been_called() -> None:
     assert again["copies_are_whole"].verdict == "holds"  # a graph kept between calls is what memory claims
 
 
+def test_a_checkpoint_of_a_sampler_has_its_gate() -> None:
+    """Under one seed a sampler draws what its numbers say: a gate in a plain dict is in no checkpoint."""
+
+    class Gated(nn.Module):
+        def __init__(self, registered: bool) -> None:
+            super().__init__()
+            gates = {"gate": nn.Linear(6, 2)}
+            self.net, self.gates = one(), nn.ModuleDict(gates) if registered else gates
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = self.net(x)
+            return y * torch.bernoulli(self.gates["gate"](x).sigmoid())
+
+    law = "state_dicts_are_whole"
+    how: dict[str, Any] = claim("shared", samples=True) | {"laws": [law, "evaluation_draws_nothing"], "examples": 2}
+    assert check(lambda: Gated(registered=True), **how)[law].verdict == "holds"
+    assert check(lambda: Gated(registered=False), **how)[law].verdict == "violated"
+
+
 def test_a_template_on_the_meta_device_has_no_numbers() -> None:
     class Templated(nn.Module):
         def __init__(self) -> None:
