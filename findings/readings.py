@@ -29,6 +29,7 @@ READINGS: dict[str, dict[str, dict[str, str]]] = {
         },
         "MultiAgentConvNet": {
             "copies_are_whole": "Same as MultiAgentMLP.",
+            "nothing_is_changed": "Same as MultiAgentMLP.",
             "threads_agree": "Same as MultiAgentMLP.",
         },
         "MultiAgentNetBase": {
@@ -79,6 +80,7 @@ READINGS: dict[str, dict[str, dict[str, str]]] = {
             "randomness_has_one_meaning": "Same as Gru.",
             "threads_agree": "Same as Gru.",
         },
+        "SequenceModel": {"threads_agree": "Same as torchrl's networks, which it calls."},
         "Model": {
             "gradient_reaches_own_slot": (
                 "share_params_with, documented to make the other model 'reference the parameters' of this one, copies"
@@ -102,6 +104,23 @@ READINGS: dict[str, dict[str, dict[str, str]]] = {
         "Gaussian MAAC_Policy": {
             "copies_are_whole": "Same as MAAC_Policy.",
             "threads_agree": "Same as MAAC_Policy.",
+        },
+        "Gaussian Basic_ISAC_Policy": {"copies_are_whole": "Same as MAAC_Policy."},
+        "CommNet_Policy": {
+            "copies_are_whole": "Same as MAAC_Policy, from which it inherits.",
+            "threads_agree": "Same as MAAC_Policy, from which it inherits.",
+        },
+        "IC3Net_Policy": {
+            "copies_are_whole": "Same as MAAC_Policy, from which it inherits.",
+            "state_dicts_are_whole": (
+                "The gates, which decide who is heard, are in a plain dict: they are in no checkpoint and in no "
+                "optimizer. The learner computes a loss of them that trains nothing, and a policy that is loaded has "
+                "new random gates."
+            ),
+        },
+        "TarMAC_Policy": {
+            "copies_are_whole": "Same as MAAC_Policy, from which it inherits.",
+            "state_dicts_are_whole": "Same as IC3Net_Policy, from which it inherits.",
         },
     },
     "DI-engine": {
@@ -141,6 +160,8 @@ Notes on rows that stayed:
   may be, in evaluation. The check makes two threads take turns at submodules, so these rows do not depend on luck.
   Errors that only a race shows are not checked: torchrl's shared networks with `use_td_params=False` (seen in two
   networks of one run and in none of the next), and XuanCe's shared actors.
+- XuanCe's IC3Net and TarMAC draw their gates in evaluation, too, and its SAC policies their actions: the claim is
+  `samples=True`. The gates' row (state_dicts_are_whole) compares under one seed.
 """
 
 TRIED = """

@@ -8,6 +8,7 @@ do. What a joint critic takes is the same for all agents, so only ids tell them 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,16 @@ import torch
 from case import Case, checked
 from gymnasium.spaces import Box, Discrete
 from torch import Tensor, nn
-from xuance.torch.policies.categorical_marl import MAAC_Policy
+from xuance.torch.communications.attention_comm import TarMAC
+from xuance.torch.communications.comm_net import CommNet
+from xuance.torch.communications.ic3net_comm import IC3NetComm
+from xuance.torch.policies.categorical_marl import (
+    Basic_ISAC_Policy,
+    CommNet_Policy,
+    IC3Net_Policy,
+    MAAC_Policy,
+    TarMAC_Policy,
+)
 from xuance.torch.policies.deterministic_marl import (
     BasicQnetwork,
     Independent_DDPG_Policy,
@@ -23,8 +33,9 @@ from xuance.torch.policies.deterministic_marl import (
     MADDPG_Policy,
     MATD3_Policy,
 )
+from xuance.torch.policies.gaussian_marl import Basic_ISAC_Policy as Gaussian_Basic_ISAC_Policy
 from xuance.torch.policies.gaussian_marl import MAAC_Policy as Gaussian_MAAC_Policy
-from xuance.torch.representations import Basic_MLP
+from xuance.torch.representations import Basic_MLP, Basic_RNN
 
 N, F, A, H = 3, 6, 2, 8
 KEYS = [f"agent_{k}" for k in range(N)]
@@ -54,6 +65,62 @@ class Wrapped(nn.Module):
         return torch.stack([outputs[key] for key in KEYS], 1)
 
 
+class Talking(nn.Module):
+    """A policy whose agents exchange messages, on one step: ``[B, n, F]``, hidden states and ids to logits."""
+
+    def __init__(self, policy: nn.Module, share: bool) -> None:
+        super().__init__()
+        self.policy, self.share = policy, share
+
+    def forward(self, x: Tensor, hidden: Tensor, ids: Tensor) -> Tensor:
+        """``[B, n, F]``, ``[B, n, H]`` and ``[B, n, n]`` to ``[B, n, A]``."""
+
+        def by_key(leaf: Tensor) -> dict[str, Tensor]:
+            if self.share:
+                return {KEYS[0]: leaf.flatten(0, 1)[:, None]}
+            return {key: leaf[:, k, None] for k, key in enumerate(KEYS)}
+
+        states = {key: (leaf.transpose(0, 1).contiguous(), None) for key, leaf in by_key(hidden).items()}
+        alive = {key: x.new_ones(len(x), 1, 1) for key in KEYS}
+        own = ids.flatten(0, 1)[:, None] if self.share else None
+        dists = self.policy(by_key(x), agent_ids=own, rnn_hidden=states, alive_ally=alive)[1]
+        if self.share:
+            return dists[KEYS[0]].logits.unflatten(0, (-1, N)).squeeze(2)
+        return torch.stack([dists[key].logits.squeeze(1) for key in KEYS], 1)
+
+
+def _talking(kind: Any, channel: Any, share: bool) -> Talking:
+    keys = KEYS[:1] if share else KEYS
+    sizes: dict[str, Any] = {"fc_hidden_sizes": [H], "recurrent_hidden_size": H}
+    config = SimpleNamespace(use_parameter_sharing=share, gate_hidden_size=[H], use_gate=True, **sizes)
+
+    def recurrent() -> nn.ModuleDict:
+        how: dict[str, Any] = {"activation": nn.Tanh, "device": "cpu", "rnn": "GRU", "dropout": 0}
+        return nn.ModuleDict({key: Basic_RNN((H,), sizes, N_recurrent_layers=1, **how) for key in keys})
+
+    names: dict[str, Any] = {"model_keys": keys, "agent_keys": KEYS, "n_agents": N}
+    talk = nn.ModuleDict(
+        {key: channel((F,), sizes, comm_passes=2, device="cpu", config=config, **names) for key in keys}
+    )
+    policy = kind(
+        action_space=dict.fromkeys(keys, Discrete(4)),
+        representation_actor=recurrent(),
+        representation_critic=recurrent(),
+        actor_hidden_size=[H],
+        critic_hidden_size=[H],
+        activation=nn.Tanh,
+        device="cpu",
+        use_parameter_sharing=share,
+        use_rnn=True,
+        rnn="GRU",
+        communicator=talk,
+        comm_passes=2,
+        config=config,
+        **names,
+    )
+    return Talking(policy, share)
+
+
 def _networks(keys: list[str], inputs: int) -> nn.ModuleDict:
     return nn.ModuleDict({key: Basic_MLP((inputs,), [H], activation=nn.Tanh, device="cpu") for key in keys})
 
@@ -77,11 +144,17 @@ def _of(kind: Any, call: Call, share: bool, space: Any, critic: int = 0, joint: 
         names = names if "MAAC" in kind.__name__ else ("actor_representation", "critic_representation")
         how |= dict(zip(names, (_networks(keys, F), _networks(keys, critic or F)), strict=True))
         how |= {"actor_hidden_size": [H], "critic_hidden_size": [H]}
+    if kind is Gaussian_Basic_ISAC_Policy:
+        how |= {"activation_action": nn.Tanh}
     return Wrapped(kind(**how), call, share, joint)
 
 
 def _second(policy: Any, *inputs: Any, **ids: Any) -> dict[str, Tensor]:
     return policy(*inputs, **ids)[-1]
+
+
+def _actions(policy: Any, *inputs: Any, **ids: Any) -> dict[str, Tensor]:
+    return policy(*inputs, **ids)[1]
 
 
 def _logits(policy: Any, *inputs: Any, **ids: Any) -> dict[str, Tensor]:
@@ -108,6 +181,8 @@ def cases() -> Iterator[Case]:
         ("actor", MAAC_Policy, _logits, few, False, False),
         ("critic", MAAC_Policy, _values, few, False, False),
         ("actor", Gaussian_MAAC_Policy, _means, box, False, False),
+        ("sampled actions", Basic_ISAC_Policy, _actions, few, False, False),
+        ("sampled actions", Gaussian_Basic_ISAC_Policy, _actions, box, False, False),
         ("actor", Independent_DDPG_Policy, _second, box, False, False),
         ("critic", Independent_DDPG_Policy, _critic, box, True, False),
         ("actor", Independent_TD3_Policy, _second, box, False, False),
@@ -129,8 +204,24 @@ def cases() -> Iterator[Case]:
                 "sharing": "shared" if share else "independent",
                 "centralized": joint,
                 "ids": share and joint,
+                "samples": call is _actions,
                 "example": tuple(torch.zeros(2, N, size) for size in sizes),
                 "skip": skip,
             }
-            name = f"{'Gaussian ' if kind is Gaussian_MAAC_Policy else ''}{kind.__name__}"
+            name = f"{'Gaussian ' if 'gaussian' in kind.__module__ else ''}{kind.__name__}"
             yield name, f"{part}, use_parameter_sharing={share}", checked(build, **how)
+
+    talkers = ((CommNet_Policy, CommNet), (IC3Net_Policy, IC3NetComm), (TarMAC_Policy, TarMAC))
+    for share in (True, False):
+        for kind, channel in talkers:
+            build = lambda kind=kind, channel=channel, share=share: _talking(kind, channel, share)  # noqa: E731
+            # The gates of IC3Net and TarMAC are drawn, in evaluation too. The actor is one network, as above.
+            how = {
+                "n_agents": N,
+                "sharing": "shared" if share else "independent",
+                "communication": True,
+                "samples": kind is not CommNet_Policy,
+                "example": (torch.zeros(2, N, F), torch.zeros(2, N, H), torch.zeros(2, N, N)),
+                "skip": ["threads_agree"] if share else [],
+            }
+            yield kind.__name__, f"logits, use_parameter_sharing={share}", checked(build, **how)
