@@ -178,5 +178,7 @@ Other libraries, and why they are not checked:
 | flexibuddiesrl | 1.0.4 | networks of one agent, and mixers of their values |
 | pyg-multiagent | 0.0.5 | training scripts; no network class |
 | marllib | 1.0.3 | needs ray 1.8.0, which is not available for any Python that torch 2.13 supports |
-| jaxmarl, id-mava | 0.2.0, 0.1.3 | not torch |
+| machin | 0.4.2 | the same as agilerl: the user passes a list of networks |
+| jaxmarl | 0.2.0 | environments; the networks are in tutorials, beside one of one agent |
+| id-mava | 0.1.3 | networks of TensorFlow |
 """

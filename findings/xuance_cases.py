@@ -1,8 +1,8 @@
 """XuanCe's multi-agent policies, with ``use_parameter_sharing=True`` and ``False``, each with that claim.
 
 Its policies take a dict of observations, one entry per network. With shared parameters this is one entry, with the
-agents in the batch axis, and one-hot agent ids are a further input. ``Wrapped`` calls the policies as XuanCe's agents
-do. What a joint critic takes is the same for all agents, so only ids tell them apart: there the wrapper adds the ids.
+agents in the batch axis, and one-hot agent ids are a further input; else it is one for each agent. What a joint critic
+takes is the same for all agents, so only ids tell them apart: there ``Shared`` adds the ids.
 """
 
 from __future__ import annotations
@@ -42,27 +42,32 @@ KEYS = [f"agent_{k}" for k in range(N)]
 Call = Callable[..., dict[str, Tensor]]
 
 
-class Wrapped(nn.Module):
-    """A policy of XuanCe as a function of ``[B, n, F]``; ``call`` selects the output that is checked."""
+class Shared(nn.Module):
+    """A policy with one network for all agents, as a function of ``[B, n, F]``."""
 
-    def __init__(self, policy: nn.Module, call: Call, share: bool, joint: bool) -> None:
+    def __init__(self, policy: nn.Module, call: Call, joint: bool) -> None:
         super().__init__()
-        self.policy, self.call, self.share, self.joint = policy, call, share, joint
-
-    def _by_key(self, x: Tensor) -> dict[str, Tensor]:
-        return {KEYS[0]: x.flatten(0, 1)} if self.share else {key: x[:, k] for k, key in enumerate(KEYS)}
+        self.policy, self.call, self.joint = policy, call, joint
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        """``[B, n, F]`` and further inputs per agent. Shared actors and critics of one agent's inputs get ids last."""
-        ids, given = {}, inputs
-        if self.share:
-            x = inputs[0]
-            own = torch.eye(N, dtype=x.dtype).expand(len(x), N, N) if self.joint else inputs[-1]
-            ids, given = {"agent_ids": own.flatten(0, 1)}, inputs if self.joint else inputs[:-1]
-        outputs = self.call(self.policy, *(x.flatten(1) if self.joint else self._by_key(x) for x in given), **ids)
-        if self.share:
-            return outputs[KEYS[0]].unflatten(0, (-1, N))
-        return torch.stack([outputs[key] for key in KEYS], 1)
+        """``[B, n, F]`` and further inputs per agent, of which the last is the ids, but for joint critics."""
+        x = inputs[0]
+        ids = torch.eye(N, dtype=x.dtype).expand(len(x), N, N) if self.joint else inputs[-1]
+        given = [x.flatten(1) for x in inputs] if self.joint else [{KEYS[0]: x.flatten(0, 1)} for x in inputs[:-1]]
+        return self.call(self.policy, *given, agent_ids=ids.flatten(0, 1))[KEYS[0]].unflatten(0, (-1, N))
+
+
+class Keyed(nn.Module):
+    """A policy with a network for each agent, as a function of dicts keyed by agent."""
+
+    def __init__(self, policy: nn.Module, call: Call, joint: bool) -> None:
+        super().__init__()
+        self.policy, self.call, self.joint = policy, call, joint
+
+    def forward(self, *inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        """``{agent: [B, F]}``; a joint critic gets the inputs of all agents in one row."""
+        given = [torch.cat([x[key] for key in KEYS], -1) for x in inputs] if self.joint else inputs
+        return self.call(self.policy, *given)
 
 
 class Talking(nn.Module):
@@ -125,7 +130,7 @@ def _networks(keys: list[str], inputs: int) -> nn.ModuleDict:
     return nn.ModuleDict({key: Basic_MLP((inputs,), [H], activation=nn.Tanh, device="cpu") for key in keys})
 
 
-def _of(kind: Any, call: Call, share: bool, space: Any, critic: int = 0, joint: bool = False) -> Wrapped:
+def _of(kind: Any, call: Call, share: bool, space: Any, critic: int = 0, joint: bool = False) -> nn.Module:
     keys = KEYS[:1] if share else KEYS
     how: dict[str, Any] = {
         "action_space": dict.fromkeys(keys, space),
@@ -146,7 +151,7 @@ def _of(kind: Any, call: Call, share: bool, space: Any, critic: int = 0, joint: 
         how |= {"actor_hidden_size": [H], "critic_hidden_size": [H]}
     if kind is Gaussian_Basic_ISAC_Policy:
         how |= {"activation_action": nn.Tanh}
-    return Wrapped(kind(**how), call, share, joint)
+    return (Shared if share else Keyed)(kind(**how), call, joint)
 
 
 def _second(policy: Any, *inputs: Any, **ids: Any) -> dict[str, Tensor]:
@@ -199,13 +204,17 @@ def cases() -> Iterator[Case]:
             )
             # With shared parameters an actor is one network: two threads disturb each other only in a race.
             skip = ["threads_agree"] if share and not joint else []
+            example: Any = tuple(torch.zeros(2, N, size) for size in sizes)
+            if not share:
+                example = tuple({key: torch.zeros(2, size) for key in KEYS} for size in sizes)
             how: dict[str, Any] = {
                 "n_agents": N,
+                "agents": None if share else KEYS,
                 "sharing": "shared" if share else "independent",
                 "centralized": joint,
                 "ids": share and joint,
                 "samples": call is _actions,
-                "example": tuple(torch.zeros(2, N, size) for size in sizes),
+                "example": example,
                 "skip": skip,
             }
             name = f"{'Gaussian ' if 'gaussian' in kind.__module__ else ''}{kind.__name__}"
