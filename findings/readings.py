@@ -93,8 +93,8 @@ READINGS: dict[str, dict[str, dict[str, str]]] = {
     "xuance": {
         "MAAC_Policy": {
             "copies_are_whole": (
-                "A policy that has been called cannot be deepcopied: its actor keeps the last distribution, with its "
-                "autograd graph."
+                "A policy that has been called with gradients cannot be deepcopied: its actor keeps the last "
+                "distribution, with its autograd graph."
             ),
             "threads_agree": (
                 "An actor returns the same distribution object at every call, and each call changes it: the result of"

@@ -104,18 +104,18 @@ def _key(finding: Finding) -> tuple[str, str, str]:
 
 
 # Laws that fail for every module of one agent, if for one.
-_OF_COPIES = ("copies_are_whole", "threads_agree")
+_OF_EVERY = ("copies_are_whole", "nothing_is_changed", "threads_agree")
+# Where a number is stored, and which it is.
+_PLACES = re.compile(r"\[[^]]*\]|\([0-9]+ differ\)|(params|_empty_net)\.|'[^']*\.[^']*'|[-+]?[0-9][0-9.e+-]*")
 
 
 def _symptom(finding: Finding) -> tuple[str, ...]:
     """Findings with equal keys are one symptom: numbers, and where parameters are stored, make no difference."""
-    own = (finding["about"].startswith("subclass") and finding["law"] not in _OF_COPIES) or finding[
-        "law"
-    ] == "randomness_has_one_meaning"
-    kind = finding["about"].split(",")[0] if own else ""
-    why = re.sub(r"(params|_empty_net)\.|'[^']*\.[^']*'|[-+]?[0-9][0-9.e+-]*", "", finding["why"])
+    law, about = finding["law"], finding["about"]
+    by_kind = law == "randomness_has_one_meaning" or (about.startswith("subclass") and law not in _OF_EVERY)
     # Threads interfere at any place, so the kind of the exception means nothing.
-    return *map(str, _key(finding)), kind, "" if finding["law"] == "threads_agree" else why
+    why = "" if law == "threads_agree" else _PLACES.sub("", finding["why"])
+    return *_key(finding), about.split(",")[0] if by_kind else "", why
 
 
 def _groups(findings: list[Finding], key: Any) -> list[list[Finding]]:
