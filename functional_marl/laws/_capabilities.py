@@ -10,6 +10,7 @@ from torch import Tensor
 
 from functional_marl._network import Network
 from functional_marl.laws._law import Capability
+from functional_marl.laws._module_facts import follows_the_seed
 from functional_marl.laws._module_subject import ModuleSubject
 from functional_marl.laws._network_subject import NetworkSubject
 
@@ -90,6 +91,11 @@ FLOATS = Capability(
 )
 EVALUATION = Capability("evaluation", lambda s: not s.train, "it is about evaluation only")
 REPEATABLE = Capability("calls that draw nothing", lambda s: s.repeatable, "calls draw random numbers")
+SEEDED = Capability(
+    "calls that follow the seed",
+    _of_modules(lambda s: follows_the_seed(s.host, s.train)),
+    "calls under one seed differ: see results_follow_the_seed",
+)
 REPEATABLE_IF_IT_RUNS = Capability(
     "calls that draw nothing", lambda s: s.fault is not None or s.repeatable, REPEATABLE.reason
 )

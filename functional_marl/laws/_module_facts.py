@@ -15,7 +15,16 @@ from functional_marl.laws._compare import gap
 from functional_marl.laws._module_case import ModuleCase
 from functional_marl.laws._module_under_test import ModuleUnderTest
 
-__all__ = ["draws_here", "fact", "gives_numbers", "mixes_rows", "repeats", "samples", "trains_otherwise"]
+__all__ = [
+    "draws_here",
+    "fact",
+    "follows_the_seed",
+    "gives_numbers",
+    "mixes_rows",
+    "repeats",
+    "samples",
+    "trains_otherwise",
+]
 
 
 def fact(host: ModuleUnderTest, name: str, train: bool, find: Callable[[], bool]) -> bool:
@@ -27,7 +36,12 @@ def fact(host: ModuleUnderTest, name: str, train: bool, find: Callable[[], bool]
 
 def repeats(host: ModuleUnderTest, train: bool) -> bool:
     """Whether calls give the same under one seed, and under others."""
-    return fact(host, "repeats", train, lambda: not samples(host, train) and _same_again(host, train))
+    return not samples(host, train) and follows_the_seed(host, train)
+
+
+def follows_the_seed(host: ModuleUnderTest, train: bool) -> bool:
+    """Whether calls give the same under one seed."""
+    return fact(host, "follows the seed", train, lambda: _same_again(host, train))
 
 
 def samples(host: ModuleUnderTest, train: bool) -> bool:

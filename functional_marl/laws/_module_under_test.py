@@ -52,6 +52,11 @@ def is_lazy(leaf: Any) -> bool:
     return leaf is not None and nn.parameter.is_lazy(leaf)
 
 
+def _has_numbers(leaf: Tensor) -> bool:
+    """Whether a leaf has numbers; one of a template on the meta device has none."""
+    return not is_lazy(leaf) and not leaf.is_meta
+
+
 class ModuleUnderTest:
     """A module and what is claimed of it; laws call it through this alone.
 
@@ -315,12 +320,12 @@ class ModuleUnderTest:
 
     def params(self) -> dict[str, Tensor]:
         """The float parameters by name."""
-        found = {name: leaf for name, leaf in self.module.named_parameters() if not is_lazy(leaf)}
+        found = {name: leaf for name, leaf in self.module.named_parameters() if _has_numbers(leaf)}
         return {name: leaf for name, leaf in found.items() if leaf.is_floating_point()}
 
     def buffers(self) -> dict[str, Tensor]:
         """The buffers by name."""
-        return {name: leaf for name, leaf in self.module.named_buffers() if not is_lazy(leaf)}
+        return {name: leaf for name, leaf in self.module.named_buffers() if _has_numbers(leaf)}
 
     def _slots(self) -> dict[str, Sharing] | None:
         """The claimed slot map of every parameter and, where the claim says one, of every buffer; None: no claim."""
