@@ -62,6 +62,11 @@ LOCAL = Capability(
     lambda s: all(heard == {agent} for agent, heard in enumerate(s.hears)),
     "agents see or hear each other",
 )
+NOT_ONE_CLASS = Capability(
+    "several classes of agents",
+    lambda s: isinstance(s, NetworkSubject) or len(s.classes()) > 1,
+    "all agents share everything: shared_equivariance is about them",
+)
 CENTRALIZED = Capability("a centralized network", lambda s: s.centralized, "the module is not centralized")
 GRAPH = Capability(
     "agents that do not hear all others",
@@ -152,6 +157,7 @@ NO_SAMPLER = Capability(
     _of_modules(lambda s: not s.host.claims.samples),
     "samples= claims that evaluation draws",
 )
+IDS = Capability("ids of agents", _of_modules(lambda s: s.host.claims.ids), "no ids are claimed")
 NO_MEMORY = Capability(
     "calls that are claimed to keep nothing",
     _of_modules(lambda s: not s.host.claims.memory),

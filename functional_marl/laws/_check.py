@@ -86,7 +86,7 @@ def laws_named(laws: str | Sequence[str]) -> list[Law]:
         CheckError: a name that no law or topic has.
     """
     every = [law for law in LAWS.values() if issubclass(law.about, Subject)]
-    every.sort(key=lambda law: (not law.first, law.number, law.name))
+    every.sort(key=lambda law: (law.first or len(every), law.number, law.name))
     if laws == "all":
         return every
     if laws == "default":
@@ -246,6 +246,8 @@ def check(
     gradient_reaches_own_slot: agents 0 and 1 both train weight[0, 0] (8 of 8 numbers),
     and the claim [0, 1] keeps them apart
     """
+    if examples < 1:
+        raise CheckError(f"examples: expected 1 or more, got {examples}")
     chosen, left_out = laws_named(laws), {law.name for law in laws_named(list(skip))}
     host = _under_test(subject, _claims(claims, stated), seed)
     if not isinstance(host.module, NetworkModule):
@@ -257,7 +259,7 @@ def check(
     facts, modes = _facts(host, train), _modes(host, train)
     for law in progress([law for law in chosen if law.name not in left_out]):
         # what only slots can tell is the same in every mode
-        for mode in modes if law.is_about(ModuleSubject) else modes[:1]:
+        for mode in [False] if law.own_modes or not law.is_about(ModuleSubject) else modes:
             before = Snapshot(host.module)
             verdicts.append(checking.verdict(law, host, mode))
             if host.build is not None and before.changed():  # a module that cannot be restored is built again
@@ -294,6 +296,9 @@ def _facts(host: ModuleUnderTest, train: bool | None) -> dict[str, Any]:
     elif host.params():
         found = inferred(host, bool(train))
         facts["inferred"] = found.sharing or {leaf.name: str(leaf) for leaf in found.leaves}
+        idle = [leaf.name for leaf in found.leaves if not leaf.sets and host.params()[leaf.name].requires_grad]
+        if idle and len(idle) < len(found.leaves):
+            facts["trained by no agent"] = ", ".join(idle)
     spec, claims = host.claims.sharing, host.claims
     if spec is not None:
         facts["sharing"] = f"{_sharing_words(spec)} (claimed by {host.claimed_by})"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
@@ -133,6 +134,12 @@ class ModuleCase:
         ``others`` is the seed of Python's and numpy's generators, where it is not that of torch's.
         """
         return self.by_agent(self._run(train, fold, others))
+
+    def own_parts(self, outputs: list[Tree]) -> list[Tree]:
+        """Of each agent's outputs those with an axis of agents, where there are such."""
+        places = self.host.out_places
+        own = [[p.dim is not None for p in places if p.dim is None or agent in p.members] for agent in range(self.n)]
+        return [list(itertools.compress(mine, kept)) for mine, kept in zip(outputs, own, strict=True)]
 
     def trained(self) -> tuple[list[Tree], dict[str, Tensor]]:
         """Each agent's outputs of a call in training, and the buffers afterwards."""

@@ -225,9 +225,15 @@ class ModuleSubject(ModuleCase, Subject):
         return replace(self, numbers=other.numbers)
 
     def stepped(self, loss: Callable[[list[Tree]], Tensor]) -> ModuleSubject:
-        """The subject after a step of training, in which each number moves by at most a twentieth."""
+        """The subject after a step of training, in which each number moves by at most a twentieth.
+
+        Where the module raises in training, as under ``randomness="error"``, the gradient is that of evaluation.
+        """
         watched, gradients = self.watching_parameters()
-        outputs, buffers = watched.trained()
+        try:
+            outputs, buffers = watched.trained()
+        except Exception:
+            outputs, buffers = watched.outputs(train=False), dict[str, Tensor]()
         found, params = gradients(loss(outputs)), self.host.params()
         # Each number for itself: what an agent's numbers become must not depend on the size of another's gradient.
         moved = {name: params[name].detach() - _STEP * g / (g.abs() + 1e-3) for name, g in found.items()}

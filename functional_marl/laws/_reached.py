@@ -91,10 +91,17 @@ def _agents(agents: Sequence[int]) -> str:
 
 @dataclass(frozen=True)
 class Inferred:
-    """What a module shares: one :class:`Reached` a parameter."""
+    """What a module shares: one :class:`Reached` a parameter, and a buffer that training writes.
+
+    Args:
+        n_agents: the number of agents.
+        leaves: which agents train which elements.
+        constants: which agents read which elements of what no training moves.
+    """
 
     n_agents: int
     leaves: tuple[Reached, ...]
+    constants: tuple[Reached, ...] = ()
 
     def __getitem__(self, name: str) -> Reached:
         return next(leaf for leaf in self.leaves if leaf.name == name)
@@ -144,11 +151,10 @@ class Inferred:
     @property
     def apart(self) -> list[list[tuple[str, tuple[Any, ...]]]] | None:
         """For each agent the parts that it uses, ``(parameter, index)``; None where they do not line up."""
-        if not all(leaf.lines_up for leaf in self.leaves):
+        every = (*self.leaves, *self.constants)
+        if not all(leaf.lines_up for leaf in every):
             return None
-        parts = [
-            [(leaf.name, own) for leaf in self.leaves if (own := leaf.own(i)) is not None] for i in range(self.n_agents)
-        ]
+        parts = [[(leaf.name, own) for leaf in every if (own := leaf.own(i)) is not None] for i in range(self.n_agents)]
         return parts if len({len(own) for own in parts}) == 1 else None
 
     def tabulate(self) -> str:

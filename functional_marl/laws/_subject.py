@@ -256,6 +256,10 @@ class Subject(ABC):
         """The same, evaluated in each way that there is, by the name of that way."""
         return {"": self}
 
+    def own_parts(self, outputs: list[Tree]) -> list[Tree]:
+        """Of each agent's outputs those that are its own, and not the same for all agents."""
+        return outputs
+
     def loss(self, outputs: Tree) -> Tensor:
         """A generic smooth number made of all float and complex leaves of a tree: no weight of it is zero."""
         return generic_loss(outputs, self.seed)

@@ -48,16 +48,16 @@ _CALLS = (RUNS, NUMBERS, SEVERAL_AGENTS, AGENTS_IN_OUTPUTS)
 
 def _depends_only_on_heard(s: Subject) -> None:
     """Raise if an agent's output changes with the input of one that it does not hear, in value or in gradient."""
-    before, other = s.outputs(), s.redrawn(s.seed + 1000)
+    before, other = s.own_parts(s.outputs()), s.redrawn(s.seed + 1000)
     for j in s.agents:
-        after = s.with_agent(j, other).outputs()
+        after = s.own_parts(s.with_agent(j, other).outputs())
         for i in range(s.n):
             if j not in s.hears[i]:
                 agree(after[i], before[i], f"agent {i}'s output when agent {j}'s input changes")
     if not s.inputs_are_float or not s.carries_gradients:
         return
     watched, gradients = s.watching_inputs()
-    outputs = watched.outputs()
+    outputs = s.own_parts(watched.outputs())
     for i in s.agents:
         rows = gradients(s.loss(outputs[i]))
         for j in range(s.n):
@@ -170,7 +170,7 @@ def _belongs_to_all(leaf: Reached, agents: tuple[int, ...], slots: list[int]) ->
     for i in agents:
         for j in range(len(slots)):
             if j not in agents and slots[i] == slots[j]:
-                broken(f"agents {i} and {j}: {i} alone can {verb} {where}, and the claim {slots} shares it")
+                broken(f"agents {i} and {j}: {i} can {verb} {where} and {j} cannot, and the claim {slots} shares it")
 
 
 def _trained_by(s: NetworkSubject, agents: Sequence[int], train: bool) -> tuple[dict[int, Tree], dict[str, Tensor]]:

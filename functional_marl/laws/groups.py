@@ -145,7 +145,7 @@ def group_map_is_the_callers(case: Named) -> None:
     for members in case.ops.group_map(mine, given).values():
         members.append("intruder")
     if mine != case.names:
-        broken(f"the caller's names {case.names} became {mine}")
+        broken(f"the map returns the caller's own list: the caller's names {case.names} became {mine}; copy it")
     if isinstance(given, Mapping) and given != case.grouping:
         broken(f"the caller's group map {case.grouping} became {given}")
 

@@ -47,7 +47,7 @@ __all__ = [
 ]
 
 
-@law(48, RUNS, first=True)
+@law(48, RUNS, first=1)
 def outputs_are_numbers(s: Subject) -> None:
     """y_i is NaN only where f(θ_i, x_i) is.
 
@@ -71,7 +71,7 @@ def _nan_alone(s: Subject, agent: int) -> bool:
     return any(leaf.is_floating_point() and bool(leaf.isnan().any()) for leaf in found)
 
 
-@law(48, MODULE, RUNS, EVALUATION, NO_MEMORY, first=True)
+@law(48, MODULE, RUNS, NUMBERS, NO_MEMORY, first=4, own_modes=True)
 def calls_leave_no_memory(s: ModuleSubject) -> None:
     """f(x), f(x'), f(x) give y, y', y in evaluation.
 
@@ -98,7 +98,7 @@ def calls_leave_no_memory(s: ModuleSubject) -> None:
                 raise Broken(f"{error}{kept_in}") from None
 
 
-@law(48, RUNS, cost=2)
+@law(48, RUNS, NUMBERS, own_modes=True, cost=2)
 def nothing_is_changed(s: NetworkSubject | ModuleSubject) -> None:
     """f(P, B, x) leaves P, x and, in evaluation, B as they are, also where f raises.
 

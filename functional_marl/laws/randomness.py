@@ -15,7 +15,6 @@ from functional_marl._pytrees import Params, Tree, flatten
 from functional_marl.laws._capabilities import (
     AGENTS_IN_OUTPUTS,
     DRAWS_IN_TRAINING,
-    EVALUATION,
     LOCAL,
     MODULE,
     NO_SAMPLER,
@@ -42,7 +41,7 @@ __all__ = [
 ]
 
 
-@law(41, RUNS, EVALUATION, first=True)
+@law(41, RUNS, first=2, own_modes=True)
 def results_follow_the_seed(s: Subject) -> None:
     """seed = seed' implies equal outputs, in evaluation and in training.
 
@@ -74,7 +73,7 @@ def _leaves_the_seed(s: ModuleSubject, train: bool) -> None:
         broken(f"torch's generator after calls under two seeds, train={train}: expected different states, got the same")
 
 
-@law(41, MODULE, RUNS, EVALUATION, NO_SAMPLER, first=True)
+@law(41, MODULE, RUNS, NO_SAMPLER, first=3, own_modes=True)
 def evaluation_draws_nothing(s: ModuleSubject) -> None:
     """y does not depend on the seed where train = False.
 
@@ -96,6 +95,7 @@ def evaluation_draws_nothing(s: ModuleSubject) -> None:
     AGENTS_IN_OUTPUTS,
     DRAWS_IN_TRAINING,
     RANDOMNESS_CLAIM,
+    own_modes=True,
     whole_batch=True,
     cost=2,
 )

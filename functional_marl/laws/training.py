@@ -93,7 +93,7 @@ def slots_stay_together(s: NetworkSubject) -> None:
                 agree(trees[i][name], stepped.params[name][slot], where, exact=True)
 
 
-@law(25, *_TRAINS, APART, LOCAL, REPEATABLE)
+@law(25, *_TRAINS, APART, LOCAL, REPEATABLE, own_modes=True)
 def training_others_changes_nothing(s: Subject) -> None:
     """σ(i) ∩ σ(j) = ∅ implies that y_i after a step of training does not change with the x_j that it trained on.
 
