@@ -241,7 +241,7 @@ def patterns(draw: st.DrawFn) -> Patterns:
     """Leaf names and mappings of patterns, most of which fit them."""
     names = draw(st.lists(st.sampled_from(_LEAVES), min_size=1, unique=True))
     n = draw(st.integers(1, 3))
-    one = st.sampled_from(["shared", "independent"]) | sharings(n).map(lambda sharing: list(sharing))
+    one = st.sampled_from(["shared", "independent"]) | sharings(n, spare=False).map(lambda sharing: list(sharing))
     known = st.sampled_from([*names, *(f"{name.split('.')[0]}.*" for name in names), "*.weight", "[01]*", "?.*"])
     chosen = draw(st.lists(known, max_size=2, unique=True))
     chosen += ["*"] if draw(st.booleans()) else []
