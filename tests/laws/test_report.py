@@ -64,7 +64,6 @@ inferred: independent
 local_jacobian
   An agent's output depends on its own input alone.
   found: agent 0's output changes with agent 1's input
-      ∂y_i / ∂x_j = 0
   smallest case: agents 0, 1; rows 1; seed 7
   reproduce:
       import torch
