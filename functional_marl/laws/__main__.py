@@ -91,7 +91,11 @@ def _add_claims(group: Any) -> None:
     )
     add("--rounds", type=int, default=1, help="rounds of messages over that graph; default 1")
     add("--ids", action="store_true", help="a shared network adds ids or embeddings of agents of its own")
-    add("--agents", metavar="NAMES", help="names with commas: inputs and outputs are dicts keyed by agent")
+    add(
+        "--agents",
+        metavar="NAMES",
+        help="names with commas: inputs and outputs are dicts keyed by agent; a number: lists, one entry an agent",
+    )
     add("--groups", type=_groups, help="sizes of groups, as walker=2,runner=1, for dicts of groups")
     add("--agent-dim", default="-2", help="where inputs have the agents: an int, or JSON; default -2")
     add("--out-agent-dim", help="where outputs have them; by default where the first input does; null: nowhere")
@@ -166,8 +170,13 @@ def _sharing(text: str | None) -> Any:
         raise CheckError(f"--sharing: expected shared, independent or slots as 0,0,1, got {text!r}") from None
 
 
+def _agents(text: str | None) -> list[str] | int | None:
+    """Names with commas, or a number."""
+    return None if text is None else int(text) if text.isdecimal() else text.split(",")
+
+
 def _claims(options: argparse.Namespace) -> Claims:
-    agents = None if options.agents is None else options.agents.split(",")
+    agents = _agents(options.agents)
     where: dict[str, Any] = {}
     if options.out_agent_dim is not None:
         where["out_agent_dim"] = _json(options.out_agent_dim, "--out-agent-dim", object)

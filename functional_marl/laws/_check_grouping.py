@@ -40,7 +40,7 @@ def check_grouping(function: Callable[[list[str]], Groups] | Groups, names: Sequ
 
     def verdict(law: Law) -> Verdict:
         for count in counts:
-            case = Named(list(names[:count]), None, replace(LIBRARY, group_map=grouped))
+            case = Named(list(names[:count]), ready or None, replace(LIBRARY, group_map=grouped))
             try:
                 law(case)
             except LawViolation as violation:

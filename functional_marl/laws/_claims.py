@@ -37,7 +37,8 @@ class Claims:
             each agent the agents that it hears, ``[[1], [0, 2], [1]]``.
         rounds: how many rounds of messages there are over that graph.
         ids: a shared network adds one-hot ids of agents, or learned embeddings, of its own.
-        agents: the agents' names, where inputs and outputs are dicts keyed by them: ``{agent: obs}``.
+        agents: the agents' names, where inputs and outputs are dicts keyed by them: ``{agent: obs}``; or how many there
+            are, where inputs and outputs are lists with one entry an agent: ``[obs_0, obs_1]``.
         groups: ``{group: number of agents}`` for dicts ``{group: [*B, n_g, F]}``; agents are numbered in this order.
         agent_dim: where inputs have the agents: an int, resolved on the first input, or a tree of positions over the
             example; None for what all agents see.
@@ -65,7 +66,7 @@ class Claims:
     communication: bool | Sequence[Sequence[int]] | None = None
     rounds: int = 1
     ids: bool = False
-    agents: Sequence[str] | None = None
+    agents: Sequence[str] | int | None = None
     groups: Mapping[str, int] | None = None
     agent_dim: Any = -2
     out_agent_dim: Any = AUTO
@@ -99,9 +100,11 @@ class Claims:
         if self.agents is not None:
             self._check_names(self.agents)
 
-    def _check_names(self, names: Sequence[str]) -> None:
+    def _check_names(self, names: Sequence[str] | int) -> None:
+        if isinstance(names, int):
+            names = [f"agent_{k}" for k in range(names)]
         if isinstance(names, str) or len(set(names)) != len(names) or not names:
-            raise CheckError(f"agents: expected a list of different names, got {names!r}")
+            raise CheckError(f"agents: expected a list of different names, or a number, got {names!r}")
         if self.groups is not None:
             raise CheckError("agents: expected None beside groups=: inputs are keyed by agent or by group")
         if self.n_agents not in (None, len(names)):

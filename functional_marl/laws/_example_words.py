@@ -16,8 +16,10 @@ __all__ = ["example_of"]
 _KINDS = {"float": torch.float32, "double": torch.float64, "int": torch.int64, "bool": torch.bool}
 
 
-def example_of(words: Sequence[str], tensordict: bool, agents: Sequence[str] | None) -> Any:
-    """A tensor, a tuple, a dict (dots nest) or a TensorDict; an input without a name is that of every agent.
+def example_of(words: Sequence[str], tensordict: bool, agents: Sequence[str] | int | None) -> Any:
+    """A tensor, a tuple, a dict (dots nest) or a TensorDict; if ``agents`` is a number, a list with one input an agent.
+
+    With names of agents, an input without a name is that of every agent.
 
     Raises:
         CheckError: a word is no shape, or some inputs have names and some have none.
@@ -31,6 +33,8 @@ def example_of(words: Sequence[str], tensordict: bool, agents: Sequence[str] | N
         raise CheckError("--input: expected the shape of an example input, such as 4,3,6")
     inputs = [_input(text) for text in words]
     if not any(name for name, _ in inputs):
+        if isinstance(agents, int):
+            return [inputs[k % len(inputs)][1] for k in range(agents)]
         if agents is not None:
             inputs = [(agent, leaf) for _, leaf in inputs for agent in agents]
         else:

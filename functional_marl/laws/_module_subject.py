@@ -187,7 +187,8 @@ class ModuleSubject(ModuleCase, Subject):
             rows: list[dict[str, Tensor]] = []
             for agent in range(self.n):
                 parts = {place.name: place.of(agent, g) for (place, _), g in zip(places, found, strict=True)}
-                rows.append({name: g for name, g in parts.items() if g is not None})
+                # 0 times infinity, as where a mask goes through a logarithm, shows no dependence
+                rows.append({name: torch.where(g.isnan(), 0, g) for name, g in parts.items() if g is not None})
             return rows
 
         return watched, gradients

@@ -15,6 +15,7 @@ from functional_marl._pytrees import Tree, flatten, is_tensordict, leaf_names, p
 from functional_marl._randomness.rng_state import rng_states, same_states
 from functional_marl._sharing import Sharing, SharingSpec, resolve
 from functional_marl.laws._agent_dicts import keyed_by_agent
+from functional_marl.laws._agent_lists import listed_by_agent
 from functional_marl.laws._claims import AUTO, Claims
 from functional_marl.laws._functions import function_module
 from functional_marl.laws._network_module import NetworkModule, as_module
@@ -107,9 +108,11 @@ class ModuleUnderTest:
     def _keyed(self, module: nn.Module, claims: Claims) -> tuple[nn.Module, Claims]:
         """Dicts keyed by agent as an axis of agents, or as groups of agents with inputs of one form."""
         assert claims.agents is not None
-        kwargs = dict(claims.kwargs)
+        kwargs, agents, given = dict(claims.kwargs), claims.agents, claims.example
+        if isinstance(agents, int):
+            module, agents, given = listed_by_agent(module, agents, given)
         keyed, example, groups, self.names = keyed_by_agent(
-            module, claims.agents, claims.example, claims.batch_dims, kwargs=kwargs, select=claims.select
+            module, agents, given, claims.batch_dims, kwargs=kwargs, select=claims.select
         )
         places: dict[str, Any] = {
             "agent_dim": keyed.agent_dim if type(claims.example) is tuple else keyed.agent_dim[0],
@@ -160,10 +163,8 @@ class ModuleUnderTest:
             raise CheckError(f"batch_dims: expected at most the {most} axes ahead of the agents, got {self.batch_dims}")
         of_agents = [leaf for leaf, place in zip(leaves, self.places, strict=True) if place.dim is not None]
         self.batch = tuple((of_agents or leaves)[0].shape[: self.batch_dims])
+        # A hidden state [layers, B, n, H] has its batch elsewhere: only the whole batch of the example goes in.
         self.batched = [tuple(leaf.shape[: self.batch_dims]) == self.batch for leaf in leaves]
-        for name, leaf, place, has in zip(names, leaves, self.places, self.batched, strict=True):
-            if place.dim is not None and not has:
-                raise CheckError(f"{name}: expected the batch axes {list(self.batch)} in front, got {list(leaf.shape)}")
 
     def _input_dims(self, tree: Tree) -> list[int | None]:
         agent_dim, example = self.claims.agent_dim, self.claims.example
@@ -337,7 +338,9 @@ def _with_statements(claims: Claims, stated: Mapping[str, Any]) -> Claims:
     Raises:
         CheckError: they disagree about the number of agents.
     """
-    n_agents = len(claims.agents) if claims.agents is not None and claims.n_agents is None else claims.n_agents
+    n_agents = claims.n_agents
+    if n_agents is None and claims.agents is not None:
+        n_agents = claims.agents if isinstance(claims.agents, int) else len(claims.agents)
     if n_agents is not None and stated.get("n_agents", n_agents) != n_agents:
         raise CheckError(f"n_agents: the module has {stated['n_agents']} agents, and n_agents={n_agents}")
     sharing = stated.get("sharing") if claims.sharing is None else claims.sharing

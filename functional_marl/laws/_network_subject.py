@@ -16,7 +16,7 @@ from functional_marl.laws._compare import broken
 from functional_marl.laws._operations import LIBRARY, Operations
 from functional_marl.laws._subject import Gradients, InputGradients, Subject
 
-__all__ = ["NetworkSubject", "moved"]
+__all__ = ["NetworkSubject"]
 
 
 @dataclass(frozen=True)
@@ -195,24 +195,6 @@ class NetworkSubject(Subject):
         batch = (*self.batch[:axis], count, *self.batch[axis + 1 :])
         return replace(self, inputs=inputs, kwargs=cut(dict(self.kwargs), self.dims[-1]), batch=batch)
 
-    def without_batch_axes(self, count: int) -> NetworkSubject:
-        """The same without the first batch axes, each of size one; outputs have the agents where the first input has.
-
-        The agents go to the places that are left of those where they were.
-        """
-        batch = self.batch[count:]
-
-        def squeeze(tree: Tree, dim: int | None) -> Tree:
-            index = (*(() if dim is None else (slice(None),)), *(0,) * count)
-            return tree_map(lambda leaf: leaf[index], tree)
-
-        inputs = tuple(map(squeeze, self.inputs, self.dims[:-1]))
-        kwargs = squeeze(dict(self.kwargs), self.dims[-1])
-        dims = tuple(None if dim is None else min(dim, len(batch)) for dim in self.dims)
-        position = next(dim for dim in dims if dim is not None)
-        net = self.net.replace(agent_dim=dims if kwargs else dims[:-1], out_agent_dim=None)
-        return replace(self, net=net, inputs=inputs, kwargs=kwargs, dims=dims, out_dim=position, batch=batch)
-
     def watching_inputs(self) -> tuple[NetworkSubject, InputGradients]:
         """The same with inputs that want gradients, and from a loss to each agent's gradients by name of the input."""
         watched = self.mapped(lambda leaf: leaf.clone().requires_grad_() if leaf.is_floating_point() else leaf)
@@ -242,12 +224,6 @@ class NetworkSubject(Subject):
 
         net = self.net.replace(sharing="independent")
         return replace(self, net=net, params=rows(self.params), state=rows(self.state))
-
-    def keeping(self, agents: Sequence[int]) -> NetworkSubject:
-        """Only these agents, with their slots and inputs."""
-        slots = {name: Sharing([s[i] for i in agents], s.n_slots) for name, s in self.slots.items()}
-        net = self.net.replace(n_agents=len(agents), sharing=slots)
-        return replace(self.taking(agents), net=net)
 
     def with_numbers_of(self, other: Self) -> Self:
         """The same inputs with the parameters and buffers of another subject."""
@@ -411,15 +387,3 @@ def _shuffled(given: list[int], rng: random.Random) -> list[int]:
     shuffled = list(given)
     rng.shuffle(shuffled)
     return shuffled if shuffled != given else [*given[1:], *given[:1]]
-
-
-def moved(leaves: Params, generator: torch.Generator) -> Params:
-    """Floats a random factor and step from where they start, integers a few up: no two slots agree."""
-    moved: Params = {}
-    for name, leaf in leaves.items():
-        if leaf.is_floating_point():
-            factor, step = torch.randn((2, *leaf.shape), generator=generator, dtype=torch.float64)
-            moved[name] = leaf * torch.exp(0.25 * factor) + 0.25 * step * step
-        else:
-            moved[name] = leaf + torch.randint(1, 100, leaf.shape, generator=generator)
-    return moved

@@ -11,8 +11,9 @@ from functional_marl._pytrees import Tree, flatten, tree_map
 from functional_marl._strategies import supports
 from functional_marl.laws._module_subject import ModuleSubject
 from functional_marl.laws._network_module import NetworkModule
-from functional_marl.laws._network_subject import NetworkSubject, moved
+from functional_marl.laws._network_subject import NetworkSubject
 from functional_marl.laws._subject import CheckError
+from functional_marl.laws._zoo_subject import moved
 
 __all__ = ["network_view"]
 

@@ -213,6 +213,7 @@ def _violation(verdict: Verdict) -> list[str]:
         lines += _wrapped(f"  {' '.join(verdict.statement.split())}", "  ")
     found = re.sub(rf"^(law \d+ \()?{re.escape(verdict.law)}\)?: ", "", verdict.why)
     first, *rest = textwrap.dedent(found).splitlines() or [""]
+    rest = rest[:-1] if verdict.statement else rest  # the last line is the law in mathematics
     lines += [*_wrapped(f"  found: {first}", "      "), *(f"      {line.strip()}" for line in rest)]
     if verdict.case:
         lines += _wrapped(f"  smallest case: {_shown(verdict.case)}", "      ")

@@ -270,10 +270,14 @@ class Subject(ABC):
 
 
 def generic_loss(outputs: Tree, seed: int) -> Tensor:
-    """A smooth number made of all float leaves of a tree, with weights under a seed, none of which is zero."""
+    """A smooth number made of all float leaves of a tree, with weights under a seed, none of which is zero.
+
+    Infinite numbers, such as the logits of masked actions, count for nothing and get no gradient.
+    """
     weights, total = torch.Generator().manual_seed(seed), torch.zeros((), dtype=torch.float64)
     for leaf in flatten(outputs)[0]:
         if isinstance(leaf, Tensor) and leaf.is_floating_point():
             weight = (torch.rand(leaf.shape, generator=weights, dtype=torch.float64) + 0.5).to(leaf.device)
-            total = total + (weight * (leaf + leaf * leaf)).sum().to(total.device)
+            finite = torch.where(leaf.isfinite(), leaf, 0)
+            total = total + (weight * (finite + finite * finite)).sum().to(total.device)
     return total

@@ -131,10 +131,29 @@ def _rows_without_axes(s: NetworkSubject, outputs: Sequence[Tree]) -> None:
     row, index = s, (0,) * free
     for axis in range(free):
         row = row.rows(axis, 0, 1)
-    row = row.without_batch_axes(free)
+    row = _without_batch_axes(row, free)
     for i, output in enumerate(row.outputs()):
         want = tree_map(lambda leaf: leaf[index], outputs[i])
         agree(output, want, f"row {list(index)} of the batch {list(s.batch)}, without batch axes, agent {i}: output")
+
+
+def _without_batch_axes(s: NetworkSubject, count: int) -> NetworkSubject:
+    """The same without the first batch axes, each of size one; outputs have the agents where the first input has.
+
+    The agents go to the places that are left of those where they were.
+    """
+    batch = s.batch[count:]
+
+    def squeeze(tree: Tree, dim: int | None) -> Tree:
+        index = (*(() if dim is None else (slice(None),)), *(0,) * count)
+        return tree_map(lambda leaf: leaf[index], tree)
+
+    inputs = tuple(map(squeeze, s.inputs, s.dims[:-1]))
+    kwargs = squeeze(dict(s.kwargs), s.dims[-1])
+    dims = tuple(None if dim is None else min(dim, len(batch)) for dim in s.dims)
+    position = next(dim for dim in dims if dim is not None)
+    net = s.net.replace(agent_dim=dims if kwargs else dims[:-1], out_agent_dim=None)
+    return replace(s, net=net, inputs=inputs, kwargs=kwargs, dims=dims, out_dim=position, batch=batch)
 
 
 @law(37, RUNS, NUMBERS, EVALUATION, ANY_BATCH_AXES, REPEATABLE)

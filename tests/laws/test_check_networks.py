@@ -75,7 +75,7 @@ def test_a_wrong_module_of_a_functional_network_breaks_our_own_laws() -> None:
     report = check((net, fm.init_params(net, 0)), example=X, laws="agents_are_networks", **QUICK)
     assert report["agents_are_networks"].verdict == "violated"
     assert report["agents_are_networks"].snippet.endswith("seed=0)))")
-    names: dict[str, Any] = {"net": net, "params": fm.init_params(net, 0), "torch": torch}
+    names: dict[str, Any] = {"module": (net, fm.init_params(net, 0))}
     with pytest.raises(LawViolation, match="agents_are_networks: "):
         exec(report.violated[0].snippet, names)
 
