@@ -238,7 +238,10 @@ def main(modules: Sequence[str]) -> None:
     shutil.copy(ROOT / "pyproject.toml", COPY)
     (COPY / "setup.cfg").write_text(_CONFIGURATION, encoding="utf-8")
     os.chdir(COPY)
-    sys.path[:] = [str(COPY), *(entry for entry in sys.path if Path(entry).resolve() not in (ROOT, ROOT / "properties"))]
+    sys.path[:] = [
+        str(COPY),
+        *(entry for entry in sys.path if Path(entry).resolve() not in (ROOT, ROOT / "properties")),
+    ]
     laws = COPY / "functional_marl/laws"
     every = sorted(path.stem for path in laws.glob("*.py") if "def " in path.read_text("utf-8"))
     mutants = written(modules or every)

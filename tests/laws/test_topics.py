@@ -57,4 +57,9 @@ def test_every_law_and_mutant_has_a_case() -> None:
 
 
 def test_what_a_violation_names() -> None:
-    assert named("agents 0 and 12, head.0.weight[3]: expected 0.25 at [0, 1], got 1") == ["0", "12", "head.0.weight", "3"]
+    assert named("agents 0 and 12, head.0.weight[3]: expected 0.25 at [0, 1], got 1") == [
+        "0",
+        "12",
+        "head.0.weight",
+        "3",
+    ]

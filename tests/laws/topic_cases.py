@@ -10,6 +10,9 @@ import json
 import re
 import time
 import warnings
+from collections.abc import Sequence
+from itertools import islice
+from math import inf, nan
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +24,8 @@ from functional_marl.laws import LAWS, Law, LawViolation, NetworkSubject, Subjec
 
 FILE = Path(__file__).with_name("topic_cases.json")
 LEFT_OUT = ("compilation",)  # a case takes seconds
-_EXAMPLES, _MOST_SECONDS, _RIGHT = 60, 0.3, 4
-_NAMES = {"torch": torch, "Sharing": fm.Sharing, "MarlGroupMapType": fm.MarlGroupMapType, **vars(laws)}
+_EXAMPLES, _MOST_EXAMPLES, _MOST_SECONDS, _RIGHT = 60, 300, 0.3, 4
+_NAMES = {"torch": torch, "nan": nan, "inf": inf, **vars(laws), **vars(fm)}
 _NAMED = re.compile(r"(?<![\w.])\d+(?![\w.]*\d)|\b[a-z_]\w*(?:\.\w+)+")
 
 
@@ -36,7 +39,7 @@ def named(found: str) -> list[str]:
     return _NAMED.findall(re.split(r"\bexpected\b|\bgot\b", found)[0])
 
 
-def _generated(law: Law) -> list[Any]:
+def _generated(law: Law, examples: int) -> list[Any]:
     from hypothesis import HealthCheck, Phase, given, settings
 
     from functional_marl.laws.strategies import cases
@@ -44,7 +47,7 @@ def _generated(law: Law) -> list[Any]:
     found: list[Any] = []
 
     @settings(
-        max_examples=_EXAMPLES,
+        max_examples=examples,
         database=None,
         deadline=None,
         derandomize=True,
@@ -67,6 +70,10 @@ def _broken(law: Law, case: Any) -> str | None:
     return None
 
 
+def _breaking(law: Law, mutant: Any, cases: Sequence[Any]) -> list[tuple[str, str]]:
+    return [(repr(case), found) for case in cases if (found := _broken(law, mutant.of(case))) is not None]
+
+
 def _quick(law: Law, case: Any) -> bool:
     started = time.perf_counter()
     assert _broken(law, case) is None
@@ -86,15 +93,16 @@ def write() -> None:
     for law in LAWS.values():
         if law.topic in LEFT_OUT or (law.about is Subject and not law.is_about(NetworkSubject)):
             continue
-        cases = _generated(law)
+        cases = _generated(law, _EXAMPLES)
         # The largest ones: what is special about a case shows in the Python that makes it.
-        longest = (case for case in sorted(cases, key=lambda case: -len(repr(case))) if _quick(law, case))
-        rows += [{"law": law.name, "case": repr(case)} for case, _ in zip(longest, range(_RIGHT), strict=False)]
+        by_length = sorted(cases, key=lambda case: -len(repr(case)))
+        right = list(islice((case for case in by_length if _quick(law, case)), _RIGHT)) or [cases[0]]
+        rows += [{"law": law.name, "case": repr(case)} for case in right]
         for mutant in MUTANTS:
             if mutant.law != law.name:
                 continue
-            broken = [(repr(case), found) for case in cases if (found := _broken(law, mutant.of(case))) is not None]
-            chosen = {broken[0], max(broken[:6], key=lambda each: len(each[0]))} if broken else set[tuple[str, str]]()
+            broken = _breaking(law, mutant, cases) or _breaking(law, mutant, _generated(law, _MOST_EXAMPLES))
+            chosen = {broken[0], max(broken[:6], key=lambda each: len(each[0]))}
             for code, found in sorted(chosen, key=lambda each: len(each[0])):
                 rows.append({"law": law.name, "mutant": mutant.name, "case": code, "named": named(found)})
             print(f"{law.name}: {mutant.name}: {len(broken)}", flush=True)
