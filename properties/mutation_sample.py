@@ -141,8 +141,11 @@ def _ordered(
     module: str, reaching: Sequence[str], times: Mapping[str, float], items: Mapping[str, pytest.Item]
 ) -> list[pytest.Item]:
     """The tests of the module's name first, then the fastest, for ``BUDGET`` seconds."""
-    own = f"/test_{module.removeprefix('_')}"
-    tests = sorted((name for name in reaching if name in items), key=lambda name: (own not in name, times[name]))
+    own, topic = f"/test_{module.removeprefix('_')}", f"[{module}-"
+    tests = sorted(
+        (name for name in reaching if name in items),
+        key=lambda name: (own not in name and topic not in name, times[name]),
+    )
     total, chosen = 0.0, list[pytest.Item]()
     for name in tests:
         total += times[name]
@@ -161,11 +164,11 @@ def _reach(items: Sequence[pytest.Item]) -> tuple[dict[str, list[str]], dict[str
     reached: dict[str, list[str]] = {}
     times: dict[str, float] = {}
     for item, following in zip(items, [*items, None][1:], strict=True):
-        started = time.perf_counter()
+        started = time.process_time()
         failed = _fails(item, following)
-        times[item.nodeid] = SLOW if failed else time.perf_counter() - started
+        times[item.nodeid] = 1e9 if failed else time.process_time() - started
         if failed:
-            print(f"left out, it fails without a mutant: {item.nodeid}", flush=True)
+            print(f"left out, fails without a mutant: {item.nodeid}", flush=True)
         for function in state()._stats:
             reached.setdefault(function, []).append(item.nodeid)
         state()._stats.clear()

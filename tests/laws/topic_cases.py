@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tensordict import TensorDict
 
 import functional_marl as fm
 from functional_marl import laws
@@ -25,7 +26,7 @@ from functional_marl.laws import LAWS, Law, LawViolation, NetworkSubject, Subjec
 FILE = Path(__file__).with_name("topic_cases.json")
 LEFT_OUT = ("compilation",)  # a case takes seconds
 _EXAMPLES, _MOST_EXAMPLES, _MOST_SECONDS, _RIGHT = 60, 300, 0.3, 4
-_NAMES = {"torch": torch, "nan": nan, "inf": inf, **vars(laws), **vars(fm)}
+_NAMES = {"torch": torch, "TensorDict": TensorDict, "nan": nan, "inf": inf, **vars(laws), **vars(fm)}
 _NAMED = re.compile(r"(?<![\w.])\d+(?![\w.]*\d)|\b[a-z_]\w*(?:\.\w+)+")
 
 
