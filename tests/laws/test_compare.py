@@ -86,7 +86,11 @@ def test_leaves_with_gradients() -> None:
         ({"a": 1}, {"a": True}, r"a'\]: expected True, got 1$"),
         ({"a": 1}, {"a": torch.ones(())}, r"a'\]: expected tensor\(1.\), got 1$"),
         ({"a": torch.ones(())}, {"a": 1}, r"a'\]: expected 1, got tensor\(1.\)$"),
-        ([torch.zeros(1), torch.ones(1)], [torch.zeros(1), torch.zeros(1)], r"^out\[1\]: expected 0.0 at \[0\], got 1.0"),
+        (
+            [torch.zeros(1), torch.ones(1)],
+            [torch.zeros(1), torch.zeros(1)],
+            r"^out\[1\]: expected 0.0 at \[0\], got 1.0",
+        ),
     ],
 )
 def test_trees_that_do_not_agree(found: Any, wanted: Any, says: str) -> None:
