@@ -29,12 +29,22 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-COPY = ROOT / "runs" / "mutation-laws"
+COPY = ROOT / "runs" / os.environ.get("RUN", "mutation-laws")
 PACKAGE = "functional_marl.laws"
 SAMPLE = int(os.environ.get("SAMPLE", "40"))
 BUDGET = float(os.environ.get("BUDGET", "15"))
 SLOW = float(os.environ.get("SLOW", "2"))
 SEED = 12
+# Tests that come first for a module whose name they do not have.
+FIRST = {
+    "__main__": "/test_check_cli",
+    "_check_grouping": "/test_check_cli",
+    "_infer": "/test_check_infer",
+    "_held": "/test_restore",
+    "_network_module": "/test_check_networks",
+    "_network_view": "/test_check_networks",
+    "_parametrize": "/test_laws",
+}
 # Decorators that are calls of a function: what they decorate can be mutated like any other.
 _CALLS = ("law(", "property", "contextmanager", "torch.no_grad(", "torch.enable_grad(", "st.composite")
 _CONFIGURATION = "[mutmut]\nsource_paths=functional_marl\n"
@@ -141,7 +151,7 @@ def _ordered(
     module: str, reaching: Sequence[str], times: Mapping[str, float], items: Mapping[str, pytest.Item]
 ) -> list[pytest.Item]:
     """The tests of the module's name first, then the fastest, for ``BUDGET`` seconds."""
-    own, topic = f"/test_{module.removeprefix('_')}", f"[{module}-"
+    own, topic = FIRST.get(module, f"/test_{module.removeprefix('_')}"), f"[{module}-"
     tests = sorted(
         (name for name in reaching if name in items),
         key=lambda name: (own not in name and topic not in name, times[name]),
