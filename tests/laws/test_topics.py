@@ -43,6 +43,7 @@ def test_fails(row: dict[str, Any]) -> None:
         law(mutant.of(case_of(row["case"])))
     assert raised.value.law is law
     assert named(raised.value.found) == row["named"]
+    assert not raised.value.found.startswith(("None", "expected")), "it does not name what is wrong"
 
 
 def test_every_law_and_mutant_has_a_case() -> None:
