@@ -23,7 +23,7 @@ BEFORE: list[Callable[[], None]] = []
 AFTER: list[Callable[[], None]] = []
 
 
-def _runBEFORE(module: nn.Module, inputs: Any) -> None:
+def _run_before(module: nn.Module, inputs: Any) -> None:
     for act in tuple(BEFORE):
         act()
 
@@ -41,7 +41,7 @@ class _Watched:
 
     def __call__(self) -> nn.Module:
         module = self.build()
-        module.register_forward_pre_hook(_runBEFORE)
+        module.register_forward_pre_hook(_run_before)
         module.register_forward_hook(_run_after)
         return module
 
