@@ -34,7 +34,7 @@ PACKAGE = "functional_marl.laws"
 SAMPLE = int(os.environ.get("SAMPLE", "40"))
 BUDGET = float(os.environ.get("BUDGET", "15"))
 SLOW = float(os.environ.get("SLOW", "2"))
-SEED = 12
+SEED = int(os.environ.get("SEED", "12"))
 # Tests that come first for a module whose name they do not have.
 FIRST = {
     "__main__": "/test_check_cli",
