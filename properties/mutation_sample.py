@@ -41,9 +41,10 @@ FIRST = {
     "_check_grouping": "/test_check_cli",
     "_infer": "/test_check_infer",
     "_held": "/test_restore",
+    "_module_facts": "/test_module_laws",
+    "_module_subject": "/test_module_laws",
     "_network_module": "/test_check_networks",
     "_network_view": "/test_check_networks",
-    "_parametrize": "/test_laws",
 }
 # Decorators that are calls of a function: what they decorate can be mutated like any other.
 _CALLS = ("law(", "property", "contextmanager", "torch.no_grad(", "torch.enable_grad(", "st.composite")
