@@ -138,5 +138,5 @@ def test_zero_gradients() -> None:
 
 
 def test_broken() -> None:
-    with pytest.raises(Broken, match="^something$"):
+    with pytest.raises(Broken, match=r"^something$"):
         broken("something")

@@ -77,13 +77,14 @@ def test_inputs_and_outputs() -> None:
 
 def test_messages_and_ids() -> None:
     graph = [[1], [0], []]
-    for how, apart, messages in (
+    rows: list[tuple[dict[str, Any], bool, bool]] = [
         ({}, False, False),
         ({"ids": True}, True, False),
         ({"communication": True}, False, True),
         ({"communication": False}, False, False),
         ({"communication": graph}, True, True),
-    ):
+    ]
+    for how, apart, messages in rows:
         s = subject(sharing="shared", **how)
         assert (s.tells_agents_apart, s.communicates) == (apart, messages), how
         assert s.trains_unevenly is (how.get("communication") == graph)
