@@ -109,6 +109,13 @@ def test_nan_equals_itself() -> None:
     assert _differs(other, one).tolist() == [False, True, False, True]
 
 
+def test_outputs_that_are_nan_show_no_reading() -> None:
+    def nan(x: Tensor, last: Tensor) -> Tensor:
+        return torch.where(torch.arange(3)[:, None] == 2, float("nan"), x)
+
+    assert found(Counting(torch.zeros(6), lambda last, x: x[:, 0].mean(0), nan)) == {"last": {(0,): 6}}
+
+
 def test_agents_that_hear_others_show_nothing() -> None:
     assert found(Counting(torch.zeros(6), of_all), communication=True) == {}
     assert found(Counting(torch.zeros(6), of_all), communication=[[1], [], []]) == {}
