@@ -48,7 +48,7 @@ def test_whole_batches() -> None:
 
 
 def test_pairs_that_can_take_each_others_place() -> None:
-    groups = GROUPS | {"sharing": [0, 0, 1, 1, 1], "centralized": None}
+    groups: dict[str, Any] = GROUPS | {"sharing": [0, 0, 1, 1, 1], "centralized": None}
     together = {pair for pair, _, _ in cases("equal_inputs_equal_outputs", Groups, **groups)}
     assert together == {(0, 1), (2, 3), (2, 4), (3, 4)}
     every = {pair for pair, _, _ in cases("local_jacobian", Groups, **groups)}
@@ -99,7 +99,7 @@ class Raises(nn.Module):
 def test_a_module_that_takes_no_batch_of_one() -> None:
     verdict = check(Raises(1), **claim("shared"), laws=["local_jacobian"])["local_jacobian"]
     assert (verdict.verdict, verdict.cases) == ("holds", 10)
-    with pytest.raises(CheckError, match="^the module raises on the example: ValueError: 4 rows$"):
+    with pytest.raises(CheckError, match=r"^the module raises on the example: ValueError: 4 rows$"):
         check(Raises(4), **claim("shared"))
 
 
