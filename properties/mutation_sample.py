@@ -38,7 +38,6 @@ SEED = int(os.environ.get("SEED", "12"))
 # Tests that come first for a module whose name they do not have.
 FIRST = {
     "__main__": "/test_check_cli",
-    "_check_grouping": "/test_check_cli",
     "_infer": "/test_check_infer",
     "_held": "/test_restore",
     "_module_facts": "/test_module_laws",
