@@ -23,6 +23,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +33,8 @@ ROOT = Path(__file__).resolve().parent.parent
 COPY = ROOT / "runs" / os.environ.get("RUN", "mutation-laws")
 PACKAGE = "functional_marl.laws"
 SAMPLE = int(os.environ.get("SAMPLE", "40"))
-BUDGET = float(os.environ.get("BUDGET", "15"))
-SLOW = float(os.environ.get("SLOW", "2"))
+BUDGET = float(os.environ.get("BUDGET", "2.5"))
+SLOW = float(os.environ.get("SLOW", "1.5"))
 SEED = int(os.environ.get("SEED", "12"))
 # Tests that come first for a module whose name they do not have.
 FIRST = {
@@ -92,6 +93,7 @@ def written(modules: Sequence[str]) -> dict[str, list[str]]:
     return found
 
 
+@cache
 def diff(mutant: str) -> str:
     """What a mutant changes."""
     path = COPY / f"{mutant.rpartition('.')[0].replace('.', '/')}.py"
