@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
-from benchmarl.models import CnnConfig, DeepsetsConfig, GruConfig, LstmConfig, MlpConfig
+from benchmarl.models import CnnConfig, DeepsetsConfig, GnnConfig, GruConfig, LstmConfig, MlpConfig, SequenceModelConfig
+from case import Case, checked
 from tensordict import TensorDict
 from torch import Tensor, nn
+from torch_geometric.nn import GATv2Conv, GraphConv
 from torchrl.data import Composite, Unbounded
 
-from functional_marl.laws import Report, check
-
-LAWS: list[str] = []
 N, B, T = 3, 2, 2
-Case = tuple[str, str, Callable[[], Report]]
 
 MLP = {"mlp_num_cells": [8], "mlp_layer_class": nn.Linear, "mlp_activation_class": nn.Tanh}
 RNN = {"hidden_size": 5, "bias": True, "compile": False, **MLP}
@@ -92,6 +90,41 @@ def _configs() -> dict[str, tuple[Any, tuple[int, ...]]]:
     }
 
 
+def _graphs() -> Iterator[Case]:
+    """Graph networks over all agents or over none, and sequences of models with and without one."""
+    mlp = MlpConfig(num_cells=[8], layer_class=nn.Linear, activation_class=nn.Tanh)
+    full, empty = ({"topology": kind, "self_loops": True} for kind in ("full", "empty"))
+    gat, conv = GnnConfig(gnn_class=GATv2Conv, **full), GnnConfig(gnn_class=GraphConv, **full)
+    configs: list[tuple[str, str, Any, bool]] = [
+        ("Gnn", "topology='full', GATv2Conv", gat, True),
+        ("Gnn", "topology='full', GraphConv", conv, True),
+        ("Gnn", "topology='empty', GATv2Conv", GnnConfig(gnn_class=GATv2Conv, **empty), False),
+        ("SequenceModel", "Mlp, Mlp", SequenceModelConfig([mlp, mlp], [5]), False),
+        ("SequenceModel", "Mlp, Gnn, Mlp", SequenceModelConfig([mlp, conv, mlp], [5, 4]), True),
+    ]
+    for (name, about, config, talks), share, joint in itertools.product(configs, (True, False), (False, True)):
+        if name == "SequenceModel" and joint and talks:
+            continue  # after a centralised first model there are no agents for a graph
+        # An agent's own graph network sees all agents: it is centralized. In a shared one agents exchange messages, and
+        # between the networks of a sequence messages pass, too.
+        own = talks and not share and name == "Gnn"
+        yield (
+            name,
+            f"{about}, share_params={share}{', centralised' if joint else ''}",
+            checked(
+                lambda config=config, share=share, joint=joint: _model(config, (6,), share, joint),
+                _example((B,), (6,), {}),
+                n_agents=N,
+                sharing="shared" if share else "independent",
+                centralized=joint or own,
+                communication=talks and not joint and not own,
+                agent_dim={"agents": {"observation": -2}},
+                out_agent_dim=None if share and joint else -2,
+                examples=4,
+            ),
+        )
+
+
 def cases() -> Iterator[Case]:
     """Every case: the class, a description, and a function that runs the check."""
     for (name, (config, shape)), share, joint in itertools.product(_configs().items(), (True, False), (False, True)):
@@ -113,7 +146,6 @@ def cases() -> Iterator[Case]:
             "out_agent_dim": None if share and joint else -2,
             "example": _example((B,), shape, {}) if example is None else example,
             "randomness": "different" if "dropout" in name else None,
-            "laws": LAWS,
             "examples": 4,
         }
         words = f"share_params={share}{', centralised' if joint else ''}{', with dropout' if 'dropout' in name else ''}"
@@ -121,7 +153,7 @@ def cases() -> Iterator[Case]:
         yield (
             name.split(",")[0],
             words + (", without sets" if "without" in name else ""),
-            lambda build=build, how=how: check(build, **how),
+            checked(build, **how),
         )
         if recurrent and not (share and joint) and "dropout" not in name:
             layers = config.n_layers
@@ -130,18 +162,18 @@ def cases() -> Iterator[Case]:
             step = _example((B,), shape, {"is_init": torch.zeros(B, 1, dtype=torch.bool), **hidden})
             at = {"agents": {"observation": 1, **dict.fromkeys(names, 1)}, "is_init": None}
             one = {**how, "example": step, "agent_dim": at}
-            yield name.split(",")[0], f"{words}, one step", lambda build=build, one=one: check(build, **one)
+            yield name.split(",")[0], f"{words}, one step", checked(build, **one)
+    yield from _graphs()
     for share in (True, False):
         yield (
             "Model",
             f"share_params_with, share_params={share}",
-            lambda share=share: check(
-                lambda: Pair(share),
+            checked(
+                lambda share=share: Pair(share),
+                torch.zeros(B, 2, N, 6),
                 n_agents=2,
                 sharing="shared",
                 agent_dim=1,
-                example=torch.zeros(B, 2, N, 6),
-                laws=LAWS,
                 examples=4,
             ),
         )

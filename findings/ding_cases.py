@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+from case import Case, checked
 from ding.model.template.collaq import CollaQ
 from ding.model.template.coma import COMAActorNetwork
 from ding.model.template.havac import HAVAC
@@ -16,11 +17,7 @@ from ding.model.template.qtran import QTran
 from ding.model.template.wqmix import WQMix
 from torch import Tensor, nn
 
-from functional_marl.laws import Report, check
-
-LAWS: list[str] = []
 N, F, G, A, H = 3, 6, 5, 4, 8
-Case = tuple[str, str, Callable[[], Report]]
 
 
 class Wrapped(nn.Module):
@@ -89,23 +86,22 @@ def _havac(model: Any, x: Tensor) -> Tensor:
 def cases() -> Iterator[Case]:
     """Every case: the class, a description, and a function that runs the check."""
 
-    def checked(build: Callable[[], nn.Module], call: Callable[..., Tensor], *sizes: int, **how: Any) -> Any:
+    def of(build: Callable[[], nn.Module], call: Callable[..., Tensor], *sizes: int, **how: Any) -> Any:
         example = tuple(torch.zeros(2, N, size) for size in sizes)
-        how = {"sharing": "shared", "laws": LAWS, "examples": 8} | how
-        return lambda: check(lambda: Wrapped(build(), call), n_agents=N, example=example, **how)
+        return checked(lambda: Wrapped(build(), call), example, n_agents=N, **{"sharing": "shared"} | how)
 
     q: Any = {"agent_num": N, "obs_shape": F, "global_obs_shape": G, "action_shape": A, "hidden_size_list": [H, H]}
     for mixer in (True, False):
-        yield "QMix", f"mixer={mixer}", checked(lambda mixer=mixer: QMix(mixer=mixer, **q), _values, F)
+        yield "QMix", f"mixer={mixer}", of(lambda mixer=mixer: QMix(mixer=mixer, **q), _values, F)
     for kind in ("normal", "pytorch"):
-        yield "QMix", f"lstm_type={kind!r}", checked(lambda kind=kind: QMix(lstm_type=kind, **q), _values, F)
-    yield "QMix", "dueling=True", checked(lambda: QMix(dueling=True, **q), _values, F)
-    yield "WQMix", "q_star=False", checked(lambda: WQMix(**q), _values, F)
+        yield "QMix", f"lstm_type={kind!r}", of(lambda kind=kind: QMix(lstm_type=kind, **q), _values, F)
+    yield "QMix", "dueling=True", of(lambda: QMix(dueling=True, **q), _values, F)
+    yield "WQMix", "q_star=False", of(lambda: WQMix(**q), _values, F)
     star = lambda model, x: _values(model, x, q_star=True)  # noqa: E731
-    yield "WQMix", "q_star=True", checked(lambda: WQMix(**q), star, F)
-    yield "QTran", "", checked(lambda: QTran(embedding_size=H, **q), _values, F)
-    yield "CollaQ", "", checked(lambda: CollaQ(alone_obs_shape=4, **q), _collaq, F, 4)
-    yield "COMAActorNetwork", "", checked(lambda: COMAActorNetwork(F, A, [H, H]), _coma, F)
+    yield "WQMix", "q_star=True", of(lambda: WQMix(**q), star, F)
+    yield "QTran", "", of(lambda: QTran(embedding_size=H, **q), _values, F)
+    yield "CollaQ", "", of(lambda: CollaQ(alone_obs_shape=4, **q), _collaq, F, 4)
+    yield "COMAActorNetwork", "", of(lambda: COMAActorNetwork(F, A, [H, H]), _coma, F)
     # By the documentation norm_type is one of 'BN', 'IN', 'SyncBN' and 'LN', and inputs are [B, agents, features].
     # These models also take one agent's [B, features], so the laws can compare with one agent alone.
     small: Any = {"actor_head_hidden_size": H, "critic_head_hidden_size": H}
@@ -118,5 +114,5 @@ def cases() -> Iterator[Case]:
             ("DiscreteMAQAC", "actor", maqac, _maqac_actor, F),
         ):
             one = lambda build=build, call=call: Wrapped(build(), call)  # noqa: E731
-            yield name, f"{part}, norm_type={norm!r}", checked(build, call, size, single=one)
-    yield "HAVAC", "actor", checked(lambda: HAVAC(F, G, A, N), _havac, F, sharing="independent")
+            yield name, f"{part}, norm_type={norm!r}", of(build, call, size, single=one)
+    yield "HAVAC", "actor", of(lambda: HAVAC(F, G, A, N), _havac, F, sharing="independent")

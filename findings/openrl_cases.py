@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterator
 
 import torch
+from case import Case, checked
 from openrl.modules.networks.MAT_network import Decoder, Encoder
 from torch import Tensor, nn
 
-from functional_marl.laws import Report, check
-
-LAWS: list[str] = []
 N, F, A, H = 3, 6, 4, 8
-Case = tuple[str, str, Callable[[], Report]]
 
 
 class Values(nn.Module):
@@ -42,18 +38,9 @@ class Actors(nn.Module):
 
 def cases() -> Iterator[Case]:
     """Every case: the class, a description, and a function that runs the check."""
-
-    def checked(build: Callable[[], nn.Module], without: str = "", **how: Any) -> Callable[[], Report]:
-        laws = [law for law in LAWS if law != without]
-        return lambda: check(build, n_agents=N, example=torch.zeros(2, N, F), laws=laws, examples=8, **how)
-
-    # Law 15 expects one value for one joint input. Attention gives one per agent, as joint from that agent.
-    joint: dict[str, Any] = {"sharing": "shared", "centralized": True, "without": "centralized_rows_are_equal"}
-    yield "Encoder", "", checked(Values, **joint)
+    example = torch.zeros(2, N, F)
+    yield "Encoder", "", checked(Values, example, n_agents=N, sharing="shared", communication=True)
     for share in (True, False):
+        build = lambda share=share: Actors(share)  # noqa: E731
         claim = "shared" if share else "independent"
-        yield (
-            "Decoder",
-            f"dec_actor=True, share_actor={share}",
-            checked(lambda share=share: Actors(share), sharing=claim),
-        )
+        yield "Decoder", f"dec_actor=True, share_actor={share}", checked(build, example, n_agents=N, sharing=claim)

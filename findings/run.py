@@ -38,15 +38,20 @@ PARTS: dict[str, tuple[str, str | None]] = {
     "openrl": ("openrl_cases", ".venv-findings"),
 }
 Finding = dict[str, Any]
+READ = {
+    (library, kind, law): text
+    for library, kinds in READINGS.items()
+    for kind, laws in kinds.items()
+    for law, text in laws.items()
+}
 
 
 def run_laws(part: str, words: str) -> Iterator[Finding]:
-    """The findings in one library, in its installed release: one dict per network, and one per violated law."""
+    """The findings in one library, in its installed release: one dict a network, and one a law that it violates."""
     warnings.simplefilter("ignore")
     sys.path[:0] = [str(HERE), str(ROOT)]
     laws: Any = importlib.import_module("functional_marl.laws")
     module: Any = importlib.import_module(PARTS[part][0])
-    module.LAWS[:] = [name for name, law in laws.LAWS.items() if law.for_modules and law.topic != "compilation"]
     cases = [case for case in module.cases() if words in f"{case[0]} {case[1]}"]
     for k, (name, about, run) in enumerate(cases):
         print(f"[{k + 1}/{len(cases)}] {part}: {name}, {about}", file=sys.stderr, flush=True)
@@ -56,12 +61,15 @@ def run_laws(part: str, words: str) -> Iterator[Finding]:
         except laws.CheckError as error:
             print(f"    could not run: {error}", file=sys.stderr)
             continue
-        yield subject | {"held": sum(verdict.verdict == "holds" for verdict in report)}
-        for verdict in report.violated:
+        # A law counts once: as of training where it is violated in training alone.
+        violated = {verdict.law: verdict for verdict in sorted(report.violated, key=lambda verdict: -verdict.train)}
+        yield subject | {"held": len({v.law for v in report if v.verdict == "holds"} - violated.keys())}
+        for verdict in violated.values():
             why = verdict.why.splitlines()[0].partition(": ")[2]
             if verdict.law == "threads_agree" and "outputs as alone" not in why:
                 why = "in two threads: other outputs than alone"
-            yield subject | {"number": verdict.number, "law": verdict.law, "case": verdict.case, "why": why}
+            found = {"number": verdict.number, "law": verdict.law, "train": verdict.train}
+            yield subject | found | {"case": verdict.case, "why": why}
 
 
 def elsewhere(part: str, words: str) -> Iterator[Finding]:
@@ -96,18 +104,18 @@ def _key(finding: Finding) -> tuple[str, str, str]:
 
 
 # Laws that fail for every module of one agent, if for one.
-_OF_COPIES = ("copies_are_whole", "threads_agree")
+_OF_EVERY = ("copies_are_whole", "nothing_is_changed", "threads_agree")
+# Where a number is stored, and which it is.
+_PLACES = re.compile(r"\[[^]]*\]|\([0-9]+ differ\)|(params|_empty_net)\.|'[^']*\.[^']*'|[-+]?[0-9][0-9.e+-]*")
 
 
 def _symptom(finding: Finding) -> tuple[str, ...]:
     """Findings with equal keys are one symptom: numbers, and where parameters are stored, make no difference."""
-    own = (finding["about"].startswith("subclass") and finding["law"] not in _OF_COPIES) or finding[
-        "law"
-    ] == "randomness_has_one_meaning"
-    kind = finding["about"].split(",")[0] if own else ""
-    why = re.sub(r"(params|_empty_net)\.|'[^']*\.[^']*'|[-+]?[0-9][0-9.e+-]*", "", finding["why"])
+    law, about = finding["law"], finding["about"]
+    by_kind = law == "randomness_has_one_meaning" or (about.startswith("subclass") and law not in _OF_EVERY)
     # Threads interfere at any place, so the kind of the exception means nothing.
-    return *map(str, _key(finding)), kind, "" if finding["law"] == "threads_agree" else why
+    why = "" if law == "threads_agree" else _PLACES.sub("", finding["why"])
+    return *_key(finding), about.split(",")[0] if by_kind else "", why
 
 
 def _groups(findings: list[Finding], key: Any) -> list[list[Finding]]:
@@ -125,7 +133,8 @@ def _case(finding: Finding) -> str:
 
 def _where(finding: Finding) -> list[str]:
     network = f"`{finding['class']}`" + (f": {finding['about']}" if finding["about"] else "")
-    return [f"{finding['library']} {finding['release']}", network, finding["law"], _case(finding)]
+    law = finding["law"] + (" (training)" if finding["train"] else "")
+    return [f"{finding['library']} {finding['release']}", network, law, _case(finding)]
 
 
 def _table(head: list[str], rows: list[list[Any]]) -> str:
@@ -142,8 +151,8 @@ def in_full(findings: list[Finding]) -> str:
 def in_short(findings: list[Finding]) -> str:
     """A row for each class and law, with its second reading."""
     classes = list(dict.fromkeys(_key(one)[:2] for one in findings))
-    order = sorted(findings, key=lambda one: (classes.index(_key(one)[:2]), one["number"]))
-    rows = [[*_where(same[0]), READINGS[_key(same[0])]] for same in _groups(order, _key)]
+    order = sorted(findings, key=lambda one: (classes.index(_key(one)[:2]), one["number"], one["train"]))
+    rows = [[*_where(same[0]), READ[_key(same[0])]] for same in _groups(order, _key)]
     return _table(["library", "network", "law", "smallest case", "what a user meets"], rows)
 
 
@@ -164,8 +173,8 @@ def counts(found: list[Finding]) -> str:
 def page(found: list[Finding]) -> str:
     """``FINDINGS.md``."""
     violated = [one for one in found if "law" in one]
-    read = [one for one in violated if _key(one) in READINGS]
-    unread = [one for one in violated if _key(one) not in READINGS]
+    read = [one for one in violated if _key(one) in READ]
+    unread = [one for one in violated if _key(one) not in READ]
     more = f"\n## Without a second reading\n\n{in_full(unread)}\n" if unread else ""
     return f"""# Findings in the wild
 
@@ -205,13 +214,13 @@ def main() -> int:
     parts = [options.only] if options.only else list(PARTS)
     found = [finding for part in parts for finding in elsewhere(part, options.matching)]
     violated = [one for one in found if "law" in one]
-    unread = {_key(one) for one in violated} - READINGS.keys()
+    unread = {_key(one) for one in violated} - READ.keys()
     for key in sorted(unread):
         print(f"no second reading: {key}", file=sys.stderr)
     if options.only or options.matching:
         print(f"{counts(found)}\n\n{in_full(violated)}")
         return 0
-    gone = READINGS.keys() - {_key(one) for one in violated}
+    gone = READ.keys() - {_key(one) for one in violated}
     for key in sorted(gone):
         print(f"does not reproduce: {key}", file=sys.stderr)
     (HERE / "FINDINGS.md").write_text(page(found), encoding="utf-8")

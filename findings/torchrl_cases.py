@@ -8,15 +8,15 @@ from functools import partial
 from typing import Any
 
 import torch
+from case import Case, checked
 from torch import Tensor, nn
 from torchrl.envs.utils import MarlGroupMapType
-from torchrl.modules import MultiAgentConvNet, MultiAgentMLP
+from torchrl.modules import MultiAgentConvNet, MultiAgentMLP, QMixer, VDNMixer
 from torchrl.modules.models.multiagent import MultiAgentNetBase
 
-from functional_marl.laws import Report, check, check_grouping
+from functional_marl.laws import Report, check_grouping
 
-LAWS: list[str] = []
-Case = tuple[str, str, Callable[[], Report]]
+N = 3
 
 
 class Attention(nn.Module):
@@ -77,8 +77,7 @@ def _subclass(build: Callable[[], nn.Module], agent_dim: int) -> Callable[..., n
 
 
 def _checked(build: Callable[[], nn.Module], *shape: int, skip: Sequence[str] = (), **how: Any) -> Callable[[], Report]:
-    laws = [law for law in LAWS if law not in skip]
-    return lambda: check(build, n_agents=3, example=torch.zeros(shape), laws=laws, examples=8, **how)
+    return checked(build, torch.zeros(shape), n_agents=N, skip=skip, **how)
 
 
 def _sharings() -> Iterator[tuple[str, dict[str, Any]]]:
@@ -123,11 +122,6 @@ def cases() -> Iterator[Case]:
                 _checked(mlp(6, dropout=0.5, vmap_randomness=mode), 4, 3, 6, skip=left),
             )
         yield "MultiAgentMLP", f"{words}, dropout, lazy", _checked(mlp(None, dropout=0.5), 4, 3, 6, skip=once)
-        yield (
-            "MultiAgentMLP",
-            f"{words}, dropout, training",
-            _checked(mlp(6, dropout=0.5), 4, 3, 6, skip=once, train=True),
-        )
         yield "MultiAgentConvNet", words, _checked(cnn(2), 4, 3, 2, 9, 9, skip=skip)
         yield "MultiAgentConvNet", f"{words}, lazy", _checked(cnn(None), 4, 3, 2, 9, 9, skip=skip)
     for shown, how in _sharings():
@@ -143,6 +137,10 @@ def cases() -> Iterator[Case]:
                 f"{name}, {shown}",
                 _checked(lambda net=net, how=how: net(**how), *shape, skip=_unchecked(how)),
             )
+    value, of_all = torch.zeros(4, N, 1), {"n_agents": N, "centralized": True, "out_agent_dim": None}
+    yield "VDNMixer", "", checked(lambda: VDNMixer(N, "cpu"), value, **of_all)
+    mixer = lambda: QMixer((5,), 8, N, "cpu")  # noqa: E731
+    yield "QMixer", "", checked(mixer, (value, torch.zeros(4, 5)), agent_dim=(-2, None), **of_all)
     for kind in MarlGroupMapType:
         yield (
             "MarlGroupMapType",

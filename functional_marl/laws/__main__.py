@@ -170,6 +170,12 @@ def _sharing(text: str | None) -> Any:
         raise CheckError(f"--sharing: expected shared, independent or slots as 0,0,1, got {text!r}") from None
 
 
+def _places(text: str, option: str) -> Any:
+    """Positions as JSON; a list has one for each positional input."""
+    value = _json(text, option, object)
+    return tuple(cast("list[Any]", value)) if isinstance(value, list) else value
+
+
 def _agents(text: str | None) -> list[str] | int | None:
     """Names with commas, or a number."""
     return None if text is None else int(text) if text.isdecimal() else text.split(",")
@@ -179,7 +185,7 @@ def _claims(options: argparse.Namespace) -> Claims:
     agents = _agents(options.agents)
     where: dict[str, Any] = {}
     if options.out_agent_dim is not None:
-        where["out_agent_dim"] = _json(options.out_agent_dim, "--out-agent-dim", object)
+        where["out_agent_dim"] = _places(options.out_agent_dim, "--out-agent-dim")
     return Claims(
         example_of(options.input, options.tensordict, agents),
         n_agents=options.n_agents,
@@ -192,7 +198,7 @@ def _claims(options: argparse.Namespace) -> Claims:
         ids=options.ids,
         agents=agents,
         groups=options.groups,
-        agent_dim=_json(options.agent_dim, "--agent-dim", object),
+        agent_dim=_places(options.agent_dim, "--agent-dim"),
         batch_dims=options.batch_dims,
         select=options.select,
         randomness=options.randomness,
@@ -288,6 +294,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     try:
         return _run(sys.argv[1:] if argv is None else argv)
+    except BrokenPipeError:  # the reader of the output, such as head, has left
+        sys.stderr.close()
+        return 0
     except KeyboardInterrupt:
         print("functional_marl.laws: interrupted", file=sys.stderr)
         return 130

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from functional_marl._network import Network
 from functional_marl.laws._law import Capability
+from functional_marl.laws._module_facts import follows_the_seed
 from functional_marl.laws._module_subject import ModuleSubject
 from functional_marl.laws._network_subject import NetworkSubject
 
@@ -61,6 +62,11 @@ LOCAL = Capability(
     lambda s: all(heard == {agent} for agent, heard in enumerate(s.hears)),
     "agents see or hear each other",
 )
+NOT_ONE_CLASS = Capability(
+    "several classes of agents",
+    lambda s: isinstance(s, NetworkSubject) or len(s.classes()) > 1,
+    "all agents share everything: shared_equivariance is about them",
+)
 CENTRALIZED = Capability("a centralized network", lambda s: s.centralized, "the module is not centralized")
 GRAPH = Capability(
     "agents that do not hear all others",
@@ -83,8 +89,18 @@ NUMBERS = Capability("outputs without NaN", lambda s: s.gives_numbers, "outputs 
 A_BATCH = Capability("a batch", lambda s: bool(s.batch_sizes), "the example has no batch axis")
 AGENTS_IN_OUTPUTS = Capability("outputs by agent", lambda s: s.has_agents_in_outputs, "outputs have no axis of agents")
 FLOAT_INPUTS = Capability("float inputs", lambda s: s.inputs_are_float, "no input of agents is float")
+FLOATS = Capability(
+    "numbers that other dtypes can have",
+    lambda s: isinstance(s, NetworkSubject) or s.inputs_are_float,
+    "no input of agents is float",
+)
 EVALUATION = Capability("evaluation", lambda s: not s.train, "it is about evaluation only")
 REPEATABLE = Capability("calls that draw nothing", lambda s: s.repeatable, "calls draw random numbers")
+SEEDED = Capability(
+    "calls that follow the seed",
+    _of_modules(lambda s: follows_the_seed(s.host, s.train)),
+    "calls under one seed differ: see results_follow_the_seed",
+)
 REPEATABLE_IF_IT_RUNS = Capability(
     "calls that draw nothing", lambda s: s.fault is not None or s.repeatable, REPEATABLE.reason
 )
@@ -141,6 +157,7 @@ NO_SAMPLER = Capability(
     _of_modules(lambda s: not s.host.claims.samples),
     "samples= claims that evaluation draws",
 )
+IDS = Capability("ids of agents", _of_modules(lambda s: s.host.claims.ids), "no ids are claimed")
 NO_MEMORY = Capability(
     "calls that are claimed to keep nothing",
     _of_modules(lambda s: not s.host.claims.memory),
@@ -183,7 +200,6 @@ FACTORY = Capability(
     "the factory of one agent", _of_networks(lambda s: s.build is not None), "it needs the factory of a Network"
 )
 ANY_FACTORY = Capability("one agent's factory", lambda s: FACTORY.holds(s) or SINGLE.holds(s), SINGLE.reason)
-BUFFERS = Capability("buffers", _of_networks(lambda s: bool(s.net.state_sharing)), "there are no buffers")
 WIDE_INPUTS = Capability("more features than agents", _of_networks(_wide), "inputs have too few features for ids")
 NO_MASK = Capability(
     "inputs without a mask of agents",
@@ -195,14 +211,13 @@ ROWS_APART = Capability(
     lambda s: not isinstance(s, NetworkSubject) or "rows apart" in s.traits,
     "the network mixes the rows of a batch",
 )
-RANDOM = _trait("random", "training draws nothing", "draws in training")
 SHOWS_MASK = _trait("a mask that shows", "outputs do not show the mask of a dropout")
 POOLED = _trait("pooled", "it is not known to pool over agents", "a network that pools over agents")
 MASKS_AGENTS = _trait("masks agents", "inputs have no mask of agents", "inputs with a mask of agents")
 VMAP = _trait("vmap", "torch.func.vmap cannot map the module", "a module that vmap can map")
 COMPILES = Capability(
     "a module that compiles",
-    lambda s: not isinstance(s, NetworkSubject) or "compiles" in s.traits,
+    lambda s: "compiles" in s.traits if isinstance(s, NetworkSubject) else s.compiles,
     "torch.compile cannot trace the module",
 )
 EXPORTS = _trait("exports", "torch.export cannot trace the module", "a module that exports")

@@ -86,7 +86,7 @@ def laws_named(laws: str | Sequence[str]) -> list[Law]:
         CheckError: a name that no law or topic has.
     """
     every = [law for law in LAWS.values() if issubclass(law.about, Subject)]
-    every.sort(key=lambda law: (not law.first, law.number, law.name))
+    every.sort(key=lambda law: (law.first or len(every), law.number, law.name))
     if laws == "all":
         return every
     if laws == "default":
@@ -115,7 +115,7 @@ class _Check:
         why, view = _applies(law, first)
         if why:
             return replace(made, why=why)
-        asked, raised = 0, ""
+        done, raised = 0, ""
         try:
             cases = list(self.cases(law, host, train))
         except CheckError as error:
@@ -125,12 +125,12 @@ class _Check:
                 law(view(case))
             except LawViolation as violation:
                 if REPEATABLE in law.requires and draws_here(case):
-                    return replace(made, why=REPEATABLE.reason, cases=asked)
+                    return replace(made, why=REPEATABLE.reason, cases=done)
                 return replace(
                     made,
                     verdict=VIOLATED,
                     why=violation.why,
-                    cases=asked + 1,
+                    cases=done + 1,
                     case=_shown(case, violation.found),
                     snippet=violation.snippet,
                 )
@@ -138,12 +138,12 @@ class _Check:
                 raised = str(error)
             except Exception as error:
                 if case.size is None:
-                    return replace(made, why=f"it raised {type(error).__name__}: {error}", cases=asked)
+                    return replace(made, why=f"it raised {type(error).__name__}: {error}", cases=done)
             else:
-                asked += 1
-        if not asked:
+                done += 1
+        if not done:
             return replace(made, why=raised or "the module takes no batch of one")
-        return replace(made, verdict=HOLDS, cases=asked)
+        return replace(made, verdict=HOLDS, cases=done)
 
     def cases(self, law: Law, host: ModuleUnderTest, train: bool) -> Iterator[ModuleSubject]:
         """The smallest first: one row before the example's batch, agents 0 and 1 before others.
@@ -188,7 +188,8 @@ def _applies(law: Law, first: ModuleSubject) -> tuple[str, Callable[[ModuleSubje
     """
     try:
         why = law.why_not(first)
-        if not why or not isinstance(first.host.module, NetworkModule):
+        of_evaluation = first.train and law.is_about(ModuleSubject)  # as the view is, and not this mode
+        if not why or not isinstance(first.host.module, NetworkModule) or of_evaluation:
             return why, lambda case: case
         network = network_view(first)
         network.outputs()
@@ -216,8 +217,9 @@ def check(
 
     The module is called as ``module(*example)`` (``module(example)`` if that is no tuple), on inputs drawn
     in the shape of the example. It is left as it was, bit for bit: parameters, buffers, flags, plain attributes,
-    gradients, generators. Two process-wide states are changed during a call and restored after it: the global
-    generators of torch, Python and numpy, which are seeded.
+    gradients, generators. Of what belongs to the whole process the global generators of torch, Python and numpy are
+    seeded for each call, and restored after it; the laws of compilation drop what the process has compiled
+    (``torch.compiler.reset``).
 
     Args:
         subject: a module; ``(net, params)`` or ``(net, params, state)`` of a :class:`functional_marl.Network`;
@@ -239,11 +241,13 @@ def check(
     >>> import torch
     >>> report = check(nn.Linear(4, 2), n_agents=2, sharing="independent", example=torch.zeros(3, 2, 4))
     >>> bool(report), [verdict.law for verdict in report.violated]
-    (False, ['gradient_reaches_own_slot', 'training_others_changes_nothing'])
+    (False, ['gradient_reaches_own_slot', 'training_others_changes_nothing', 'slots_differ'])
     >>> print(report["gradient_reaches_own_slot"].why.splitlines()[0])  # doctest: +NORMALIZE_WHITESPACE
     gradient_reaches_own_slot: agents 0 and 1 both train weight[0, 0] (8 of 8 numbers),
     and the claim [0, 1] keeps them apart
     """
+    if examples < 1:
+        raise CheckError(f"examples: expected 1 or more, got {examples}")
     chosen, left_out = laws_named(laws), {law.name for law in laws_named(list(skip))}
     host = _under_test(subject, _claims(claims, stated), seed)
     if not isinstance(host.module, NetworkModule):
@@ -254,7 +258,8 @@ def check(
     checking, verdicts = _Check(examples, seed), list[Verdict]()
     facts, modes = _facts(host, train), _modes(host, train)
     for law in progress([law for law in chosen if law.name not in left_out]):
-        for mode in modes:
+        # what only slots can tell is the same in every mode
+        for mode in [False] if law.own_modes or not law.is_about(ModuleSubject) else modes:
             before = Snapshot(host.module)
             verdicts.append(checking.verdict(law, host, mode))
             if host.build is not None and before.changed():  # a module that cannot be restored is built again
@@ -291,6 +296,9 @@ def _facts(host: ModuleUnderTest, train: bool | None) -> dict[str, Any]:
     elif host.params():
         found = inferred(host, bool(train))
         facts["inferred"] = found.sharing or {leaf.name: str(leaf) for leaf in found.leaves}
+        idle = [leaf.name for leaf in found.leaves if not leaf.sets and host.params()[leaf.name].requires_grad]
+        if idle and len(idle) < len(found.leaves):
+            facts["trained by no agent"] = ", ".join(idle)
     spec, claims = host.claims.sharing, host.claims
     if spec is not None:
         facts["sharing"] = f"{_sharing_words(spec)} (claimed by {host.claimed_by})"

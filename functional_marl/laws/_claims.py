@@ -41,11 +41,11 @@ class Claims:
             are, where inputs and outputs are lists with one entry an agent: ``[obs_0, obs_1]``.
         groups: ``{group: number of agents}`` for dicts ``{group: [*B, n_g, F]}``; agents are numbered in this order.
         agent_dim: where inputs have the agents: an int, resolved on the first input, or a tree of positions over the
-            example; None for what all agents see.
+            example; None for what all agents see; ``"pairs"`` for an adjacency ``[*B, n, n]``.
         out_agent_dim: the same for outputs; by default where the first input has them.
         batch_dims: how many axes in front are batches, whose rows are computed by themselves; by default one at most.
             0 where the first axis is time.
-        kwargs: keyword inputs.
+        kwargs: keyword inputs; what is no tensor, as a flag, is the same in every call.
         select: what laws look at in the output: a function, or a word such as ``"logits"``, ``"0"``, ``"dist.loc"``.
         randomness: what agents draw in training: ``"error"``, ``"same"`` or ``"different"``, as in ``torch.func.vmap``.
         samples: evaluation draws, as a policy that returns actions does, from torch's generators.

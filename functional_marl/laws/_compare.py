@@ -12,7 +12,7 @@ from functional_marl._pytrees import Tree, flatten, leaf_names
 __all__ = ["Broken", "agree", "broken", "differ", "gap", "zero"]
 
 # Relative to the largest number of a leaf: products are summed in another order in another evaluation.
-_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.complex128: 1e-9}
+_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.complex128: 1e-9, torch.complex64: 1e-4}
 _COARSE = 3e-2
 # Continuous samples differ by more than this unless they are the same sample.
 _APART = 1e-7
@@ -58,7 +58,7 @@ def gap(leaf: Tensor, want: Tensor, *, exact: bool = False, oracle: bool = False
     elif bool(nans.any()):
         at = tuple(int(i) for i in nans.nonzero()[0])
         return f"nan in both at {list(at)} ({int(nans.sum())} of {nans.numel()} numbers), which shows no agreement"
-    if not exact and leaf.is_floating_point():
+    if not exact and (leaf.is_floating_point() or leaf.is_complex()):
         size = want.abs().nan_to_num(0.0, 0.0, 0.0).max() if want.numel() else want.new_zeros(())
         same = same | ((leaf - want).abs() <= _TOLERANCE.get(leaf.dtype, _COARSE) * (1.0 + size))
     if bool(same.all()):

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from functional_marl.laws._claims import Claims
-from functional_marl.laws._infer_buffers import shared_buffers
+from functional_marl.laws._infer_buffers import constants_read, shared_buffers
 from functional_marl.laws._module_case import ModuleCase
 from functional_marl.laws._module_under_test import ModuleUnderTest, module_of
 from functional_marl.laws._reached import Inferred, reached
@@ -128,7 +128,9 @@ def _infer(host: ModuleUnderTest, train: bool) -> Inferred:
                     found, quiet = _read(host, masks), 0
             if quiet >= (8 if found.settled else 64):
                 break
-    return replace(found, leaves=(*found.leaves, *shared_buffers(host)))
+    leaves = (*found.leaves, *shared_buffers(host))
+    constants = constants_read(host, {leaf.name for leaf in leaves if leaf.sets})
+    return replace(found, leaves=leaves, constants=tuple(constants))
 
 
 def _read(host: ModuleUnderTest, masks: Mapping[str, Tensor]) -> Inferred:

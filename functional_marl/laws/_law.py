@@ -69,7 +69,9 @@ class Law:
         requires: what it needs of a subject, in the order in which it is looked at.
         default: whether :func:`functional_marl.laws.check` includes it by default. The others cost much (compilation),
             or a sound module may well break them (threads).
-        first: whether it is checked ahead of the others, which compare calls and mean little where it is violated.
+        first: its place among the laws that are checked ahead of the others, which compare calls and mean little where
+            one of these is violated; 0: it is none of them.
+        own_modes: whether it looks at evaluation, training or both by itself, so that it is checked once.
         every_case: whether many inputs and pairs of agents say more than one.
         whole_batch: whether it looks at the whole batch in every case.
         cost: how much one case costs, in cases of an ordinary law.
@@ -85,7 +87,8 @@ class Law:
         about: type,
         requires: tuple[Capability, ...],
         default: bool,
-        first: bool,
+        first: int,
+        own_modes: bool,
         every_case: bool,
         whole_batch: bool,
         cost: int,
@@ -100,6 +103,7 @@ class Law:
         self.requires = requires
         self.default = default
         self.first = first
+        self.own_modes = own_modes
         self.every_case = every_case
         self.whole_batch = whole_batch
         self.cost = cost
@@ -141,7 +145,8 @@ def law(
     *requires: Capability,
     about: type = Subject,
     default: bool = True,
-    first: bool = False,
+    first: int = 0,
+    own_modes: bool = False,
     every_case: bool = True,
     whole_batch: bool = False,
     cost: int = 1,
@@ -149,7 +154,7 @@ def law(
     """Make a function a law and enter it in :data:`LAWS`; the arguments are those of :class:`Law`."""
 
     def enter(check: Callable[[Any], None]) -> Law:
-        made = Law(number, check, about, requires, default, first, every_case, whole_batch, cost)
+        made = Law(number, check, about, requires, default, first, own_modes, every_case, whole_batch, cost)
         if made.name in LAWS:
             raise ValueError(f"law: expected a new name, got {made.name!r}, which is there")
         LAWS[made.name] = made

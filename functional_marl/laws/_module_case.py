@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from functional_marl._pytrees import Tree, flatten
-from functional_marl.laws._module_under_test import ModuleUnderTest, Place
+from functional_marl.laws._module_under_test import ModuleUnderTest
 
 __all__ = ["ModuleCase"]
 
@@ -65,7 +66,7 @@ class ModuleCase:
         if host.draw is not None:
             example = host.draw(generator)
             args: tuple[Any, ...] = example if type(example) is tuple else (example,)
-            drawn: list[Tensor] = flatten((args, dict(host.claims.kwargs)))[0]
+            drawn = host.tensors_of((args, dict(host.claims.kwargs)))
         else:
             drawn = [_like(leaf, generator) for leaf in host.leaves]
         if self.size is None:
@@ -93,25 +94,14 @@ class ModuleCase:
     def taking(self, agents: Sequence[int], *, joint_only: bool = False) -> Self:
         """Agent ``i`` gets what agent ``agents[i]`` got; both have inputs of one form."""
 
-        def take(place: Place, leaf: Tensor) -> Tensor:
-            if place.dim is None:
-                return leaf
-            rows = [place.members.index(agents[i]) for i in place.members]
-            return leaf.index_select(place.dim, torch.tensor(rows, device=leaf.device))
-
-        return replace(self, leaves=tuple(map(take, self.host.places, self.leaves)))
+        pairs = zip(self.host.places, self.leaves, strict=True)
+        return replace(self, leaves=tuple(place.taking(leaf, agents) for place, leaf in pairs))
 
     def with_agent(self, agent: int, other: ModuleCase) -> Self:
         """The same inputs, but for one agent's, which are those of the other case."""
 
-        def put(place: Place, leaf: Tensor, new: Tensor) -> Tensor:
-            if place.dim is None or agent not in place.members:
-                return leaf
-            changed, k = leaf.clone(), place.members.index(agent)
-            changed.select(place.dim, k).copy_(new.select(place.dim, k))
-            return changed
-
-        return replace(self, leaves=tuple(map(put, self.host.places, self.leaves, other.leaves)))
+        triples = zip(self.host.places, self.leaves, other.leaves, strict=True)
+        return replace(self, leaves=tuple(place.with_agent(leaf, agent, new) for place, leaf, new in triples))
 
     def alike(self) -> Self:
         """Every agent gets what the first of its group got."""
@@ -144,6 +134,12 @@ class ModuleCase:
         ``others`` is the seed of Python's and numpy's generators, where it is not that of torch's.
         """
         return self.by_agent(self._run(train, fold, others))
+
+    def own_parts(self, outputs: list[Tree]) -> list[Tree]:
+        """Of each agent's outputs those with an axis of agents, where there are such."""
+        places = self.host.out_places
+        own = [[p.dim is not None for p in places if p.dim is None or agent in p.members] for agent in range(self.n)]
+        return [list(itertools.compress(mine, kept)) for mine, kept in zip(outputs, own, strict=True)]
 
     def trained(self) -> tuple[list[Tree], dict[str, Tensor]]:
         """Each agent's outputs of a call in training, and the buffers afterwards."""

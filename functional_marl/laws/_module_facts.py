@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,7 +15,16 @@ from functional_marl.laws._compare import gap
 from functional_marl.laws._module_case import ModuleCase
 from functional_marl.laws._module_under_test import ModuleUnderTest
 
-__all__ = ["draws_here", "fact", "gives_numbers", "mixes_rows", "repeats", "samples", "trains_otherwise"]
+__all__ = [
+    "draws_here",
+    "fact",
+    "follows_the_seed",
+    "gives_numbers",
+    "mixes_rows",
+    "repeats",
+    "samples",
+    "trains_otherwise",
+]
 
 
 def fact(host: ModuleUnderTest, name: str, train: bool, find: Callable[[], bool]) -> bool:
@@ -27,7 +36,12 @@ def fact(host: ModuleUnderTest, name: str, train: bool, find: Callable[[], bool]
 
 def repeats(host: ModuleUnderTest, train: bool) -> bool:
     """Whether calls give the same under one seed, and under others."""
-    return fact(host, "repeats", train, lambda: not samples(host, train) and _same_again(host, train))
+    return not samples(host, train) and follows_the_seed(host, train)
+
+
+def follows_the_seed(host: ModuleUnderTest, train: bool) -> bool:
+    """Whether calls give the same under one seed."""
+    return fact(host, "follows the seed", train, lambda: _same_again(host, train))
 
 
 def samples(host: ModuleUnderTest, train: bool) -> bool:
@@ -70,12 +84,13 @@ def mixes_rows(host: ModuleUnderTest, train: bool) -> bool:
 
     def find() -> bool:
         case = ModuleCase(host, seed=21, train=train)
-        if not case.batch_sizes or case.batch_sizes[0] < 2:
-            return False
-        rest = case.redrawn(22).at(slice(1, None))
-        others = [torch.cat([a[:1], b]) if has else a for a, b, has in _with_batches(case, rest)]
+        if not case.batch_sizes:
+            return bool(host.buffers())  # it cannot be seen, and statistics over agents may be those of a batch
+        first = slice(0, 1)
+        rest = slice(1, None) if case.batch_sizes[0] > 1 else first  # a batch of one gets a second row
+        one, other = (_in_one_batch(case.at(first), case.redrawn(seed).at(rest)) for seed in (22, 23))
         try:
-            before, after = case.outputs(), replace(case, leaves=tuple(others)).outputs()
+            before, after = one.outputs(), other.outputs()
         except Exception:
             return False
         pairs = zip(flatten(before)[0], flatten(after)[0], strict=True)
@@ -84,8 +99,10 @@ def mixes_rows(host: ModuleUnderTest, train: bool) -> bool:
     return fact(host, "mixes rows", train, find)
 
 
-def _with_batches(case: ModuleCase, other: ModuleCase) -> Iterator[tuple[Tensor, Tensor, bool]]:
-    return zip(case.leaves, other.leaves, case.host.batched, strict=True)
+def _in_one_batch(case: ModuleCase, other: ModuleCase) -> ModuleCase:
+    """The rows of the first batch axis of one case, and then those of the other."""
+    pairs = zip(case.leaves, other.leaves, case.host.batched, strict=True)
+    return replace(case, leaves=tuple(torch.cat([a, b]) if has else a for a, b, has in pairs))
 
 
 def _equal(one: Tensor, other: Tensor) -> bool:

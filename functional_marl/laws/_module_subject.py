@@ -13,6 +13,7 @@ from torch.func import functional_call
 
 from functional_marl._pytrees import Tree, flatten
 from functional_marl._sharing import Sharing
+from functional_marl.laws._functions import FunctionModule
 from functional_marl.laws._infer import gradients_by_agent, inferred, pairs_of_parts, part
 from functional_marl.laws._module_case import ModuleCase
 from functional_marl.laws._module_facts import fact, gives_numbers, mixes_rows, repeats, samples
@@ -88,12 +89,19 @@ class ModuleSubject(ModuleCase, Subject):
     def hears(self) -> Sequence[set[int]]:
         """For each agent those whose inputs may change its outputs, by the claims.
 
-        Where training uses statistics of the batch, as a batch norm does, agents of one network are rows of it, too.
+        Where training uses statistics of the batch, as a batch norm does, agents that share the statistics are rows of
+        it, too: agents of one network, or of one slot of its buffers.
         """
         if not (self.train and mixes_rows(self.host, True)):
             return self.host.hears
-        together = {agent: set(members) for members in self.classes() for agent in members}
-        return [heard | together[agent] for agent, heard in enumerate(self.host.hears)]
+        statistics = [self.slots[leaf.name] for leaf in self.reached() if leaf.is_buffer and leaf.name in self.slots]
+        together = [{j for j in range(self.n) if self._alike(i, j)} for i in range(self.n)]
+        for sharing in statistics:
+            together = [found | set(sharing.members(sharing[i])) for i, found in enumerate(together)]
+        return [heard | found for heard, found in zip(self.host.hears, together, strict=True)]
+
+    def _alike(self, i: int, j: int) -> bool:
+        return any({i, j} <= set(members) for members in self.classes())
 
     @property
     def tells_agents_apart(self) -> bool:
@@ -150,6 +158,11 @@ class ModuleSubject(ModuleCase, Subject):
             return True
 
         return fact(self.host, "copies", False, find)
+
+    @property
+    def compiles(self) -> bool:
+        """Whether dynamo can trace it: not a function of JAX or numpy, whose arrays it does not follow."""
+        return not isinstance(self.host.module, FunctionModule)
 
     def reached(self) -> Sequence[Reached]:
         """Which agents train which numbers, and write or read which buffers."""
@@ -212,9 +225,15 @@ class ModuleSubject(ModuleCase, Subject):
         return replace(self, numbers=other.numbers)
 
     def stepped(self, loss: Callable[[list[Tree]], Tensor]) -> ModuleSubject:
-        """The subject after a step of training, in which each number moves by at most a twentieth."""
+        """The subject after a step of training, in which each number moves by at most a twentieth.
+
+        Where the module raises in training, as under ``randomness="error"``, the gradient is that of evaluation.
+        """
         watched, gradients = self.watching_parameters()
-        outputs, buffers = watched.trained()
+        try:
+            outputs, buffers = watched.trained()
+        except Exception:
+            outputs, buffers = watched.outputs(train=False), dict[str, Tensor]()
         found, params = gradients(loss(outputs)), self.host.params()
         # Each number for itself: what an agent's numbers become must not depend on the size of another's gradient.
         moved = {name: params[name].detach() - _STEP * g / (g.abs() + 1e-3) for name, g in found.items()}

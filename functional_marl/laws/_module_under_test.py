@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from functional_marl._errors import SharingError, StructureError
-from functional_marl._pytrees import Tree, flatten, is_tensordict, leaf_names, prefix_leaves
+from functional_marl._pytrees import Tree, flatten, is_tensordict, leaf_names, prefix_leaves, tree_map
 from functional_marl._randomness.rng_state import rng_states, same_states
 from functional_marl._sharing import Sharing, SharingSpec, resolve
 from functional_marl.laws._agent_dicts import keyed_by_agent
@@ -20,26 +21,12 @@ from functional_marl.laws._claims import AUTO, Claims
 from functional_marl.laws._functions import function_module
 from functional_marl.laws._network_module import NetworkModule, as_module
 from functional_marl.laws._outputs import as_tree, selector, written
+from functional_marl.laws._places import PAIRS, Place
 from functional_marl.laws._restore import differentiable_attention, kept, seeded
 from functional_marl.laws._self_description import build_of, by_its_names, stated_by, template_of
 from functional_marl.laws._subject import CheckError
 
-__all__ = ["ModuleUnderTest", "Place", "module_of"]
-
-
-@dataclass(frozen=True)
-class Place:
-    """A leaf of the inputs or outputs, and where it has which agents; ``dim`` None: all see it whole."""
-
-    name: str
-    members: tuple[int, ...]
-    dim: int | None
-
-    def of(self, agent: int, leaf: Tensor) -> Tensor | None:
-        """The part of one agent; None if it has none."""
-        if self.dim is None:
-            return leaf
-        return leaf.select(self.dim, self.members.index(agent)) if agent in self.members else None
+__all__ = ["ModuleUnderTest", "module_of"]
 
 
 def module_of(subject: Any) -> nn.Module:
@@ -63,6 +50,11 @@ def module_of(subject: Any) -> nn.Module:
 def is_lazy(leaf: Any) -> bool:
     """Whether a leaf has no shape yet."""
     return leaf is not None and nn.parameter.is_lazy(leaf)
+
+
+def _has_numbers(leaf: Tensor) -> bool:
+    """Whether a leaf has numbers; one of a template on the meta device has none."""
+    return not is_lazy(leaf) and not leaf.is_meta
 
 
 class ModuleUnderTest:
@@ -139,10 +131,13 @@ class ModuleUnderTest:
         example, agent_dim = self.claims.example, self.claims.agent_dim
         args: tuple[Any, ...] = example if type(example) is tuple else (example,)
         tree = (args, dict(self.claims.kwargs))
-        leaves, self.rebuild = flatten(tree)
-        names = [*leaf_names(args, "inputs"), *leaf_names(tree[1], "kwargs")]
-        if not leaves or not all(isinstance(leaf, Tensor) for leaf in leaves):
-            raise CheckError(f"example: expected tensors, got {[type(leaf).__name__ for leaf in leaves]}")
+        self._every_leaf, self._rebuild = flatten(tree)
+        self._is_tensor = [isinstance(leaf, Tensor) for leaf in self._every_leaf]
+        every_name = [*leaf_names(args, "inputs"), *leaf_names(tree[1], "kwargs")]
+        leaves, names = self.tensors_of(tree), list(itertools.compress(every_name, self._is_tensor))
+        if not leaves:
+            kinds = [type(leaf).__name__ for leaf in self._every_leaf]
+            raise CheckError(f"example: expected tensors, got {kinds}")
         self.leaves: list[Tensor] = leaves
         try:
             dims = self._input_dims(tree)
@@ -166,7 +161,17 @@ class ModuleUnderTest:
         # A hidden state [layers, B, n, H] has its batch elsewhere: only the whole batch of the example goes in.
         self.batched = [tuple(leaf.shape[: self.batch_dims]) == self.batch for leaf in leaves]
 
-    def _input_dims(self, tree: Tree) -> list[int | None]:
+    def tensors_of(self, tree: Tree) -> list[Tensor]:
+        """The tensors of inputs; what else they have, as flags and numbers, is the same in every call."""
+        return list(itertools.compress(flatten(tree)[0], self._is_tensor))
+
+    def rebuild(self, leaves: Sequence[Any]) -> Tree:
+        """Inputs ``(args, kwargs)`` with these leaves in the place of the tensors."""
+        tensors = iter(leaves)
+        pairs = zip(self._every_leaf, self._is_tensor, strict=True)
+        return self._rebuild([next(tensors) if is_tensor else leaf for leaf, is_tensor in pairs])
+
+    def _input_dims(self, tree: Tree) -> list[int | str | None]:
         agent_dim, example = self.claims.agent_dim, self.claims.example
         if isinstance(agent_dim, int):
             first = self.leaves[0].ndim
@@ -178,20 +183,30 @@ class ModuleUnderTest:
             args = (cast(Any, example).to_dict(),)
         dims = prefix_leaves(given, args, "agent_dim")
         first = next((dim for dim in dims if dim is not None), None)  # keyword inputs have the agents there, too
-        return [*dims, *[first] * (len(self.leaves) - len(dims))]
+        every = [*dims, *[first] * (len(self._every_leaf) - len(dims))]
+        return list(itertools.compress(every, self._is_tensor))
 
-    def _at(self, name: str, leaf: Any, dim: int | None, hint: str) -> Place:
+    def _at(self, name: str, leaf: Any, dim: int | str | None, hint: str) -> Place:
         """The place of a leaf; raises where the agents are not there."""
         if not isinstance(leaf, Tensor):
             raise CheckError(f"{name}: expected a tensor, got {type(leaf).__name__}; {hint}")
         members = self._members(name)
         if dim is None or not members:
             return Place(name, members, None)
+        pairs = dim == PAIRS
+        if pairs and (leaf.ndim < 2 or leaf.shape[-2:] != (len(members), len(members))):
+            n = len(members)
+            raise CheckError(f"{name}: expected [*B, {n}, {n}] for agent_dim={PAIRS!r}, got {list(leaf.shape)}")
+        if isinstance(dim, str):
+            dim = -2 if pairs else self._no_place(name, dim)
         if not (-leaf.ndim <= dim < leaf.ndim and leaf.shape[dim] == len(members)):
             raise CheckError(
                 f"{name}: expected {len(members)} agents at dim {dim}, got shape {list(leaf.shape)}; {hint}"
             )
-        return Place(name, members, dim % leaf.ndim)
+        return Place(name, members, dim % leaf.ndim, pairs)
+
+    def _no_place(self, name: str, dim: str) -> int:
+        raise CheckError(f"{name}: expected an int, None or {PAIRS!r} for where the agents are, got {dim!r}")
 
     def _members(self, name: str) -> tuple[int, ...]:
         groups = self.claims.groups
@@ -246,10 +261,12 @@ class ModuleUnderTest:
             own = {**self.params(), **self.buffers()} if numbers else {}
             for name, value in (numbers or {}).items():
                 own[name].data.copy_(value)
-            output = self.call(leaves, train)
+            # clones, for a module may write into its inputs
+            output = self.call([leaf.clone() for leaf in leaves], train)
             if after is not None:
                 after.update({name: leaf.detach().clone() for name, leaf in self.buffers().items()})
-        return output
+            # Outputs may be views of parameters or of what calls keep, which are restored now.
+            return tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, output)
 
     def samples(self, leaves: Sequence[Tensor], *, train: bool) -> bool:
         """Whether a call draws from torch's generators, be it seen in the outputs or not."""
@@ -303,12 +320,12 @@ class ModuleUnderTest:
 
     def params(self) -> dict[str, Tensor]:
         """The float parameters by name."""
-        found = {name: leaf for name, leaf in self.module.named_parameters() if not is_lazy(leaf)}
+        found = {name: leaf for name, leaf in self.module.named_parameters() if _has_numbers(leaf)}
         return {name: leaf for name, leaf in found.items() if leaf.is_floating_point()}
 
     def buffers(self) -> dict[str, Tensor]:
         """The buffers by name."""
-        return {name: leaf for name, leaf in self.module.named_buffers() if not is_lazy(leaf)}
+        return {name: leaf for name, leaf in self.module.named_buffers() if _has_numbers(leaf)}
 
     def _slots(self) -> dict[str, Sharing] | None:
         """The claimed slot map of every parameter and, where the claim says one, of every buffer; None: no claim."""
@@ -339,6 +356,8 @@ def _with_statements(claims: Claims, stated: Mapping[str, Any]) -> Claims:
         CheckError: they disagree about the number of agents.
     """
     n_agents = claims.n_agents
+    if n_agents is None and claims.groups is not None:
+        n_agents = sum(claims.groups.values())
     if n_agents is None and claims.agents is not None:
         n_agents = claims.agents if isinstance(claims.agents, int) else len(claims.agents)
     if n_agents is not None and stated.get("n_agents", n_agents) != n_agents:

@@ -1,4 +1,4 @@
-"""A functional network with its parameters as a module, so that it is asked what modules are asked."""
+"""A functional network with its parameters as a module, so that the laws of modules are checked on it."""
 
 from __future__ import annotations
 

@@ -14,6 +14,7 @@ from functional_marl._pytrees import Params, Tree, flatten, leaf_names, tree_map
 from functional_marl._sharing import Sharing
 from functional_marl.laws._compare import broken
 from functional_marl.laws._operations import LIBRARY, Operations
+from functional_marl.laws._restore import seeded
 from functional_marl.laws._subject import Gradients, InputGradients, Subject
 
 __all__ = ["NetworkSubject"]
@@ -340,8 +341,7 @@ class NetworkSubject(Subject):
     def built(self, seed: int) -> tuple[Params, Params]:
         """Parameters and buffers of a module built under a seed of torch's global generator, which is restored."""
         assert self.build is not None
-        with torch.random.fork_rng(devices=[]), torch.no_grad():
-            torch.manual_seed(seed)
+        with seeded(seed), torch.no_grad():
             module: nn.Module = self.build()
             if any(nn.parameter.is_lazy(p) for p in module.parameters()):
                 module.eval()(*self.net.module_spec.example)

@@ -40,14 +40,15 @@ class Reached:
 
     @property
     def tells_apart(self) -> bool:
-        """Whether it is what ids are: one place of a matrix or vector for each agent, and the others for all.
+        """Whether it is what ids are: one place of a matrix or vector for each agent or type, and the others for all.
 
-        So are the rows of a learned embedding, and the columns that one-hot ids meet in the first layer.
+        So are the rows of a learned embedding, the columns that one-hot ids meet in the first layer, and a vector of
+        one agent alone.
         """
-        alone = sorted(agents for agents in self.along if len(agents) == 1)
-        every = {agent for agents in self.along for agent in agents}
-        others = {agents for agents in self.along if len(agents) > 1}
-        return len(self.shape) <= 2 and alone == [(agent,) for agent in sorted(every)] and len(others) <= 1
+        every = sorted({agent for agents in self.along for agent in agents})
+        own = sorted(agent for agents in self.along if len(agents) < len(every) for agent in agents)
+        one_vector = self.axis is None and len(self.shape) == 1
+        return one_vector or (self.axis is not None and len(self.shape) <= 2 and own == every)
 
     @property
     def slots(self) -> tuple[Agents, ...] | None:
@@ -90,10 +91,17 @@ def _agents(agents: Sequence[int]) -> str:
 
 @dataclass(frozen=True)
 class Inferred:
-    """What a module shares: one :class:`Reached` a parameter."""
+    """What a module shares: one :class:`Reached` a parameter, and a buffer that training writes.
+
+    Args:
+        n_agents: the number of agents.
+        leaves: which agents train which elements.
+        constants: which agents read which elements of what no training moves.
+    """
 
     n_agents: int
     leaves: tuple[Reached, ...]
+    constants: tuple[Reached, ...] = ()
 
     def __getitem__(self, name: str) -> Reached:
         return next(leaf for leaf in self.leaves if leaf.name == name)
@@ -143,11 +151,10 @@ class Inferred:
     @property
     def apart(self) -> list[list[tuple[str, tuple[Any, ...]]]] | None:
         """For each agent the parts that it uses, ``(parameter, index)``; None where they do not line up."""
-        if not all(leaf.lines_up for leaf in self.leaves):
+        every = (*self.leaves, *self.constants)
+        if not all(leaf.lines_up for leaf in every):
             return None
-        parts = [
-            [(leaf.name, own) for leaf in self.leaves if (own := leaf.own(i)) is not None] for i in range(self.n_agents)
-        ]
+        parts = [[(leaf.name, own) for leaf in every if (own := leaf.own(i)) is not None] for i in range(self.n_agents)]
         return parts if len({len(own) for own in parts}) == 1 else None
 
     def tabulate(self) -> str:
@@ -167,7 +174,8 @@ class Inferred:
 def reached(name: str, mask: Tensor) -> Reached:
     """From ``[n, *leaf]``, which agent reaches which element."""
     shape = tuple(mask.shape[1:])
-    columns, which, counts = torch.unique(mask.flatten(1).T, dim=0, return_inverse=True, return_counts=True)
+    rows = mask.reshape(len(mask), mask[0].numel())  # also of a leaf without axes
+    columns, which, counts = torch.unique(rows.T, dim=0, return_inverse=True, return_counts=True)
     agents: list[Agents] = [tuple(row.nonzero().flatten().tolist()) for row in columns]
     first = [int((which == k).nonzero()[0]) for k in range(len(agents))]
     found = [(who, int(count), place) for who, count, place in zip(agents, counts, first, strict=True) if who]

@@ -77,7 +77,7 @@ class Report:
         1 law holds: local_jacobian.
         """
         modes = {verdict.train for verdict in self.verdicts if verdict.verdict in (HOLDS, VIOLATED)}
-        lines = [self._headline(), *_claim(self.facts, modes, not self or verbose)]
+        lines = [self._headline(), *_claim(self.facts, modes, not self or verbose), *self._unchecked()]
         lines += [line for verdict in self.violated for line in _violation(verdict)]
         held = self._held()
         if held:
@@ -93,6 +93,13 @@ class Report:
             do = "do" if len(silent) > 1 else "does"
             lines += ["", f"{_laws(len(silent))} {do} not apply: --verbose, or text(verbose=True), lists why."]
         return "\n".join(lines)
+
+    def _unchecked(self) -> list[str]:
+        """That the claimed sharing itself was not checked, and why."""
+        found = [verdict for verdict in self.verdicts if verdict.law == "gradient_reaches_own_slot"]
+        if self.facts.get("sharing") is None or not found or found[0].verdict != NOT_APPLICABLE:
+            return []
+        return list(_wrapped(f"not checked: who trains what, for {found[0].why}", "  "))
 
     def _applying(self) -> set[str]:
         return {verdict.law for verdict in self.verdicts if verdict.verdict in (HOLDS, VIOLATED)}
@@ -201,7 +208,8 @@ def _claim(facts: dict[str, Any], modes: set[bool], inferred: bool) -> list[str]
         parts.append("in " + " and ".join("training" if train else "evaluation" for train in sorted(modes)))
     lines = [f"claim: {'; '.join(parts)}"] if parts else []
     if inferred and facts.get("inferred") is not None:
-        lines.append(f"inferred: {facts['inferred']}")
+        mixed = isinstance(facts["inferred"], dict)
+        lines.append(f"inferred: {'mixed: infer_sharing lists it' if mixed else facts['inferred']}")
     lines += [f"{name}: {value}" for name, value in facts.items() if name not in _WORDED and value is not None]
     return [piece for line in lines for piece in _wrapped(line, "  ")]
 

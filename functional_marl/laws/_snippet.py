@@ -35,6 +35,7 @@ def snippet(law: str, case: object) -> str:
     maker, call, _ = again.partition("(")
     makers = {maker} | ({"Claims", "module_subject"} & words) if call else set[str]()
     lines.append(f"from functional_marl.laws import {', '.join(sorted(['LAWS', *makers]))}")
+    lines += ["# module: what check was called on"] if maker == "module_subject" else []
     return "\n".join([*lines, f"LAWS[{law!r}]({again})"])
 
 

@@ -170,10 +170,6 @@ class Subject(ABC):
         """A key under the seed."""
         return make_key((self.seed << 8) + fold)
 
-    def generator(self) -> torch.Generator:
-        """torch's random numbers under the seed."""
-        return torch.Generator().manual_seed(self.seed)
-
     @abstractmethod
     def permutation(self) -> list[int]:
         """A permutation of the agents that can take each other's place, not the identity where there is a choice."""
@@ -260,8 +256,12 @@ class Subject(ABC):
         """The same, evaluated in each way that there is, by the name of that way."""
         return {"": self}
 
+    def own_parts(self, outputs: list[Tree]) -> list[Tree]:
+        """Of each agent's outputs those that are its own, and not the same for all agents."""
+        return outputs
+
     def loss(self, outputs: Tree) -> Tensor:
-        """A generic smooth number made of all float leaves of a tree: no weight of it is zero."""
+        """A generic smooth number made of all float and complex leaves of a tree: no weight of it is zero."""
         return generic_loss(outputs, self.seed)
 
     def training_loss(self, outputs: Sequence[Tree]) -> Tensor:
@@ -270,14 +270,17 @@ class Subject(ABC):
 
 
 def generic_loss(outputs: Tree, seed: int) -> Tensor:
-    """A smooth number made of all float leaves of a tree, with weights under a seed, none of which is zero.
+    """A smooth number made of all float and complex leaves of a tree, with weights under a seed, none of them zero.
 
     Infinite numbers, such as the logits of masked actions, count for nothing and get no gradient.
     """
     weights, total = torch.Generator().manual_seed(seed), torch.zeros((), dtype=torch.float64)
     for leaf in flatten(outputs)[0]:
+        if isinstance(leaf, Tensor) and leaf.is_complex():
+            leaf = torch.view_as_real(leaf)
         if isinstance(leaf, Tensor) and leaf.is_floating_point():
             weight = (torch.rand(leaf.shape, generator=weights, dtype=torch.float64) + 0.5).to(leaf.device)
-            finite = torch.where(leaf.isfinite(), leaf, 0)
-            total = total + (weight * (finite + finite * finite)).sum().to(total.device)
+            # infinite are the logits of actions that are masked; float16 overflows in a square
+            number = torch.where(leaf.isinf(), 0, leaf).to(weight.dtype)
+            total = total + (weight * (number + number * number)).sum().to(total.device)
     return total

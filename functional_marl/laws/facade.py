@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from functional_marl.laws._compare import agree, broken, differ
 from functional_marl.laws._law import law
 from functional_marl.laws._operations import LIBRARY, Operations
+from functional_marl.laws._restore import seeded
 
 __all__ = ["Facade", "facade_is_functional", "lazy_is_eager", "state_dicts_carry_over"]
 
@@ -55,8 +56,7 @@ class Facade:
             **{name: getattr(nn, word) if isinstance(word, str) else word for name, word in self.options},
             **changed,
         }
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.seed + fold)
+        with seeded(self.seed + fold):
             return self.ops.facade(self.kind, self.n_agents, lazy, **words)
 
     def input(self, fold: int = 0) -> Tensor:
@@ -67,8 +67,7 @@ class Facade:
 
     def trained(self, module: Any, x: Tensor) -> Tensor:
         """The output of one call in training, under the seed."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.seed)
+        with seeded(self.seed):
             return module.train()(x)
 
 
@@ -140,8 +139,7 @@ def facade_is_functional(case: Facade) -> None:
         wanted = dict(zip(leaves, _gradients(want, list(leaves.values())), strict=True))
         shared = f.share_params is True
         agree({k: g[None] if shared else g for k, g in found.items()}, wanted, f"{when}: gradients of the parameters")
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(case.seed)
+        with seeded(case.seed):
             want, after = case.ops.apply(net, leaves, x, train=True, mutable=True, **how)
         copied = case.ops.from_functional(net, params, state, use_td_params=case.use_td_params)
         for what, module in (("", f), ("from_functional, ", copied)):
@@ -167,8 +165,7 @@ def lazy_is_eager(case: Facade) -> None:
     eager, x = case.module(), case.input()
     lazy = case.module(lazy=True)
     before = {name: id(leaf) for name, leaf in lazy.named_parameters()}
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(case.seed)
+    with seeded(case.seed):
         lazy.eval()(x)
     _alike(lazy, eager, "after its first call")
     made = {name: id(leaf) for name, leaf in lazy.named_parameters()}

@@ -15,6 +15,7 @@ from functional_marl._tensordict import to_tensordict
 from functional_marl.laws._compare import agree, broken, zero
 from functional_marl.laws._law import law
 from functional_marl.laws._operations import LIBRARY, Operations
+from functional_marl.laws._restore import seeded
 from functional_marl.laws._snippet import code
 
 __all__ = [
@@ -144,7 +145,7 @@ def group_map_is_the_callers(case: Named) -> None:
     for members in case.ops.group_map(mine, given).values():
         members.append("intruder")
     if mine != case.names:
-        broken(f"the caller's names {case.names} became {mine}")
+        broken(f"the map returns the caller's own list: the caller's names {case.names} became {mine}; copy it")
     if isinstance(given, Mapping) and given != case.grouping:
         broken(f"the caller's group map {case.grouping} became {given}")
 
@@ -179,8 +180,7 @@ class Critics:
 
     def critic(self, detached: tuple[int, ...]) -> nn.Module:
         """The critic; its parameters are those of the seed, whoever is detached."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.seed)
+        with seeded(self.seed):
             return self.ops.critic(self.groups, detached, self.shared_head)
 
     def values(self, detached: tuple[int, ...]) -> tuple[list[Tensor], dict[str, Tensor]]:

@@ -15,7 +15,6 @@ from functional_marl._pytrees import Params, Tree, flatten
 from functional_marl.laws._capabilities import (
     AGENTS_IN_OUTPUTS,
     DRAWS_IN_TRAINING,
-    EVALUATION,
     LOCAL,
     MODULE,
     NO_SAMPLER,
@@ -42,7 +41,7 @@ __all__ = [
 ]
 
 
-@law(41, RUNS, EVALUATION, first=True)
+@law(41, RUNS, first=2, own_modes=True)
 def results_follow_the_seed(s: Subject) -> None:
     """seed = seed' implies equal outputs, in evaluation and in training.
 
@@ -51,7 +50,9 @@ def results_follow_the_seed(s: Subject) -> None:
     for train in (False, True):
         try:
             one = s.outputs(train=train)
-        except RuntimeError as error:
+        except Broken:
+            raise
+        except Exception as error:
             raise CheckError(f"the module raises in training: {' '.join(str(error).split())[:160]}") from None
         agree(s.outputs(train=train), one, f"two calls under seed {s.seed}, train={train}: outputs", exact=True)
         if isinstance(s, ModuleSubject):
@@ -72,7 +73,7 @@ def _leaves_the_seed(s: ModuleSubject, train: bool) -> None:
         broken(f"torch's generator after calls under two seeds, train={train}: expected different states, got the same")
 
 
-@law(41, MODULE, RUNS, EVALUATION, NO_SAMPLER, first=True)
+@law(41, MODULE, RUNS, NO_SAMPLER, first=3, own_modes=True)
 def evaluation_draws_nothing(s: ModuleSubject) -> None:
     """y does not depend on the seed where train = False.
 
@@ -94,6 +95,7 @@ def evaluation_draws_nothing(s: ModuleSubject) -> None:
     AGENTS_IN_OUTPUTS,
     DRAWS_IN_TRAINING,
     RANDOMNESS_CLAIM,
+    own_modes=True,
     whole_batch=True,
     cost=2,
 )
@@ -126,8 +128,7 @@ def _modes_of_network(s: NetworkSubject) -> Iterator[tuple[str, str, _Draw]]:
         called = replace(equal, net=s.net.replace(strategy=strategy, randomness=mode))
 
         def once(k: int, called: NetworkSubject = called, keyed: bool = keyed) -> list[Tree]:
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(s.seed + k)
+            with seeded(s.seed + k):
                 return called.trained(key=s.key(k) if keyed else None)[0]
 
         if strategy == "vmap" and mode == "different" and not keyed:

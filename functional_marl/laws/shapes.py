@@ -16,7 +16,7 @@ from functional_marl.laws._capabilities import (
     ANY_BATCH_AXES,
     COPIES,
     EVALUATION,
-    FLOAT_INPUTS,
+    FLOATS,
     LOCAL,
     NUMBERS,
     ONE_AGENT,
@@ -29,6 +29,7 @@ from functional_marl.laws._compare import Broken, agree, broken
 from functional_marl.laws._law import law
 from functional_marl.laws._module_subject import ModuleSubject
 from functional_marl.laws._network_subject import NetworkSubject
+from functional_marl.laws._places import MisplacedAgents
 from functional_marl.laws._subject import CheckError, Subject
 
 __all__ = [
@@ -97,18 +98,27 @@ def batch_is_a_loop(s: Subject) -> None:
                 row = piece.outputs()
             except Broken:
                 raise
+            except MisplacedAgents as error:
+                raise Broken(f"a batch of one row, axis {axis}: {error}") from None
             except Exception as error:
                 raise CheckError(f"the module takes no batch of one: {type(error).__name__}: {error}") from None
             for i in range(s.n):
-                want = tree_map(lambda leaf, axis=axis, b=b: leaf.narrow(axis, b, 1), outputs[i])
+                found, want = _rows_of(row[i], outputs[i], axis, size, b)
                 try:
-                    agree(row[i], want, f"row {b} of batch axis {axis}, agent {i}: output")
+                    agree(found, want, f"row {b} of batch axis {axis}, agent {i}: output")
                 except Broken:
                     if _mixes_rows(s, piece, want, i):
                         raise CheckError("one agent's network itself mixes the rows of a batch") from None
                     raise
     if isinstance(s, NetworkSubject) and not s.centralized:
         _rows_without_axes(s, outputs)
+
+
+def _rows_of(row: Tree, whole: Tree, axis: int, size: int, b: int) -> tuple[list[Tensor], list[Tensor]]:
+    """The leaves that have the batch: of a call with one row, and that row of a call with all."""
+    pairs = zip(flatten(row)[0], flatten(whole)[0], strict=True)
+    batched = [(one, leaf) for one, leaf in pairs if leaf.ndim > axis and leaf.shape[axis] == size]
+    return [one for one, _ in batched], [leaf.narrow(axis, b, 1) for _, leaf in batched]
 
 
 def _mixes_rows(s: Subject, piece: Subject, want: Tree, agent: int) -> bool:
@@ -194,8 +204,10 @@ def empty_batches(s: Subject) -> None:
         try:
             for i in range(s.n):
                 empty.alone(i)
-        except Exception:
-            return  # the network of one agent takes no empty batch
+        except Exception as error:
+            if isinstance(s, NetworkSubject):
+                return  # the network of one agent takes no empty batch
+            raise CheckError(f"the network of one agent takes no empty batch: {error}") from None
     try:
         outputs = empty.outputs()
     except Broken:
@@ -207,7 +219,7 @@ def empty_batches(s: Subject) -> None:
         raise CheckError(f"the module takes no empty batch: {text}") from None
     for i, (got, want) in enumerate(zip(outputs, s.outputs(), strict=True)):
         for leaf, row in zip(flatten(got)[0], flatten(want)[0], strict=True):
-            shape = [0, *row.shape[1:]]
+            shape = [0, *row.shape[1:]] if row.ndim else []  # a number for the whole batch
             if list(leaf.shape) != shape or leaf.dtype != row.dtype:
                 broken(f"batch {batch}, agent {i}: expected {row.dtype} {shape}, got {leaf.dtype} {list(leaf.shape)}")
 
@@ -220,7 +232,7 @@ _KINDS = [
 ]
 
 
-@law(40, RUNS, NUMBERS, EVALUATION, FLOAT_INPUTS, COPIES, cost=2)
+@law(40, RUNS, NUMBERS, EVALUATION, FLOATS, COPIES, cost=2)
 def kinds_are_kept(s: Subject) -> None:
     """dtype(y) = dtype(f(θ_i, x_i)) and device(y) = device(x).
 
@@ -244,8 +256,15 @@ def kinds_are_kept(s: Subject) -> None:
         except Exception as error:
             raise CheckError(f"the module does not run in {dtype}: {type(error).__name__}: {error}") from None
         for i, (output, was) in enumerate(zip(outputs, s.outputs(), strict=True)):
-            want = tree_map(lambda leaf, d=device, t=dtype: leaf.to(d, t if leaf.is_floating_point() else None), was)
+            want = tree_map(lambda leaf, d=device, t=dtype: leaf.to(d, _dtype_of(leaf, t)), was)
             _kinds(output, want, f"{where}, agent {i}: output")
+
+
+def _dtype_of(leaf: Tensor, floats: torch.dtype) -> torch.dtype:
+    """The dtype that an output has where floats have this one."""
+    if leaf.is_complex():
+        return floats.to_complex()
+    return floats if leaf.is_floating_point() else leaf.dtype
 
 
 def _kinds(found: Tree, wanted: Tree, where: str) -> None:

@@ -37,7 +37,6 @@ from functional_marl.laws._capabilities import (
     NOT_CENTRALIZED,
     ONE_AGENT,
     POOLED,
-    RANDOM,
     ROWS_APART,
     SEVERAL_AGENTS,
     SHARED,
@@ -147,7 +146,6 @@ def entries(where: Sequence[Capability] = ()) -> st.SearchStrategy[Entry]:
 def _fits(entry: Entry, where: Sequence[Capability]) -> bool:
     has = {
         CENTRALIZED: entry.joint is not None,
-        RANDOM: entry.random,
         DRAWS_IN_TRAINING: entry.random,
         ROWS_APART: entry.rows_apart,
         SHOWS_MASK: entry.shows_mask,
@@ -243,7 +241,7 @@ def patterns(draw: st.DrawFn) -> Patterns:
     """Leaf names and mappings of patterns, most of which fit them."""
     names = draw(st.lists(st.sampled_from(_LEAVES), min_size=1, unique=True))
     n = draw(st.integers(1, 3))
-    one = st.sampled_from(["shared", "independent"]) | sharings(n).map(lambda sharing: list(sharing))
+    one = st.sampled_from(["shared", "independent"]) | sharings(n, spare=False).map(lambda sharing: list(sharing))
     known = st.sampled_from([*names, *(f"{name.split('.')[0]}.*" for name in names), "*.weight", "[01]*", "?.*"])
     chosen = draw(st.lists(known, max_size=2, unique=True))
     chosen += ["*"] if draw(st.booleans()) else []

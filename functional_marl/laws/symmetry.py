@@ -11,10 +11,12 @@ from functional_marl.laws._capabilities import (
     ANONYMOUS,
     CENTRALIZED,
     CLUSTER,
+    IDS,
     INDEPENDENT,
     LINES_UP,
     LOCAL,
     NOT_CENTRALIZED,
+    NOT_ONE_CLASS,
     NUMBERS,
     POOLED,
     REPEATABLE,
@@ -24,8 +26,9 @@ from functional_marl.laws._capabilities import (
     SLOTS,
     WIDE_INPUTS,
 )
-from functional_marl.laws._compare import agree, broken, differ
+from functional_marl.laws._compare import agree, broken, differ, gap
 from functional_marl.laws._law import law
+from functional_marl.laws._module_subject import ModuleSubject
 from functional_marl.laws._network_subject import NetworkSubject
 from functional_marl.laws._subject import Subject
 
@@ -34,6 +37,7 @@ __all__ = [
     "cluster_equivariance",
     "equal_inputs_equal_outputs",
     "ids_break_equivariance",
+    "ids_tell_agents_apart",
     "independent_equivariance",
     "pooled_critics_are_symmetric",
     "shared_equivariance",
@@ -73,7 +77,7 @@ def independent_equivariance(s: Subject) -> None:
     _follow(s, s.taking(order).exchanging(order), order)
 
 
-@law(13, *_CALLS, CLUSTER, NOT_CENTRALIZED, ANONYMOUS, REPEATABLE)
+@law(13, *_CALLS, CLUSTER, NOT_ONE_CLASS, NOT_CENTRALIZED, ANONYMOUS, REPEATABLE)
 def cluster_equivariance(s: Subject) -> None:
     """y(x∘π) = y(x)∘π for every π with σ∘π = σ.
 
@@ -149,3 +153,17 @@ def ids_break_equivariance(s: NetworkSubject) -> None:
     ids = plain.inputs[0][..., -s.n :].reshape(s.n, -1, s.n)
     if not torch.equal(ids, torch.eye(s.n, dtype=ids.dtype)[:, None].expand_as(ids)):
         broken("with_agent_ids: expected one-hot ids, row i for agent i")
+
+
+@law(17, *_CALLS, IDS, REPEATABLE, whole_batch=True, every_case=False)
+def ids_tell_agents_apart(s: ModuleSubject) -> None:
+    """x_i = x_j for all i, j, and y_i ≠ y_j for some i, j.
+
+    Ids are used: for equal inputs some two agents have different outputs, in one of eight draws.
+    """
+    for draw in range(8):
+        case = s.redrawn(s.seed + draw)
+        outputs = case.taking([s.agents[0]] * s.n).outputs()
+        if any(gap(a, b) for other in outputs[1:] for a, b in zip(other, outputs[0], strict=True)):
+            return
+    broken("agents with equal inputs: expected different outputs, as ids= claims, got the same in 8 draws")

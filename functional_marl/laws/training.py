@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 import torch
 from torch import Tensor
 
-from functional_marl._pytrees import Params
+from functional_marl._pytrees import Params, flatten
 from functional_marl.laws._capabilities import (
     AGENTS_IN_OUTPUTS,
     ANONYMOUS,
@@ -41,20 +41,26 @@ __all__ = [
 _TRAINS = (RUNS, NUMBERS, GRADIENTS, AGENTS_IN_OUTPUTS)
 
 
-@law(24, *_TRAINS, SEVERAL_AGENTS)
+@law(24, *_TRAINS)
 def slot_gradient_is_the_sum(s: NetworkSubject | ModuleSubject) -> None:
     """∂L / ∂P[ℓ][s] = Σ_{σ_ℓ(i) = s} ∂L / ∂θ_i[ℓ].
 
     The gradient of a number is the sum of what each of its agents' losses alone gives.
     """
     watched, gradients = s.watching_parameters()
-    together = gradients(s.training_loss(watched.outputs()))
+    outputs = watched.outputs()
+    together = gradients(s.training_loss(outputs))
     rows = [s.gradient_of(i) for i in range(s.n)]
+    # Outputs may be coarser than parameters, as under autocast.
+    coarse = [leaf.dtype for leaf in flatten(outputs)[0] if isinstance(leaf, Tensor) and leaf.is_floating_point()]
     # Rounding is that of the largest gradient on the way: ahead of a norm a bias gets none, but its rounding.
     largest = max((float(leaf.abs().max()) for row in rows for leaf in row.values() if leaf.numel()), default=0.0)
     for name, gradient in together.items():
         total = torch.stack([row[name] for row in rows]).sum(0)
-        found, wanted = (torch.cat([leaf.flatten(), leaf.new_tensor([largest])]) for leaf in (gradient, total))
+        rounded = max((gradient.dtype, *coarse), key=lambda dtype: torch.finfo(dtype).eps)
+        found, wanted = (
+            torch.cat([leaf.flatten(), leaf.new_tensor([largest])]).to(rounded) for leaf in (gradient, total)
+        )
         agree(found, wanted, f"all {s.n} agents together: gradient of {name}, flat")
 
 
@@ -87,7 +93,7 @@ def slots_stay_together(s: NetworkSubject) -> None:
                 agree(trees[i][name], stepped.params[name][slot], where, exact=True)
 
 
-@law(25, *_TRAINS, APART, LOCAL, REPEATABLE)
+@law(25, *_TRAINS, APART, LOCAL, REPEATABLE, own_modes=True)
 def training_others_changes_nothing(s: Subject) -> None:
     """σ(i) ∩ σ(j) = ∅ implies that y_i after a step of training does not change with the x_j that it trained on.
 

@@ -27,7 +27,12 @@ def in_short() -> list[list[str]]:
 
 
 def test_each_reading_has_its_row_and_each_row_its_reading() -> None:
-    known = {(library, name, str(law)): text for (library, name, law), text in readings()["READINGS"].items()}
+    known = {
+        (library, name, law): text
+        for library, classes in readings()["READINGS"].items()
+        for name, laws in classes.items()
+        for law, text in laws.items()
+    }
     found = {
         (library.split()[0], network.split("`")[1], law.split()[0]): text
         for library, network, law, _, text in in_short()

@@ -102,6 +102,61 @@ def test_batch_norm_over_agents_leaks_between_networks_and_not_within_one() -> N
     assert "both write or read norm.running_mean" in report["gradient_reaches_own_slot"].why
 
 
+def test_a_copy_is_one_of_a_module_that_has_been_called() -> None:
+    """An actor that keeps its last distribution cannot be copied while that has a graph; detached, it can."""
+
+    class KeepsLast(nn.Module):
+        def __init__(self, detach: bool) -> None:
+            super().__init__()
+            self.net, self.detach, self.last = one(), detach, None
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = self.net(x)
+            self.last = y.detach() if self.detach else y
+            return y
+
+    laws: dict[str, Any] = {"laws": ["copies_are_whole"], "examples": 2}
+    assert check(KeepsLast(detach=True), **claim("shared"), **laws)["copies_are_whole"].verdict == "holds"
+    report = check(KeepsLast(detach=False), **claim("shared"), **laws)
+    assert "deepcopy: RuntimeError" in report["copies_are_whole"].why
+    again = check(KeepsLast(detach=False), **claim("shared", memory=True), **laws)
+    assert again["copies_are_whole"].verdict == "holds"  # a graph kept between calls is what memory claims
+
+
+def test_a_checkpoint_of_a_sampler_has_its_gate() -> None:
+    """Under one seed a sampler draws what its numbers say: a gate in a plain dict is in no checkpoint."""
+
+    class Gated(nn.Module):
+        def __init__(self, registered: bool) -> None:
+            super().__init__()
+            gates = {"gate": nn.Linear(6, 2)}
+            self.net, self.gates = one(), nn.ModuleDict(gates) if registered else gates
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = self.net(x)
+            return y * torch.bernoulli(self.gates["gate"](x).sigmoid())
+
+    law = "state_dicts_are_whole"
+    how: dict[str, Any] = claim("shared", samples=True) | {"laws": [law, "evaluation_draws_nothing"], "examples": 2}
+    assert check(lambda: Gated(registered=True), **how)[law].verdict == "holds"
+    assert check(lambda: Gated(registered=False), **how)[law].verdict == "violated"
+
+
+def test_a_template_on_the_meta_device_has_no_numbers() -> None:
+    class Templated(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = nn.Sequential(one(), nn.BatchNorm1d(2, affine=False))
+            self.template = nn.Sequential(nn.Linear(6, 2), nn.BatchNorm1d(2)).to("meta")
+
+        def forward(self, x: Tensor) -> Tensor:
+            return over_all(self.net, x)
+
+    report = check(Templated(), **claim("shared"), **QUICK)
+    assert report, report
+    assert report["gradient_reaches_own_slot"].verdict == "holds"
+
+
 def test_everything_of_ours_holds() -> None:
     for share in (True, False):
         report = check_marl_module(

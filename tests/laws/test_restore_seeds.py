@@ -8,7 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from functional_marl.laws import LAWS, Critics, Facade
 from functional_marl.laws._restore import differentiable_attention, seeded
+from functional_marl.laws._zoo_subject import zoo_subject
 
 
 def draws() -> list[float]:
@@ -99,3 +101,15 @@ def test_attention_is_found_and_only_then_a_mode_is_on() -> None:
             assert modes() == count
         assert modes() == 0
     assert torch.backends.mha.get_fastpath_enabled()
+
+
+def test_laws_seed_by_what_restores_the_generators_of_all_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(seed: int) -> None:  # it seeds devices, too, and fork_rng(devices=[]) restores none of them
+        raise AssertionError(f"torch.manual_seed({seed})")
+
+    monkeypatch.setattr(torch, "manual_seed", refused)
+    case = zoo_subject("dropout", n_agents=2)
+    for name in ("initialization_is_the_modules_own", "randomness_has_one_meaning", "generators_are_untouched"):
+        LAWS[name](case)
+    LAWS["facade_is_functional"](Facade("mlp", 2))
+    LAWS["detached_groups_get_no_gradient"](Critics(((2, 3), (1, 4)), detached=(1,)))

@@ -14,13 +14,14 @@ from torch import nn
 from tests.laws.verdict_cases_forms import RIGHT_FORMS
 from tests.laws.verdict_cases_impure import WRONG_IMPURE
 from tests.laws.verdict_cases_leaks import WRONG_LEAKS
+from tests.laws.verdict_cases_more import RIGHT_MORE, WRONG_MORE
 from tests.laws.verdict_cases_right import RIGHT_LOCAL
 from tests.laws.verdict_cases_wrong import WRONG_SHARING, Wrong
 
 __all__ = ["RIGHT", "WRONG"]
 
 # Right: name -> (builds the module, the claim).
-RIGHT: dict[str, tuple[Callable[[], nn.Module], dict[str, Any]]] = {**RIGHT_LOCAL, **RIGHT_FORMS}
+RIGHT: dict[str, tuple[Callable[[], nn.Module], dict[str, Any]]] = {**RIGHT_LOCAL, **RIGHT_FORMS, **RIGHT_MORE}
 
 # Wrong: name -> (builds the module, the claim, laws of which any is a right verdict, what is wrong).
-WRONG: dict[str, Wrong] = {**WRONG_SHARING, **WRONG_LEAKS, **WRONG_IMPURE}
+WRONG: dict[str, Wrong] = {**WRONG_SHARING, **WRONG_LEAKS, **WRONG_IMPURE, **WRONG_MORE}
