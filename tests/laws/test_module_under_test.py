@@ -136,7 +136,6 @@ def test_places() -> None:
         ({"agent_dim": None}, "agent_dim=None: no input has an axis of agents: state out_agent_dim="),
         ({"batch_dims": 2}, "batch_dims: expected at most the 1 axes ahead of the agents, got 2"),
         ({"batch_dims": -1}, "batch_dims: expected at most the 1 axes ahead of the agents, got -1"),
-        ({"example": (X, 3)}, "example: expected tensors, got ['Tensor', 'int']"),
         ({"example": ()}, "example: expected tensors, got []"),
         ({"groups": {"a": 2, "b": 2}}, "groups: expected 3 agents, got {'a': 2, 'b': 2}"),
         (

@@ -50,7 +50,7 @@ class Case:
         ),
         (
             "module_subject(module, Claims(None), seed=0)",
-            ["from functional_marl.laws import Claims, LAWS, module_subject"],
+            ["from functional_marl.laws import Claims, LAWS, module_subject", "# module: what check was called on"],
         ),
     ],
 )
