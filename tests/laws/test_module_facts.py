@@ -191,9 +191,8 @@ def test_rows_that_are_mixed(act: Any, mixes: tuple[bool, bool]) -> None:
     assert tuple(mixes_rows(host(act), train) for train in (False, True)) == mixes
 
 
-def test_two_rows_and_no_batch() -> None:
+def test_two_rows() -> None:
     assert mixes_rows(host(centred, X[:2]), False)
-    assert not mixes_rows(host(lambda m, x: x - x.mean(), X[0]), False)
 
 
 def test_inputs_without_a_batch_stay() -> None:
