@@ -14,3 +14,10 @@ $(MUTATION)/.installed: $(INSTALLED)
 	mv $(MUTATION)/packages.pth "$$($(MUTATION)/bin/python -c 'import site; print(site.getsitepackages()[0])')"
 	$(MUTATION)/bin/python -m pip install --quiet --disable-pip-version-check mutmut==3.8.1
 	@touch $@
+
+# The laws: a random sample of each module's mutants; SAMPLE= how many, mutation-laws-_compare: one module.
+mutation-laws: $(MUTATION)/.installed
+	$(MUTATION)/bin/python properties/mutation_sample.py
+
+mutation-laws-%: $(MUTATION)/.installed
+	$(MUTATION)/bin/python properties/mutation_sample.py $*

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from properties import mutation_sample
 from properties.mutation import EVERY, MORE_TESTS, MUTATED, ROOT, all_tests, expanded, found, source_of
 
 PACKAGES = [name for name in MORE_TESTS if (ROOT / "functional_marl" / f"_{name}").is_dir()]
@@ -40,3 +41,58 @@ def test_further_tests_are_there() -> None:
 def test_an_unknown_module_is_refused(module: str) -> None:
     with pytest.raises(SystemExit, match=f"{module}: expected"):
         source_of(module)
+
+
+def test_a_decorator_becomes_a_call_behind_its_function() -> None:
+    code = """\
+class A:
+    @property
+    def one(self):
+        return 1
+
+    @property
+    @abstractmethod
+    def two(self): ...
+
+    @staticmethod
+    def three():
+        return 3
+
+@outer
+@law(11, A,
+     first=True)
+def f(s):
+    return s
+
+@law(12)
+@torch.no_grad()
+def g(s):
+    def inner():
+        return s
+    return inner
+x = 1
+"""
+    found = mutation_sample.undecorated(code)
+    assert "    one = property(one)" in found.splitlines()
+    assert "g = law(12)(torch.no_grad()(g))\nx = 1\n" in found
+    # a decorator that is not known stays, and all that stand above one function with it
+    kept = [line.strip() for line in found.splitlines() if line.strip().startswith("@")]
+    assert kept == ["@property", "@abstractmethod", "@staticmethod", "@outer", "@law(11, A,"]
+
+
+def test_a_sample_is_the_same_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mutation_sample, "SAMPLE", 5)
+    names = [f"x_{k}" for k in range(40)]
+    one = mutation_sample.sampled(names)
+    assert one == mutation_sample.sampled(names)
+    assert len(set(one)) == 5
+    assert one == sorted(one, key=names.index)
+    assert mutation_sample.sampled(names[:4]) == names[:4]
+
+
+def test_tests_that_come_first_are_there() -> None:
+    laws = ROOT / "functional_marl" / "laws"
+    assert [name for name in mutation_sample.FIRST if not (laws / f"{name}.py").is_file()] == []
+    tests = [f"/{path.name}" for path in (ROOT / "tests" / "laws").glob("test_*.py")]
+    assert all(any(test.startswith(first) for test in tests) for first in mutation_sample.FIRST.values())
+    assert all(f"/{name}" in tests for name in mutation_sample._LEFT_OUT)
