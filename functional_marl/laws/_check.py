@@ -21,6 +21,7 @@ from functional_marl.laws._module_subject import ModuleSubject
 from functional_marl.laws._module_under_test import ModuleUnderTest, module_of
 from functional_marl.laws._network_module import NetworkModule
 from functional_marl.laws._network_view import network_view
+from functional_marl.laws._reached import Inferred
 from functional_marl.laws._report import Report
 from functional_marl.laws._restore import Snapshot, seeded
 from functional_marl.laws._subject import CheckError, Subject
@@ -86,7 +87,7 @@ def laws_named(laws: str | Sequence[str]) -> list[Law]:
         CheckError: a name that no law or topic has.
     """
     every = [law for law in LAWS.values() if issubclass(law.about, Subject)]
-    every.sort(key=lambda law: (law.first or len(every), law.number, law.name))
+    every.sort(key=lambda law: (law.first == 0, law.first, law.number, law.name))
     if laws == "all":
         return every
     if laws == "default":
@@ -293,8 +294,7 @@ def _facts(host: ModuleUnderTest, train: bool | None) -> dict[str, Any]:
     facts: dict[str, Any] = {"n_agents": host.n_agents, "sharing": None, "inferred": None}
     if host.fault is not None:
         facts["inferred"] = f"nothing: the module raises {type(host.fault).__name__}"
-    elif host.params():
-        found = inferred(host, bool(train))
+    elif host.params() and (found := _inferred(host, bool(train))) is not None:
         facts["inferred"] = found.sharing or {leaf.name: str(leaf) for leaf in found.leaves}
         idle = [leaf.name for leaf in found.leaves if not leaf.sets and host.params()[leaf.name].requires_grad]
         if idle and len(idle) < len(found.leaves):
@@ -307,6 +307,13 @@ def _facts(host: ModuleUnderTest, train: bool | None) -> dict[str, Any]:
     if claims.ids:
         facts["ids"] = True
     return facts
+
+
+def _inferred(host: ModuleUnderTest, train: bool) -> Inferred | None:
+    try:
+        return inferred(host, train)
+    except CheckError:
+        return None
 
 
 def _sharing_words(spec: Any) -> Any:

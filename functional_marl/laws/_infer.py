@@ -117,8 +117,11 @@ def _infer(host: ModuleUnderTest, train: bool) -> Inferred:
         raise CheckError(f"the module raises on the example: {type(host.fault).__name__}: {host.fault}")
     params = host.params()
     masks = {name: torch.zeros((host.n_agents, *leaf.shape), dtype=torch.bool) for name, leaf in params.items()}
-    for s in _draws(host, train):
-        _mark(masks, s, params)
+    try:
+        for s in _draws(host, train):
+            _mark(masks, s, params)
+    except RuntimeError as error:  # an operation without a derivative, or one that writes into what it needs
+        raise CheckError(f"no gradient can be computed: {' '.join(str(error).split())[:160]}") from None
     found, quiet = _read(host, masks), 0
     with closing(_redraws(host, train, masks)) as redraws:
         for s in redraws:
