@@ -198,3 +198,10 @@ def test_a_function_builds_under_the_seed() -> None:
         check(build, **claim("shared"), laws=["outputs_are_numbers"], examples=1, seed=seed)
     assert torch.equal(built[0], built[1])
     assert not torch.equal(built[0], built[2])
+
+
+def test_laws_about_calls_come_first() -> None:
+    first = ["outputs_are_numbers", "results_follow_the_seed", "evaluation_draws_nothing", "calls_leave_no_memory"]
+    assert [law.name for law in laws_named("all")][:4] == first
+    assert [law.name for law in laws_named("default")][:4] == first
+    assert not any(law.first for law in laws_named("all")[4:])
