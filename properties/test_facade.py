@@ -18,7 +18,7 @@ from tensordict import TensorDict
 
 import functional_marl.nn as fmnn
 from functional_marl.laws import LAWS, Critics, Facade, Law, ModuleSubject, Operations, check
-from functional_marl.laws._capabilities import GRAPH
+from functional_marl.laws._capabilities import GRAPH, IDS
 from functional_marl.laws.strategies import critics, facades
 
 # Checking one law on one module takes several cases, and some calls that examine the module.
@@ -48,15 +48,16 @@ def test_law(law: Law, examples: Callable[[int], int]) -> None:
 def test_each_law_applies_to_a_module() -> None:
     """Each law of the facade applies to some module."""
     checked: dict[str, int] = {}
-    for share in (True, False):
+    shares: list[tuple[int, Any]] = [(2, True), (2, False), (3, [0, 0, 1])]
+    for n_agents, share in shares:
         for centralized in (True, False):
             options: Any = (("num_cells", [3]), ("dropout", 0.5))
             for given_options in (options, options[:1]):
-                case = Facade(share_params=share, centralized=centralized, options=given_options)
+                case = Facade(n_agents=n_agents, share_params=share, centralized=centralized, options=given_options)
                 for verdict in check(case.module, example=case.input(), laws="all", examples=2):
                     checked[verdict.law] = checked.get(verdict.law, 0) + verdict.cases
-    # No module of the facade sends messages.
-    wanted = {law.name for law in OF_MODULES if GRAPH not in law.requires}
+    # No module of the facade sends messages, or has ids of its own.
+    wanted = {law.name for law in OF_MODULES if not {GRAPH, IDS} & set(law.requires)}
     assert wanted <= {law for law, count in checked.items() if count}
 
 

@@ -9,6 +9,7 @@ from tests.laws.verdict_cases import RIGHT, WRONG
 from tests.laws.verdict_cases_forms import RIGHT_FORMS
 from tests.laws.verdict_cases_impure import WRONG_IMPURE
 from tests.laws.verdict_cases_leaks import WRONG_LEAKS
+from tests.laws.verdict_cases_more import RIGHT_MORE, WRONG_MORE
 from tests.laws.verdict_cases_right import RIGHT_LOCAL
 from tests.laws.verdict_cases_wrong import WRONG_SHARING
 
@@ -33,5 +34,5 @@ def test_wrong_modules_break_a_law_that_says_so(name: str) -> None:
 
 
 def test_no_case_is_hidden_by_another_of_its_name() -> None:
-    assert len(RIGHT) == len(RIGHT_LOCAL) + len(RIGHT_FORMS)
-    assert len(WRONG) == len(WRONG_SHARING) + len(WRONG_LEAKS) + len(WRONG_IMPURE)
+    assert len(RIGHT) == len(RIGHT_LOCAL) + len(RIGHT_FORMS) + len(RIGHT_MORE)
+    assert len(WRONG) == len(WRONG_SHARING) + len(WRONG_LEAKS) + len(WRONG_IMPURE) + len(WRONG_MORE)
