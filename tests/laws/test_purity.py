@@ -355,10 +355,6 @@ def test_copies_are_made_of_modules_that_have_been_called() -> None:
     assert module.kept == []
 
 
-def test_a_right_module_is_copied() -> None:
-    LAWS["copies_are_whole"](case(nn.Linear(6, 2)))
-
-
 # --- state dicts --------------------------------------------------------------------------------------------------
 
 
@@ -398,5 +394,6 @@ def test_a_function_that_builds_the_same_module_again() -> None:
         LAWS["state_dicts_are_whole"](case(lambda: module))
 
 
-def test_a_whole_checkpoint() -> None:
-    LAWS["state_dicts_are_whole"](case(lambda: nn.Linear(6, 2)))
+def test_a_whole_copy_and_a_whole_checkpoint() -> None:
+    for law in ("copies_are_whole", "state_dicts_are_whole"):
+        LAWS[law](case(lambda: nn.Linear(6, 2)))
