@@ -93,3 +93,11 @@ def test_generators_that_are_read(name: str) -> None:
 
     said = found("generators_are_untouched", with_ops(init_params=changed))
     assert said.startswith("results under two seeds of the global generators[0]['0.bias']: expected ")
+
+
+def test_inputs_that_evaluation_writes() -> None:
+    def act(args: Any, kwargs: Any) -> None:
+        args[2].data.add_(1)
+
+    said = found("nothing_is_changed", with_ops(**around("apply", act)))
+    assert said.startswith("after evaluation['inputs'][0]: expected ")
