@@ -101,3 +101,12 @@ def test_inputs_that_evaluation_writes() -> None:
 
     said = found("nothing_is_changed", with_ops(**around("apply", act)))
     assert said.startswith("after evaluation['inputs'][0]: expected ")
+
+
+def test_keyword_inputs_that_evaluation_writes() -> None:
+    def act(args: Any, kwargs: Any) -> None:
+        if kwargs["kwargs"]:
+            kwargs["kwargs"]["gain"].data.add_(1)
+
+    said = found("nothing_is_changed", with_ops("trees", **around("apply", act)))
+    assert said.startswith("after evaluation['kwargs']['gain']: expected ")

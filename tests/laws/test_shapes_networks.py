@@ -113,3 +113,7 @@ def test_buffers_that_training_leaves_in_another_dtype() -> None:
     said = found("fresh_leaves_keep_kinds", with_ops(network("normaliser"), "apply", wrong))
     assert said.startswith("torch.float32 on cpu: ")
     assert said.endswith(" after training: expected torch.float32 on cpu, got torch.float64 on cpu")
+
+
+def test_inputs_that_all_agents_see_lose_their_batch_axes() -> None:
+    LAWS["batch_is_a_loop"](network("trees", batch=(2,), agent_dims=(0, None, None)))
