@@ -86,7 +86,10 @@ def networks_pickle(s: NetworkSubject) -> None:
     for name in settings:
         if getattr(copied, name) != getattr(s.net, name):
             broken(f"{name}: expected {getattr(s.net, name)!r}, got {getattr(copied, name)!r}")
-    agree(replace(s, net=copied).outputs(), s.outputs(), "outputs", exact=True)
+    # The first call of a network may take another kernel than later ones, which differs in the last bit.
+    twins = (replace(s, net=copied), s)
+    found, wanted = [[one.outputs() for one in twins] for _ in range(2)][-1]
+    agree(found, wanted, "outputs", exact=True)
     fresh = s.ops.init_params(copied, s.key())
     agree(fresh, s.ops.init_params(s.net, s.key()), "fresh parameters", exact=True)
 

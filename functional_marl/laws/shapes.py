@@ -78,10 +78,18 @@ def agent_dim_is_a_place(s: NetworkSubject) -> None:
         look(prefix, apart, -1, -1)
         if None not in s.dims:
             together = (p,) * len(s.dims)
-            for given in (p, p - first):  # a lone int is resolved on the first leaf
+            # a lone int is resolved on the first leaf; one that fits two axes of another leaf is refused
+            clear = not any(_fits_two_axes(leaf, p, p - first) for leaf in mapped)
+            for given in (p, p - first) if clear else (p,):
                 look(given, together, b, b)
                 if p <= b:
                     look(given, together, None, p)
+
+
+def _fits_two_axes(leaf: Tensor, p: int, negative: int) -> bool:
+    """Whether a negative position, from the end of this leaf ``[n, *rest]``, is another axis of as many agents."""
+    shape, k = leaf.movedim(0, p).shape, leaf.ndim + negative
+    return k != p and 0 <= k < leaf.ndim and shape[k] == shape[p]
 
 
 @law(37, *_IN_EVALUATION, REPEATABLE, whole_batch=True)
