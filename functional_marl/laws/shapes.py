@@ -115,7 +115,7 @@ def batch_is_a_loop(s: Subject) -> None:
                 try:
                     agree(found, want, f"row {b} of batch axis {axis}, agent {i}: output")
                 except Broken:
-                    if _mixes_rows(s, piece, want, i):
+                    if _mixes_rows(s, piece, axis, size, b, i):
                         raise CheckError("one agent's network itself mixes the rows of a batch") from None
                     raise
     if isinstance(s, NetworkSubject) and not s.centralized:
@@ -129,12 +129,13 @@ def _rows_of(row: Tree, whole: Tree, axis: int, size: int, b: int) -> tuple[list
     return [one for one, _ in batched], [leaf.narrow(axis, b, 1) for _, leaf in batched]
 
 
-def _mixes_rows(s: Subject, piece: Subject, want: Tree, agent: int) -> bool:
-    """Whether the network of one agent, where it is known, already gives another row than the loop."""
+def _mixes_rows(s: Subject, piece: Subject, axis: int, size: int, b: int, agent: int) -> bool:
+    """Whether the network of one agent, where it is known, itself gives a row by itself another output."""
     if isinstance(s, NetworkSubject) or not s.known_alone:
         return False
     try:
-        agree(piece.alone(agent), want, "")
+        found, want = _rows_of(piece.alone(agent), s.alone(agent), axis, size, b)
+        agree(found, want, "")
     except CheckError:
         return False
     except Broken:
