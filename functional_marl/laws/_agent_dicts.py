@@ -14,6 +14,7 @@ from functional_marl._pytrees import Tree, flatten, is_tensordict, structure
 from functional_marl.laws._outputs import as_tree, selector
 from functional_marl.laws._restore import kept, seeded
 from functional_marl.laws._subject import CheckError
+from functional_marl.laws._wrapped import Wrapped
 
 __all__ = ["KeyedByAgent", "keyed_by_agent"]
 
@@ -39,38 +40,27 @@ class _Layout:
     by_agent: bool  # select= looks at one agent's output
 
 
-class KeyedByAgent(nn.Module):
+class KeyedByAgent(Wrapped):
     """A module of dicts keyed by agent, called with ``[*B, n, *F]`` or ``{group: [*B, n_g, *F]}``.
 
-    It has the attributes of the module itself: its parameters and buffers under their own names, its training flag,
-    its hooks, its memory. Equivalent to ``stack([module({a: x[a] for a in agents})[a] for a in agents])``.
+    Equivalent to ``stack([module({a: x[a] for a in agents})[a] for a in agents])``.
 
     Attributes:
-        inner: the module.
         agents: the agents in the order of their numbers.
         groups: ``{group: number of agents}``, or None if all agents are alike.
         batch_dims: the number of axes ahead of the axis of agents, in inputs and outputs: ``out_agent_dim``.
         agent_dim: where the positional inputs have the agents, as a tuple of prefix trees; None for what all see.
     """
 
-    __slots__ = ("_layout", "inner")
-    inner: nn.Module
+    __slots__ = ("_layout",)
     _layout: _Layout
 
     def __init__(self, inner: nn.Module, layout: _Layout) -> None:
-        # No nn.Module.__init__: the two modules are one set of attributes, so that neither has a state of its own.
-        object.__setattr__(self, "inner", inner)
+        super().__init__(inner)
         object.__setattr__(self, "_layout", layout)
-        object.__setattr__(self, "__dict__", inner.__dict__)
 
     def __reduce_ex__(self, protocol: Any) -> Any:  # for copies and pickles
         return KeyedByAgent, (self.inner, self._layout)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.inner, name)  # methods such as reset_parameters
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Tree:
-        return self.forward(*args, **kwargs)  # hooks are those of the module: they run once, on dicts
 
     def forward(self, *args: Any, **kwargs: Any) -> Tree:
         """The outputs, stacked.

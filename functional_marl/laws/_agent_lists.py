@@ -10,34 +10,23 @@ from torch import Tensor, nn
 
 from functional_marl._pytrees import Tree, is_tensordict
 from functional_marl.laws._subject import CheckError
+from functional_marl.laws._wrapped import Wrapped
 
 __all__ = ["ListOfAgents", "listed_by_agent"]
 
 
-class ListOfAgents(nn.Module):
-    """A module of lists, called with dicts: ``{"agent_0": x_0, ...}`` goes in as ``[x_0, ...]``.
+class ListOfAgents(Wrapped):
+    """A module of lists, called with dicts: ``{"agent_0": x_0, ...}`` goes in as ``[x_0, ...]``."""
 
-    It has the attributes of the module itself: its parameters and buffers under their own names, its hooks, its memory.
-    """
-
-    __slots__ = ("inner", "names")
-    inner: nn.Module
+    __slots__ = ("names",)
     names: tuple[str, ...]
 
     def __init__(self, inner: nn.Module, names: tuple[str, ...]) -> None:
-        # No nn.Module.__init__: the two modules are one set of attributes.
-        object.__setattr__(self, "inner", inner)
+        super().__init__(inner)
         object.__setattr__(self, "names", names)
-        object.__setattr__(self, "__dict__", inner.__dict__)
 
     def __reduce_ex__(self, protocol: Any) -> Any:  # for copies and pickles
         return ListOfAgents, (self.inner, self.names)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.inner, name)  # methods such as reset_parameters
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self.forward(*args, **kwargs)  # hooks are those of the module: they run once, on lists
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The outputs, with a dict in the place of each list of agents."""
